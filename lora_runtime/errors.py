@@ -1,0 +1,90 @@
+"""Everything that can go wrong, one class for each thing a caller can do about it.
+
+    LoraError
+    ├── TagSyntaxError          a tag in the prompt cannot be read: correct the prompt
+    ├── CatalogError            a name leads to no single file
+    │   ├── UnknownLoraError        nothing has that name: choose one of the nearest
+    │   └── AmbiguousLoraError      several files have it: write the path or the hash
+    ├── LoraFileError           a file cannot be used
+    │   ├── RefusedFileError        a format that could run code when read: convert it
+    │   └── CorruptFileError        not valid safetensors, or its tensors contradict each other
+    ├── ModelError              the model cannot be patched as it is now
+    │   └── NoMatchError            no key of the file belongs to this model: another file or model
+    └── BatchTagsError          prompts of one batch ask for different LoRAs: call once for each
+
+Messages say what happened, to what, why, and what to do next, in one line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_runtime.prompt.tags import Diagnostic
+
+__all__ = [
+    "AmbiguousLoraError",
+    "BatchTagsError",
+    "CatalogError",
+    "CorruptFileError",
+    "LoraError",
+    "LoraFileError",
+    "ModelError",
+    "NoMatchError",
+    "RefusedFileError",
+    "TagSyntaxError",
+    "UnknownLoraError",
+]
+
+
+class LoraError(Exception):
+    """The root of this library's errors."""
+
+
+class TagSyntaxError(LoraError):
+    """A tag in the prompt cannot be read; `.diagnostic` says where and why."""
+
+    def __init__(self, message: str, diagnostic: Diagnostic) -> None:
+        super().__init__(message)
+        self.diagnostic = diagnostic
+
+
+class CatalogError(LoraError):
+    """A name leads to no single file; `.name` is the name as written, `.candidates` what comes near."""
+
+    def __init__(self, message: str, name: str = "", candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.candidates = candidates
+
+
+class UnknownLoraError(CatalogError):
+    """No file has that name."""
+
+
+class AmbiguousLoraError(CatalogError):
+    """Several files have that name."""
+
+
+class LoraFileError(LoraError):
+    """A file cannot be used."""
+
+
+class RefusedFileError(LoraFileError):
+    """A file in a format that can run code when it is read (.pt, .ckpt, .bin): never opened."""
+
+
+class CorruptFileError(LoraFileError):
+    """A file that is not valid safetensors, or whose tensors do not fit together."""
+
+
+class ModelError(LoraError):
+    """The model cannot be patched as it is now."""
+
+
+class NoMatchError(ModelError):
+    """No key of a file belongs to this model."""
+
+
+class BatchTagsError(LoraError):
+    """The prompts of one call ask for different LoRAs."""

@@ -1,0 +1,7 @@
+"""Prompt text to clean text and tags, and back. Needs no torch; lark is imported when the first prompt is parsed."""
+
+from lora_runtime.prompt.parser import parse_prompt
+from lora_runtime.prompt.tags import Diagnostic, LoraTag, OtherTag, Prompt
+from lora_runtime.prompt.writer import format_tag, unparse
+
+__all__ = ["Diagnostic", "LoraTag", "OtherTag", "Prompt", "format_tag", "parse_prompt", "unparse"]

@@ -1,0 +1,291 @@
+"""Prompt text to clean text, tags and diagnostics. Every string is a prompt: nothing but `strict` raises.
+
+The grammars say where tags and fields are; what they mean is decided here, by the table in arguments.py. The clean text
+and the meaning of a well-formed tag are those of the Stable Diffusion WebUI. Where the WebUI drops every LoRA of the
+prompt because of one bad field, or quietly reads something else than what was meant, that one tag is dropped or
+repaired here, and a diagnostic says so.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+from lora_runtime.errors import TagSyntaxError
+from lora_runtime.prompt.arguments import ARGUMENTS, BY_NAME, BY_POSITION, Argument, BadValueError
+from lora_runtime.prompt.excerpt import line_and_column, quote, visible
+from lora_runtime.prompt.grammar import Field, Piece, split_fields, split_prompt
+from lora_runtime.prompt.tags import Diagnostic, LoraTag, OtherTag, Prompt, Severity, Span
+
+_KINDS = ("lora", "lyco")
+
+# A LoRA tag begins where no tag can: inside another, whose ">" is therefore missing.
+_OPENER = re.compile(r"<\s*(?:lora|lyco)\s*[:>]", re.IGNORECASE)
+# Text that was meant as a LoRA tag: blanks, the word, what follows, and the ">" if it is there.
+_MEANT = re.compile(r"<(\s*)(lora|lyco)\b([^<>]*)(>?)", re.IGNORECASE)
+# How far a tag without ">" was meant to go: a name may have blanks in it if a colon follows, what stands last may not.
+_UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
+_SWALLOWED = 'and the text up to the next ">" is lost with it'
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+
+
+def parse_prompt(text: str, *, strict: bool = False) -> Prompt:
+    """Return the clean text, the tags and the diagnostics of a prompt, in time linear in its length.
+
+    Any str will do. With `strict`, the first error raises TagSyntaxError, and is its `.diagnostic`. TypeError if `text`
+    is not a str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a prompt is a str, not {type(text).__name__}; of a list, parse each prompt on its own")
+    prompt = _Reader(text).read()
+    for diagnostic in prompt.diagnostics if strict else ():
+        if diagnostic.severity == "error":
+            line, column = line_and_column(text, diagnostic.span[0])
+            hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
+            raise TagSyntaxError(f"line {line}, column {column}: {diagnostic.message}{hint}", diagnostic)
+    return prompt
+
+
+class _Given(NamedTuple):
+    """What a tag gives for one argument: the text and where it stands."""
+
+    argument: Argument
+    text: str
+    span: Span
+
+
+class _Reader:
+    """Reads one prompt from left to right, collecting what it finds."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.utf16 = _utf16_counter(source)
+        self.text: list[str] = []
+        self.tags: list[LoraTag] = []
+        self.names: set[str] = set()
+        self.others: list[OtherTag] = []
+        self.diagnostics: list[Diagnostic] = []
+
+    def read(self) -> Prompt:
+        for is_tag, start, end in split_prompt(self.source):
+            if is_tag:
+                self.read_tag(start, end)
+            else:
+                self.text.append(self.source[start:end])
+                self.read_text(start, end)
+        self.diagnostics.sort(key=lambda diagnostic: diagnostic.span)
+        return Prompt(self.source, "".join(self.text), tuple(self.tags), tuple(self.others), tuple(self.diagnostics))
+
+    def note(self, severity: Severity, span: Span, message: str, hint: str = "") -> None:
+        self.diagnostics.append(Diagnostic(severity, span, message, hint))
+
+    def read_text(self, start: int, end: int) -> None:
+        """Say which parts of what is no tag were plainly meant as one, and why they are none."""
+        for match in _MEANT.finditer(self.source, start, end):
+            blank, word, rest, closed = match.groups()
+            rest = rest.lstrip()
+            if not closed:
+                if rest.startswith(":"):
+                    self.note_unclosed(match.start(), match.end(), "so it is not a tag")
+                continue
+            fields = rest.removeprefix(":").strip()
+            hint = f"write <{word.lower()}:{visible(fields)}>"
+            if not fields:
+                why, hint = "it has no name", "write <lora:NAME:0.7>"
+            elif not rest.startswith(":"):
+                why = f'a ":" is missing after {quote(word)}'
+            else:
+                why = f"there is a blank after {quote('<' if blank else word)}"
+            self.note("warning", match.span(), f"{quote(match[0])} is not a tag: {why}", hint)
+
+    def note_unclosed(self, start: int, end: int, consequence: str) -> None:
+        """Say that the tag from `start` has no ">" before `end`, at the place where it was meant to be."""
+        tag = cast("re.Match[str]", _UNCLOSED.match(self.source, start, end))[0].rstrip()
+        place = start + len(tag)
+        message = f'">" is missing: {quote(tag)} is not closed, {consequence}'
+        self.note("error", (place, place), message, f"write {visible(tag)}>")
+
+    def read_tag(self, start: int, end: int) -> None:
+        """Read what the WebUI takes for one tag.
+
+        Where LoRA tags begin inside it, each but the last lacks its ">" and is dropped, since where it was meant to end
+        is a guess; the last is complete, and is read: its text is gone from the prompt in any case.
+        """
+        kind = self.kind(start)
+        inner = [match.start() for match in _OPENER.finditer(self.source, start + 1, end)]
+        if kind.lower() in _KINDS:
+            starts = [start, *inner]
+        else:
+            starts = inner
+            self.read_other(kind, start, end, swallows=bool(inner))
+        for unclosed, following in pairwise(starts):
+            self.note_unclosed(unclosed, following, _SWALLOWED)
+        for last in starts[-1:]:
+            if last == start or [*split_prompt(self.source[last:end])] == [Piece(True, 0, end - last)]:
+                self.read_lora(last, end)
+            else:
+                self.read_text(last, end)
+
+    def kind(self, start: int) -> str:
+        """Return the kind of the tag at `start`."""
+        return self.source[start + 1 : self.source.index(":", start)]
+
+    def read_other(self, kind: str, start: int, end: int, swallows: bool) -> None:
+        span = (start, end)
+        body = self.source[start + len(kind) + 2 : end - 1]
+        self.others.append(OtherTag(kind, body, span, self.utf16(span), self.source[start:end]))
+        this = quote(f"<{kind}:")
+        if swallows:
+            self.note("warning", span, f"{this} has a LoRA tag inside", f'is a ">" missing after {this}?')
+        elif near := _nearest(kind, _KINDS):
+            self.note("warning", span, f"{this} is not a kind of tag that is read here", f"did you mean <{near}:?")
+        else:
+            self.note("info", span, f"{this} is not a kind of tag that is read here; it is taken out of the text")
+
+    def read_lora(self, start: int, end: int) -> None:
+        """Add the tag from `start` to `end`, or say why it is dropped."""
+        kind = self.kind(start)
+        body = start + 1 + len(kind)
+        fields = [_moved(field, body) for field in split_fields(self.source[body : end - 1])]
+        unkeyed, given = self.sort_fields(fields)
+        name = self.read_name(unkeyed[0] if unkeyed else (body + 1, body + 1))
+        values = self.read_values(start, end, [*self.by_position(unkeyed[1:]), *given])
+        if name is None or values is None:
+            return
+        span = (start, end)
+        self.tags.append(
+            LoraTag(name=name, **values, span=span, utf16_span=self.utf16(span), raw=self.source[start:end])
+        )
+        self.note_spelling(kind, name, span)
+        by_key = {argument.name for argument, _, _ in given}
+        if len(unkeyed) > 2 and values["te"] != values["unet"] and by_key.isdisjoint(("te", "unet")):
+            te, unet = (self.source[slice(*field)].strip() for field in unkeyed[1:3])
+            self.note(
+                "info",
+                (unkeyed[1][0], unkeyed[2][1]),
+                f"{quote(te)} is for the text encoder and {quote(unet)} for the denoiser",
+                f"te={visible(te)}:unet={visible(unet)} says the same in plain sight",
+            )
+
+    def sort_fields(self, fields: list[Field]) -> tuple[list[Span], list[_Given]]:
+        """Return the places of the fields without a key, the name first, and the arguments given by key.
+
+        An unknown key in the first field is part of the name, as in <lora:a=b:1>; elsewhere its field is ignored. Of
+        an argument given twice the last counts.
+        """
+        unkeyed: list[Span] = []
+        given: dict[str, _Given] = {}
+        for index, field in enumerate(fields):
+            span = (field.start, field.end)
+            key = None if field.key is None else field.key.strip()
+            if key is None:
+                unkeyed.append(span)
+            elif key in BY_NAME:
+                if key != field.key:
+                    self.note("info", span, f"the blanks around {quote(key)} are ignored")
+                if key in given:
+                    self.note("warning", given[key].span, f"{quote(key + '=')} is given twice; the last one counts")
+                value = (field.value_start, field.end)
+                given[key] = _Given(BY_NAME[key], self.source[slice(*value)], value)
+            elif index == 0:
+                message = f"{quote(self.source[slice(*span)])} is read as the name, not as an argument"
+                self.note("warning", span, message, f"arguments are {_known_keys()}")
+                unkeyed.append(span)
+            else:
+                near = _nearest(key, tuple(BY_NAME))
+                hint = f"did you mean {near}=?" if near else f"arguments are {_known_keys()}"
+                self.note("warning", span, f"there is no argument {quote(key + '=')}; it is ignored", hint)
+        return unkeyed, [*given.values()]
+
+    def by_position(self, unkeyed: list[Span]) -> list[_Given]:
+        """Return the arguments given by position, `unkeyed` being the fields after the name."""
+        known, extra = unkeyed[: len(BY_POSITION)], unkeyed[len(BY_POSITION) :]
+        if extra:
+            what = "1 field too many; it is" if len(extra) == 1 else f"{len(extra)} fields too many; they are"
+            order = ":".join(argument.name for argument in BY_POSITION)
+            self.note("warning", (extra[0][0], extra[-1][1]), f"{what} ignored", f"the order is name:{order}")
+        return [
+            _Given(argument, self.source[slice(*span)], span)
+            for argument, span in zip(BY_POSITION, known, strict=False)
+        ]
+
+    def read_name(self, span: Span) -> str | None:
+        """Return the name at `span` without blanks around it; None and a diagnostic if nothing is left."""
+        written = self.source[slice(*span)]
+        name = written.strip()
+        if not name:
+            self.note("error", span, "the name is empty; this tag is not applied", "write <lora:NAME:0.7>")
+            return None
+        if name != written:
+            self.note("info", span, f"the blanks around the name {quote(name)} are ignored")
+        if "<" in name:
+            self.note("warning", span, f'the name {quote(name)} has "<" in it', 'is a ">" missing before it?')
+        return name
+
+    def read_values(self, start: int, end: int, given: list[_Given]) -> dict[str, Any] | None:
+        """Return a value for each argument, what is given later going first; None and diagnostics if one is bad.
+
+        A value that another one overrides is read all the same: what cannot be read was not meant.
+        """
+        values: dict[str, Any] = {}
+        good = True
+        for argument, text, span in given:
+            try:
+                values[argument.name] = argument.read(text)
+            except BadValueError as error:
+                if "<" in text:
+                    self.note_unclosed(start, end, _SWALLOWED)
+                    return None
+                message = f"the {argument.noun} {error.reason}; this tag is not applied"
+                self.note("error", span, message, error.hint)
+                good = False
+        for argument in ARGUMENTS:
+            if good and argument.name not in values:
+                values[argument.name] = argument.default(values)
+        return values if good else None
+
+    def note_spelling(self, kind: str, name: str, span: Span) -> None:
+        """Say what may surprise about a tag that is applied."""
+        start, _ = span
+        if kind not in _KINDS:
+            message = f"{quote(f'<{kind}:')} is read as {quote(f'<{kind.lower()}:')}; the WebUI would not apply it"
+            self.note("info", (start + 1, start + 1 + len(kind)), message, f"write <{kind.lower()}:")
+        if self.source[max(0, start - 1) : start] == "\\":
+            self.note("info", (start - 1, start), 'a "\\" before a tag stays in the text; the tag is applied')
+        if name in self.names:
+            self.note("info", span, f"{quote(name)} was named before; the strengths add up")
+        self.names.add(name)
+
+
+def _moved(field: Field, by: int) -> Field:
+    return Field(field.key, field.start + by, field.value_start + by, field.end + by)
+
+
+def _known_keys() -> str:
+    return ", ".join(f"{name}=" for name in BY_NAME)
+
+
+# The cache keeps a prompt of thousands of misspelt tags from taking thousands of times 0.1 ms.
+@lru_cache(maxsize=256)
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    """Return the one of `known` that `word` seems to be a misspelling of, or ''."""
+    if len(word) > 12:
+        return ""
+    from difflib import get_close_matches  # not at the top: needed by few prompts
+
+    return next(iter(get_close_matches(word.lower(), known, 1, cutoff=0.75)), "")
+
+
+def _utf16_counter(source: str) -> Callable[[Span], Span]:
+    """Return the function that turns a span in code points into one in UTF-16 code units."""
+    astral = [] if source.isascii() else [match.start() for match in _ASTRAL.finditer(source)]
+
+    def units(span: Span) -> Span:
+        start, end = span
+        return start + bisect_left(astral, start), end + bisect_left(astral, end)
+
+    return units

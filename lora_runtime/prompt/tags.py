@@ -1,0 +1,86 @@
+"""What a parsed prompt is made of: plain records that never change.
+
+A span is (start, end), half-open. Spans count code points, as Python's strings do; `utf16_span` counts UTF-16 code
+units, as the text areas of browsers do. An empty span marks the place where something is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_runtime.prompt.excerpt import excerpt, line_and_column
+
+Span = tuple[int, int]
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """Something in the prompt that its author should know.
+
+    error: a tag is not applied; warning: something was ignored, or is likely not what was meant; info: how an unusual
+    spelling was read.
+    """
+
+    severity: Severity
+    span: Span
+    message: str
+    hint: str = ""
+
+    def format(self, source: str) -> str:
+        """Return the message with its place, the line of `source` with carets below the span, and the hint."""
+        line, column = line_and_column(source, self.span[0])
+        picture = excerpt(source, self.span).splitlines()
+        return "\n".join(
+            [
+                f"line {line}, column {column}: {self.severity}: {self.message}",
+                *(f"    {row}" for row in picture),
+                *([f"    hint: {self.hint}"] if self.hint else []),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTag:
+    """One `<lora:…>` tag: which LoRA, and how strongly on the text encoder and on the denoiser.
+
+    `dyn` limits the rank, as in the WebUI; None leaves it as the file has it. `raw` is the tag as written, and equals
+    `prompt.source[slice(*span)]`.
+    """
+
+    name: str
+    te: float
+    unet: float
+    dyn: int | None = None
+    span: Span = (0, 0)
+    utf16_span: Span = (0, 0)
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTag:
+    """A tag of another kind, such as `<hypernet:x:1>`: taken out of the text, and left to whoever knows the kind."""
+
+    kind: str
+    body: str
+    span: Span
+    utf16_span: Span
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as written (`source`), the text without its tags (`text`), the tags, and what there is to say.
+
+    Tags and diagnostics stand in the order of their places in `source`. `str(prompt)` is the clean text.
+    """
+
+    source: str
+    text: str
+    tags: tuple[LoraTag, ...] = ()
+    others: tuple[OtherTag, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
