@@ -1,0 +1,22 @@
+"""PEFT and diffusers: the component's name in the pipeline, then the path as it is; or the path alone."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from lora_runtime.dialects.base import DENOISERS, Dialect
+
+__all__ = ["PEFT"]
+
+_COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
+
+PEFT = Dialect(
+    "peft",
+    MappingProxyType(
+        {
+            # PEFT wraps the model as base_model.model, before or after the pipeline's name for it.
+            name: (f"{name}.", f"{name}.base_model.model.", f"base_model.model.{name}.")
+            for name in _COMPONENTS
+        }
+    ),
+)

@@ -1,0 +1,38 @@
+"""What the rest of the library sees of a host's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+__all__ = ["Host", "ModelView", "plain"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelView:
+    """The parts of a model that adapters can change, by component name."""
+
+    components: Mapping[str, nn.Module]
+    description: str  # "StableDiffusionPipeline (SD1: unet, text_encoder)"
+    kind: str  # "pipeline" or "model": how messages call it
+    family: str = "unknown"  # SD1, SD2, SDXL, as far as the denoiser's sizes tell
+
+
+class Host(Protocol):
+    """A kind of model and how to look at it."""
+
+    def __call__(self, model: Any) -> ModelView | None:
+        """Return the view, or None when the model is of another kind."""
+        ...
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of torch.compile and PEFT."""
+    inner = getattr(module, "_orig_mod", None)
+    unwrap = getattr(module, "get_base_model", None)
+    if inner is None and callable(unwrap):
+        inner = unwrap()
+    return plain(inner) if isinstance(inner, nn.Module) and inner is not module else module
