@@ -17,7 +17,8 @@ import os
 import shlex
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -120,23 +121,57 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Each message is "{path}: {reason}".
     """
     path = Path(path)
-    head = b""
+    with open_file(path) as file:
+        return _header(path, os.fstat(file.fileno()).st_size, file.read)
+
+
+def header_of(path: Path, content: memoryview) -> Header:
+    """Return the header of a file whose bytes were read already; raises as `read_header` does."""
+    rest = content
+
+    def read(count: int) -> bytes:
+        nonlocal rest
+        piece, rest = rest[:count], rest[count:]
+        return bytes(piece)
+
+    return _header(path, len(content), read)
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[FileIO]:
+    """Give the open file for a `with` block; raises RefusedFileError for a pickle by its name, and never opens it.
+
+    What goes wrong with the file inside the block is a LoraFileError, as is a pipe or a device, which could wait for
+    ever.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         _refuse(path, f"{path.suffix} files are pickles, which can run code when read; never opened.")
     try:
-        with _open(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            length = _header_length(head, size)
-            return _parse(path, size, file.read(length), 8 + length)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(0, "not a regular file")
+        # Unbuffered: the header is two reads, and everything else is read in large pieces.
+        with FileIO(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise LoraFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise LoraFileError(f"{path}: cannot be read: no possible file name: {error}") from error
+
+
+def _header(path: Path, size: int, read: Callable[[int], bytes | None]) -> Header:
+    """Return the header of a file of `size` bytes, of which `read` gives the next so many."""
+    head = b""
+    try:
+        head = read(8) or b""
+        length = _header_length(head, size)
+        return _parse(path, size, read(length) or b"", 8 + length)
     except (ValueError, RecursionError) as error:
         if head.startswith(_PICKLE_MAGIC):
             _refuse(path, "this is a pickle under another name, which can run code when read; not read.", error)
         known = (reason for magic, reason in _OTHER_MAGIC if head.startswith(magic))
         reason = next(known, _reason(error))
         raise CorruptFileError(f"{path}: not a valid safetensors file: {reason}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def hashes(path: str | os.PathLike[str]) -> Hashes:
@@ -147,42 +182,24 @@ def hashes(path: str | os.PathLike[str]) -> Hashes:
     path = Path(path)
     whole, tensors = hashlib.sha256(), hashlib.sha256()
     piece = memoryview(bytearray(1 << 20))
-    try:
-        with _open(path) as file:
-            head = file.read(8)
+    with open_file(path) as file:
+        head = file.read(8)
+        try:
             length = _header_length(head, os.fstat(file.fileno()).st_size)
-            whole.update(head)
-            while length and (count := file.readinto(piece[: min(length, len(piece))])):
-                whole.update(piece[:count])
-                length -= count
-            while count := file.readinto(piece):
-                whole.update(piece[:count])
-                tensors.update(piece[:count])
-    except _Invalid as error:
-        raise CorruptFileError(f"{path}: not a valid safetensors file: {error}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        except _Invalid as error:
+            raise CorruptFileError(f"{path}: not a valid safetensors file: {error}") from error
+        whole.update(head)
+        while length and (count := file.readinto(piece[: min(length, len(piece))])):
+            whole.update(piece[:count])
+            length -= count
+        while count := file.readinto(piece):
+            whole.update(piece[:count])
+            tensors.update(piece[:count])
     return Hashes(whole.hexdigest(), tensors.hexdigest())
-
-
-def _open(path: Path) -> FileIO:
-    """Return the open file; a pipe or a device is refused first, since opening one could wait for ever."""
-    try:
-        mode = path.stat().st_mode
-    except ValueError as error:  # a NUL in the name
-        raise OSError(0, f"no possible file name: {error}") from None
-    if not stat.S_ISREG(mode):
-        raise OSError(0, "not a regular file")
-    # Unbuffered: the header is two reads, and the hashes read in large pieces.
-    return FileIO(path, "rb")
 
 
 def _refuse(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
     raise RefusedFileError(f"{path}: {reason} {conversion_hint(path)}") from cause
-
-
-def _unreadable(path: Path, error: OSError) -> LoraFileError:
-    return LoraFileError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _reason(error: Exception) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,7 +17,7 @@ from torch import Tensor
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Pending, split_key
 from lora_runtime.adapters.training import Training, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
-from lora_runtime.header import Header, TensorInfo, read_header
+from lora_runtime.header import Header, TensorInfo, header_of, open_file
 
 __all__ = ["Lora", "load_lora"]
 
@@ -117,46 +115,17 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
 def _read(path: Path) -> tuple[Header, Tensor, str]:
     """Return the header, the file's bytes (uint8) and their hash.
 
-    The bytes are read once, so hash and tensors are of the same file even while a trainer writes the next one. A memory
-    map would die with the process when the file is truncated, and would lock it on Windows.
+    The bytes are read once, so all three are of the same file even while a trainer writes the next one. A memory map
+    would die with the process when the file is truncated, and would lock it on Windows.
     """
-    for _ in range(2):
-        header = read_header(path)
-        try:
-            buffer, sha256 = _read_bytes(path)
-        except OSError as error:
-            raise LoraFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if _has_header(buffer, header):
-            return header, buffer, sha256
-    raise CorruptFileError(f"{path}: changed while it was read; is it still being written?")
-
-
-def _read_bytes(path: Path) -> tuple[Tensor, str]:
-    with path.open("rb", buffering=0) as file:
+    with open_file(path) as file:
         # torch's memory and not a bytearray's, which would be filled with zeros first.
         buffer = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8, device="cpu")
         view, sha256, done = buffer.numpy().data, hashlib.sha256(), 0
         while count := file.readinto(view[done : done + _PIECE]):
             sha256.update(view[done : done + count])
             done += count
-    return buffer[:done], sha256.hexdigest()
-
-
-def _has_header(buffer: Tensor, header: Header) -> bool:
-    """Return whether the bytes have that header: the file may have been replaced between the two reads."""
-    raw = buffer.numpy().data
-    try:
-        (length,) = struct.unpack_from("<Q", raw)
-        found = json.loads(bytes(raw[8 : 8 + length]))
-        found.pop("__metadata__", None)
-        start = 8 + length
-        tensors = {
-            key: (info["dtype"], tuple(info["shape"]), *(start + offset for offset in info["data_offsets"]))
-            for key, info in found.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
-        return False
-    return tensors == header.tensors and len(raw) == header.size
+    return header_of(path, view[:done]), buffer[:done], sha256.hexdigest()
 
 
 class _Tensors:

@@ -1,0 +1,294 @@
+"""Names to files: which file `<lora:watercolor>` means.
+
+A name is looked up among the files that are there, never joined to a path, so it cannot lead out of the folders.
+
+Of 10,000 files with 60 keys each in 100 folders, a first listing takes 4.1 s of one core's time, the first of a later
+process 0.21 s, a rescan 0.13 s, a name under 1 ms, an unknown name 0.34 s with its rescan and suggestions. A file with
+800 keys takes 2.5 ms to read the first time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+
+from lora_runtime.errors import AmbiguousLoraError, LoraError, LoraFileError, UnknownLoraError
+from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal
+from lora_runtime.header import Hashes, read_header
+
+__all__ = ["Entry", "LoraCatalog"]
+
+_DEFAULT_FOLDERS = ("models/Lora", "loras")
+_HASH = re.compile(r"#[0-9a-fA-F]{8,64}")
+_SHORT_HASH = re.compile(r"#[0-9a-fA-F]{0,7}")
+_SHOWN_DIGITS = 12  # as the WebUI shows a hash
+
+
+class LoraCatalog:
+    """The LoRA files in some folders and everything below them, found by name.
+
+    Nothing is read before the first question; then only headers, and of known files not even these. Safe to use from
+    several threads.
+    """
+
+    def __init__(self, *folders: str | os.PathLike[str]) -> None:
+        """Take the folders, the first ones first; raises CatalogError for one that is not there."""
+        self._folders = {path: LoraFolder(path) for path in map(Path, folders)}
+        self._roots = tuple(folder.real for folder in self._folders.values())
+        self._lock = threading.RLock()
+        self._scanned = False
+        self._entries: tuple[Entry, ...] = ()
+        self._refusals: tuple[Refusal, ...] = ()
+        # By relative path, by stem, by alias: in this order, the first that knows a name decides.
+        self._levels: tuple[dict[str, list[Entry]], ...] = ()
+
+    @classmethod
+    def default(cls) -> LoraCatalog:
+        """Return the catalog of LORA_RUNTIME_PATH (separated as PATH is), else of models/Lora and loras if there."""
+        if given := os.environ.get("LORA_RUNTIME_PATH"):
+            return cls(*filter(None, given.split(os.pathsep)))
+        return cls(*(folder for folder in _DEFAULT_FOLDERS if Path(folder).is_dir()))
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders as they were given."""
+        return tuple(self._folders)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The usable files, by folder and path; raises CatalogError where a folder has gone."""
+        with self._lock:
+            self._scan_once()
+            return self._entries
+
+    @property
+    def refused(self) -> Mapping[Path, str]:
+        """The files that are there and cannot be used, each with its reason."""
+        with self._lock:
+            self._scan_once()
+            return MappingProxyType({refusal.path: refusal.reason for refusal in self._refusals})
+
+    def refresh(self) -> None:
+        """Look at the folders again; files that have not changed are not read again."""
+        with self._lock:
+            self._scan()
+
+    def resolve(self, name: str) -> Entry:
+        """Return the file that `name` means, as it is now.
+
+        A name is a path in a folder (`style/ink`), a stem (`ink`), an alias, or `#` and 8 or more digits of one of the
+        file's hashes; the first of these that fits decides. Upper and lower case differ. Before it fails, the folders
+        are looked through once more, so that a new file works at once.
+
+        Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
+        RefusedFileError, CorruptFileError or LoraFileError.
+        """
+        with self._lock:
+            fresh = self._scan_once()
+            found = self._find(name)
+            if not fresh and not self._is_one(found):
+                self._scan()
+                found = self._find(name)
+            if len(found) == 1:
+                return found[0]
+            raise self._ambiguous(name, found) if found else self._unknown(name)
+
+    def hashes(self, entry: Entry) -> Hashes:
+        """Return the hashes of a file of this catalog, computed once and remembered while it is unchanged.
+
+        Raises LoraFileError where it cannot be read.
+        """
+        with self._lock:
+            folder = self._folders[entry.folder]
+            found = folder.hashes(entry)
+            folder.save()
+            return found
+
+    # --- the files ---
+
+    def _scan_once(self) -> bool:
+        """Scan if that was not done yet; return whether it was done now."""
+        if self._scanned:
+            return False
+        self._scan()
+        return True
+
+    def _scan(self) -> None:
+        entries: list[Entry] = []
+        refusals: list[Refusal] = []
+        for folder in self._folders.values():
+            usable, refused = folder.scan(self._roots)
+            entries += usable
+            refusals += refused
+        self._entries, self._refusals = tuple(entries), tuple(refusals)
+        self._levels = (
+            _by_name((entry.relative, entry) for entry in entries),
+            _by_name((entry.name, entry) for entry in entries),
+            _by_name((entry.alias, entry) for entry in entries if entry.alias),
+        )
+        self._scanned = True
+
+    def _is_one(self, found: list[Entry]) -> bool:
+        return len(found) == 1 and self._folders[found[0].folder].unchanged(found[0], self._roots)
+
+    # --- looking up ---
+
+    def _find(self, name: str) -> list[Entry]:
+        """Return the files that the first level which knows the name has under it; one file twice counts once."""
+        if _HASH.fullmatch(name):
+            return self._find_by_hash(name[1:].lower())
+        for level in self._levels:
+            for spelling in _spellings(name):
+                if found := level.get(spelling):
+                    return list({os.path.realpath(entry.path): entry for entry in reversed(found)}.values())[::-1]
+        return []
+
+    def _find_by_hash(self, prefix: str) -> list[Entry]:
+        """Return the files with this hash; of equal ones the first.
+
+        Files are hashed only until one has it: at 8 digits the chance that an unread file has it too is one in
+        4,000,000,000, and reading all of them takes minutes.
+        """
+        found: dict[str, Entry] = {}
+        for entry in self._entries:
+            known = self._folders[entry.folder].known_hashes(entry)
+            if known and _has_prefix(known, prefix):
+                found.setdefault(known.sha256, entry)
+        return list(found.values()) or self._hash_until(prefix)
+
+    def _hash_until(self, prefix: str) -> list[Entry]:
+        try:
+            for entry in self._entries:
+                folder = self._folders[entry.folder]
+                try:
+                    if not folder.known_hashes(entry) and _has_prefix(folder.hashes(entry), prefix):
+                        return [entry]
+                except LoraFileError:  # gone or changed since the scan: not the one that is meant
+                    continue
+        finally:
+            for folder in self._folders.values():
+                folder.save()
+        return []
+
+    # --- what to say ---
+
+    def _ambiguous(self, name: str, found: list[Entry]) -> AmbiguousLoraError:
+        candidates = tuple(dict.fromkeys(map(self._unique_name, found)))
+        return AmbiguousLoraError(
+            f"{_quoted(name)} fits {len(found)} files in {self._where()}; write one of {_listed(candidates, 'or')}",
+            name,
+            candidates,
+        )
+
+    def _unique_name(self, entry: Entry) -> str:
+        """Return what a user can write to mean this file alone: its path, or its hash where two folders share that."""
+        if len(self._find(entry.relative)) == 1:
+            return entry.relative
+        return f"#{self.hashes(entry).sha256_of_tensors[:_SHOWN_DIGITS]}"
+
+    def _unknown(self, name: str) -> LoraError:
+        """Return the error for a name that no usable file has."""
+        if problem := _escape(name):
+            return UnknownLoraError(f"{_quoted(name)} is no name of a LoRA: {problem}", name)
+        for refusal in self._refusals:
+            if _names_file(name, refusal.path):
+                return _refused(name, refusal)
+        near = self._nearest(name)
+        text = f"no LoRA named {_quoted(name)} in {self._where()}"
+        if not self._folders:
+            text += "; make models/Lora or loras here, or set LORA_RUNTIME_PATH"
+        else:
+            text += f" ({len(self._entries):,} file{'' if len(self._entries) == 1 else 's'})"
+        if _SHORT_HASH.fullmatch(name):
+            text += ". A hash needs 8 or more digits"
+        if near:
+            text += f". Did you mean {_listed(near, 'or')}?"
+        return UnknownLoraError(text, name, near)
+
+    def _nearest(self, name: str) -> tuple[str, ...]:
+        """Return up to three names like this one; those that differ in case only come alone."""
+        spelled: dict[str, list[str]] = {}
+        for level in self._levels:
+            for known in level:
+                spelled.setdefault(known.casefold(), []).append(known)
+        wanted = _spellings(name)[-1].casefold()
+        near = [wanted] if wanted in spelled else get_close_matches(wanted, spelled, n=3)
+        return tuple(dict.fromkeys(known for folded in near for known in spelled[folded]))[:3]
+
+    def _where(self) -> str:
+        return _listed(map(_shown, self._folders), "and", quote=str) or "any folder"
+
+
+def _by_name(pairs: Iterable[tuple[str, Entry]]) -> dict[str, list[Entry]]:
+    names: dict[str, list[Entry]] = {}
+    for name, entry in pairs:
+        names.setdefault(_composed(name), []).append(entry)
+    return names
+
+
+def _composed(text: str) -> str:
+    """Return the text with accents composed: macOS hands out file names decomposed, keyboards write them composed."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _spellings(name: str) -> list[str]:
+    """Return the name as written, tidied (`/` for a backslash, no `.` or empty parts), and that without its suffix."""
+    name = _composed(name)
+    first, *rest = name.replace("\\", "/").split("/")
+    tidy = "/".join([first, *(part for part in rest if part not in ("", "."))]).removeprefix("./")
+    return [name, tidy, tidy[: -len(SUFFIX)] if tidy.lower().endswith(SUFFIX) else tidy]
+
+
+def _escape(name: str) -> str:
+    """Return how a name tries to leave the folders, or ""."""
+    if "\0" in name:
+        return "it contains a NUL"
+    if re.match(r"[/\\]|[A-Za-z]:", name):
+        return "it is an absolute path, and names are paths within the folders"
+    return "it leads out of the folders with '..'" if ".." in re.split(r"[/\\]", name) else ""
+
+
+def _names_file(name: str, path: Path) -> bool:
+    """Return whether `name` means this refused file: the end of its path, with or without the suffix."""
+    wanted = tuple(_spellings(name)[1].split("/"))
+    return any(
+        tuple(map(_composed, spelled.parts[-len(wanted) :])) == wanted for spelled in (path, path.with_suffix(""))
+    )
+
+
+def _refused(name: str, refusal: Refusal) -> LoraError:
+    """Return the error for the name of a file that is there and cannot be used."""
+    if refusal.is_link:
+        return UnknownLoraError(f"{_quoted(name)} is no usable LoRA: {refusal.path} is {refusal.reason}", name)
+    try:
+        read_header(refusal.path)
+    except LoraFileError as error:
+        return error
+    return LoraFileError(f"{refusal.path}: {refusal.reason}")
+
+
+def _has_prefix(hashes: Hashes, prefix: str) -> bool:
+    return hashes.sha256.startswith(prefix) or hashes.sha256_of_tensors.startswith(prefix)
+
+
+def _shown(folder: Path) -> str:
+    """Return a folder as seen from here where it lies below."""
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _quoted(name: str) -> str:
+    """Return a name in quotes and on one line."""
+    return '"' + "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name) + '"'
+
+
+def _listed(names: Iterable[str], joint: str, quote: Callable[[str], str] = _quoted) -> str:
+    """Return `a, b or c`."""
+    *most, last = [quote(name) for name in names] or [""]
+    return f"{', '.join(most)} {joint} {last}" if most else last

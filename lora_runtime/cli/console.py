@@ -1,0 +1,106 @@
+"""What the subcommands share: tables, sizes, and text that is safe to print."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = [
+    "PROGRAM",
+    "CommandError",
+    "human_size",
+    "needs_extra",
+    "one_line",
+    "print_json",
+    "printable",
+    "span_of",
+    "table",
+]
+
+PROGRAM = "lora-runtime"
+_GAP = "  "
+_NARROWEST = 8
+
+
+class CommandError(Exception):
+    """What the command line itself has to say: one line, without the program's name."""
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Turn the absence of an optional package into the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "lora_runtime":
+            raise
+        raise CommandError(f'{error.name} is not installed; run: pip install "lora-runtime[demo]"') from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line; an OSError as "reason: file"."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {error.filename}" if error.filename is not None else ""
+        return printable(f"{error.strerror}{name}")
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """Return `text` with what a terminal would obey or not show (escape sequences, line ends) spelled out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON in ASCII, which every console's encoding can write."""
+    print(json.dumps(value, indent=2))
+
+
+def human_size(count: int) -> str:
+    """Return a number of bytes for people, in decimal units: "144.2 MB"."""
+    if count < 1000:
+        return f"{count} B"
+    power = 3 if count >= 10**9 else 2 if count >= 10**6 else 1
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def span_of(values: Sequence[float]) -> str:
+    """Return sorted numbers as "8", "4..32", or "-" for none."""
+    ends = dict.fromkeys(f"{value:g}" for value in (*values[:1], *values[-1:]))
+    return "..".join(ends) or "-"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, limit: int | None = None) -> str:
+    """Return the rows below their titles in columns, indented; the widest ones are cut until a line fits `limit`.
+
+    Without a limit the terminal's width is taken, and where the output is no terminal nothing is cut.
+    """
+    if limit is None and sys.stdout.isatty():
+        limit = shutil.get_terminal_size().columns
+    cells = [list(titles), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    while limit is not None and len(_GAP) * len(widths) + sum(widths) > limit and max(widths) > _NARROWEST:
+        widths[widths.index(max(widths))] -= 1
+    return "\n".join(
+        "".join(_GAP + _fit(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _fit(text: str, width: int) -> str:
+    """Return `text` cut or padded to `width` columns."""
+    if _width(text) > width:
+        while _width(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Return how many columns a terminal gives to `text`."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )

@@ -1,0 +1,72 @@
+"""Say what one LoRA file is: algorithm, rank, alpha, target model, trigger words, keys, size, hashes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.cli.console import CommandError, human_size, print_json, printable, span_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `inspect`."""
+    parser.add_argument("file", metavar="FILE", help="a path, or a name as a prompt would have it")
+    parser.add_argument("--loras", metavar="DIR", help="where to look for a name (default as for `list`)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what the file is; raises CatalogError or LoraFileError."""
+    from lora_runtime.metadata import describe, hashes, read_header
+
+    path = _find(arguments.file, arguments.loras)
+    header = read_header(path)
+    facts: dict[str, Any] = {"path": str(path), **vars(describe(header)), **vars(hashes(path))}
+    facts["keys"] = len(header.tensors)
+    if arguments.json:
+        print_json({**facts, "metadata": dict(header.metadata)})
+    else:
+        print(_shown(facts))
+    return 0
+
+
+def _find(name: str, folder: str | None) -> Path:
+    from lora_runtime.catalog import LoraCatalog
+
+    path = Path(name)
+    if folder is None and path.exists():
+        return path
+    if path.is_absolute():
+        raise CommandError(f"no such file: {name}")
+    catalog = LoraCatalog(folder) if folder else LoraCatalog.default()
+    return catalog.resolve(name).path
+
+
+def _shown(facts: dict[str, Any]) -> str:
+    algorithms = ", ".join(f"{name} ({_count(count, 'module')})" for name, count in facts["algorithms"].items())
+    lines = {
+        "file": facts["path"],
+        "title": facts["title"],
+        "alias": facts["alias"],
+        "model": facts["family"],
+        "algorithm": algorithms or "unknown",
+        "rank": span_of(facts["ranks"]),
+        "alpha": span_of(facts["alphas"]),
+        "trigger words": ", ".join(facts["trigger_words"]),
+        "keys": _count(facts["keys"], "key"),
+        **{f"  {name}": _count(count, "key") for name, count in facts["components"].items()},
+        "size": f"{human_size(facts['size'])} ({facts['size']:,} bytes)",
+        "sha256": facts["sha256"],
+        "  of tensors": facts["sha256_of_tensors"],
+        "name by hash": f"#{facts['sha256_of_tensors'][:12]}",
+    }
+    shown = {label: printable(value) for label, value in lines.items() if value}
+    width = max(map(len, shown))
+    return "\n".join(f"{label:{width}}  {value}" for label, value in shown.items())
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

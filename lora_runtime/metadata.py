@@ -1,0 +1,344 @@
+"""What a LoRA file is, told from its header: algorithm, rank, alpha, target model, trigger words.
+
+Guesses for people to read. What a file does to a model is decided by `adapters` and `dialects`, never by this.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.header import Hashes, Header, TensorInfo, hashes, read_header
+
+__all__ = [
+    "Description",
+    "Hashes",
+    "Header",
+    "TensorInfo",
+    "algorithms",
+    "describe",
+    "family",
+    "hashes",
+    "read_header",
+]
+
+UNKNOWN = "unknown"
+_MAX_TRIGGER_WORDS = 10
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file seems to be.
+
+    `algorithms` and `components` count modules and keys by name; `ranks` and `alphas` are the different values, from
+    small to large. `family` is "SD1", "SDXL", "Flux", …, or "unknown". `size` is in bytes.
+    """
+
+    title: str
+    alias: str | None
+    family: str
+    algorithms: Mapping[str, int]
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    trigger_words: tuple[str, ...]
+    components: Mapping[str, int]
+    size: int
+
+
+def describe(header: Header) -> Description:
+    """Return what the file of `header` seems to be; never raises, whatever the metadata hold.
+
+    The alphas are tensors of one number each, and the only ones that are read from the file.
+    """
+    counts, ranks = algorithms(header)
+    metadata = header.metadata
+    return Description(
+        title=metadata.get("modelspec.title") or metadata.get("ss_output_name", ""),
+        alias=metadata.get("ss_output_name") or None,
+        family=family(header),
+        algorithms=counts,
+        ranks=ranks,
+        alphas=_alphas(header),
+        trigger_words=_trigger_words(metadata),
+        components=_sorted_counts(map(_component, header.tensors)),
+        size=header.size,
+    )
+
+
+# --- algorithm and rank ------------------------------------------------------------------------------------------
+
+# What follows the module's path in a key, its algorithm, and which dimension is the rank (None: it does not tell).
+_SUFFIXES: dict[str, tuple[str, int | None]] = {
+    **dict.fromkeys(("lora_down.weight", "lora_down", "lora_A.weight", "lora_A", "down.weight"), ("lora", 0)),
+    **dict.fromkeys(("lora_up.weight", "lora_up", "lora_B.weight", "lora_B", "up.weight"), ("lora", None)),
+    **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), ("lora", None)),
+    "lora_mid.weight": ("locon-mid", None),
+    **dict.fromkeys(("hada_w1_b", "hada_w2_b"), ("loha", 0)),
+    **dict.fromkeys(("hada_w1_a", "hada_w2_a", "hada_t1", "hada_t2"), ("loha", None)),
+    **dict.fromkeys(("lokr_w1_b", "lokr_w2_b"), ("lokr", 0)),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "lokr_t2"), ("lokr", None)),
+    **dict.fromkeys(("on_input", "ia3_l"), ("ia3", None)),
+    "b1.weight": ("glora", 1),
+    **dict.fromkeys(("a1.weight", "a2.weight", "b2.weight", "bm.weight"), ("glora", None)),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R.weight", "oft_R"), ("oft", None)),
+    **dict.fromkeys(("boft_R", "boft_s"), ("boft", None)),
+    **dict.fromkeys(("dora_scale", "magnitude", "lora_magnitude_vector"), ("dora", None)),
+    "lora_magnitude_vector.weight": ("dora", None),
+    **dict.fromkeys(("diff", "diff_b"), ("full", None)),
+    **dict.fromkeys(("w_norm", "b_norm"), ("norm", None)),
+    "diff_m": ("modulation", None),
+    "set_weight": ("set", None),
+    **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), ("tlora", None)),
+    **dict.fromkeys(("lora_up1.weight", "lora_down1.weight", "lora_up2.weight", "lora_down2.weight"), ("abba", None)),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ("vera", None)),
+    **dict.fromkeys(("hira_A", "hira_B"), ("hira", None)),
+    "hra_u": ("hra", None),
+    "fourierft_spectrum": ("fourierft", None),
+    "waveft_spectrum": ("waveft", None),
+    "c3a_kernel": ("c3a", None),
+    "miss_block": ("miss", None),
+    "shira_weight": ("shira", None),
+}
+# `to_q_lora.up.weight`, `to_q.lora.up.weight`, `to_q.lora_linear_layer.up.weight`, `qkv_lora1.down.weight`.
+_JOINTS = ("lora_linear_layer", "lora", "lora1", "lora2")
+# `to_q.lora_A.watercolor.weight`: PEFT puts the adapter's name between.
+_NAMED = ("lora_A", "lora_B", "lora_magnitude_vector")
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return (module, suffix) of a key, the suffix as _SUFFIXES spells it, or "" where it is none of them."""
+    head, _, last = key.rpartition(".")
+    if last in _SUFFIXES:
+        return head, last
+    head, _, middle = head.rpartition(".")
+    suffix = f"{middle}.{last}"
+    if suffix in _SUFFIXES and middle not in ("up", "down"):
+        return head, suffix
+    parent, _, first = head.rpartition(".")
+    if suffix in _SUFFIXES:
+        joint = next((joint for joint in _JOINTS if first == joint or first.endswith(f"_{joint}")), None)
+        return (f"{parent}.{first.removesuffix(joint)}", suffix) if joint else (key, "")
+    if first in _NAMED and last == "weight":
+        return parent, f"{first}.weight"
+    return (head, middle) if middle in _NAMED else (key, "")
+
+
+def algorithms(header: Header) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Return the number of modules by algorithm, and the different ranks from small to large."""
+    modules: dict[str, set[str]] = {}
+    ranks = set()
+    for key, info in header.tensors.items():
+        module, suffix = _split(key)
+        if not suffix:
+            continue
+        algorithm, rank_axis = _SUFFIXES[suffix]
+        shape = info.shape
+        if algorithm == "oft" and len(shape) == 4:
+            algorithm = "boft"
+        modules.setdefault(module, set()).add(algorithm)
+        if rank_axis is not None and len(shape) > rank_axis:
+            ranks.add(shape[rank_axis])
+            if algorithm == "lora" and any(extent > 1 for extent in shape[2:]):
+                modules[module].add("locon")
+    return _sorted_counts(name for names in modules.values() for name in _most_special(names)), tuple(sorted(ranks))
+
+
+def _most_special(names: set[str]) -> set[str]:
+    """Return the names without those that another of them includes: a LoCon's tensors are spelled as a LoRA's."""
+    if "locon-mid" in names:
+        return names - {"lora", "locon"}
+    return names - {"lora"} if "locon" in names else names
+
+
+def _sorted_counts(names: Iterable[str]) -> dict[str, int]:
+    """Return how often each name comes, the most frequent first."""
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
+# --- alpha -------------------------------------------------------------------------------------------------------
+
+_SCALARS = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "I64": "<q",
+    "I32": "<i",
+    "I16": "<h",
+    "I8": "<b",
+    "U64": "<Q",
+    "U32": "<I",
+    "U16": "<H",
+    "U8": "<B",
+}
+
+
+def _alphas(header: Header) -> tuple[float, ...]:
+    """Return the alphas: those in the file's own tensors, else what its metadata say."""
+    alphas = [info for key, info in header.tensors.items() if key.rpartition(".")[2] == "alpha"]
+    found = set(_scalars(header.path, alphas))
+    if not found:
+        found.update(_peft_alphas(header.metadata))
+    if not found:
+        found.update(_numbers(header.metadata.get("ss_network_alpha")))
+    return tuple(sorted(found))
+
+
+def _scalars(path: Path, infos: Iterable[TensorInfo]) -> Iterable[float]:
+    """Yield the numbers in tensors of one element; those that cannot be read now are left out."""
+    try:
+        with path.open("rb") as file:
+            for info in sorted(infos, key=lambda info: info.begin):
+                file.seek(info.begin)
+                # One number has at most 8 bytes; a larger tensor is no alpha.
+                yield from _decode(info.dtype, file.read(min(info.end - info.begin, 9)))
+    except OSError:
+        return
+
+
+def _decode(dtype: str, raw: bytes) -> Iterable[float]:
+    """Yield the number in `raw`, little-endian, where it is one finite number."""
+    if dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        dtype, raw = "F32", b"\0\0" + raw
+    layout = _SCALARS.get(dtype, "")
+    if layout and struct.calcsize(layout) == len(raw):
+        yield from _numbers(struct.unpack(layout, raw)[0])
+
+
+def _peft_alphas(metadata: Mapping[str, str]) -> Iterable[float]:
+    """Yield lora_alpha of each component from diffusers' LoraConfig ("unet.lora_alpha" in lora_adapter_metadata)."""
+    for key, value in _table(metadata.get("lora_adapter_metadata")).items():
+        if key.rpartition(".")[2] == "lora_alpha":
+            yield from _numbers(value)
+
+
+def _numbers(value: object) -> Iterable[float]:
+    """Yield `value` as a float where it is a finite number, else nothing ("None" is common in metadata)."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return
+    if number - number == 0:
+        yield number
+
+
+def _table(text: str | None) -> dict[str, Any]:
+    """Return the JSON object in a metadata value, empty where there is none."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# --- target model ------------------------------------------------------------------------------------------------
+
+# A piece of ss_base_model_version or modelspec.architecture -> family; the first that fits, so the longer ones lead.
+_NAMES = (
+    (("sdxl", "stable-diffusion-xl"), "SDXL"),
+    (("sd_v2", "sd2", "stable-diffusion-v2"), "SD2"),
+    (("sd_v1", "sd1", "stable-diffusion-v1"), "SD1"),
+    (("sd3", "stable-diffusion-3", "stable-diffusion-v3"), "SD3"),
+    (("stable-cascade",), "Cascade"),
+    (("flux2", "flux-2"), "Flux2"),
+    (("flux",), "Flux"),
+    (("chroma",), "Chroma"),
+    (("lumina",), "Lumina2"),
+    (("hunyuan-image", "hunyuanimage"), "HunyuanImage"),
+    (("hunyuan_video", "hunyuan-video", "hunyuanvideo"), "HunyuanVideo"),
+    (("hunyuan-dit", "hydit"), "HunyuanDiT"),
+    (("wan",), "Wan"),
+    (("qwen",), "Qwen-Image"),
+    (("auraflow",), "AuraFlow"),
+    (("pixart",), "PixArt"),
+)
+
+# Pieces of keys that only one family has, in either spelling of the dots.
+_MARKS = (
+    (("lora_prior_unet_",), "Cascade"),
+    (("img_mlp.fc1", "img_mlp_fc1", "img_mod.linear", "img_mod_linear", "token_refiner"), "HunyuanVideo"),
+    (("joint_blocks",), "SD3"),
+    (("double_blocks", "single_blocks", "single_transformer_blocks"), "Flux"),
+    (("blocks.0.cross_attn", "blocks_0_cross_attn"), "Wan"),
+    (("transformer_blocks.0.img_mlp", "transformer_blocks_0_img_mlp"), "Qwen-Image"),
+    (("transformer.transformer_blocks.0.attn.add_", "transformer_transformer_blocks_0_attn_add_"), "SD3"),
+)
+
+# Width of the text that cross attention reads, which is the input of attn2's to_k and to_v.
+_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
+# Width of the only text encoder.
+_TEXT_ENCODER = {768: "SD1", 1024: "SD2"}
+
+
+def family(header: Header) -> str:
+    """Return the target model as far as the metadata, and else the keys and shapes, tell it; or "unknown"."""
+    metadata = header.metadata
+    for key in ("ss_base_model_version", "modelspec.architecture"):
+        named = metadata.get(key, "").lower()
+        for pieces, name in _NAMES:
+            if any(piece in named for piece in pieces):
+                return name
+    if metadata.get("ss_v2") == "True":
+        return "SD2"
+    guess = _family_of_keys(header.tensors)
+    # Trainers older than SDXL wrote this and no base model; the newer ones name it.
+    return "SD1" if guess == UNKNOWN and metadata.get("ss_v2") == "False" else guess
+
+
+def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
+    text = "\n".join(tensors)
+    for marks, name in _MARKS:
+        if any(mark in text for mark in marks):
+            return name
+    if "lora_te2_" in text or "text_encoder_2." in text:
+        return "SDXL"
+    text_encoder = UNKNOWN
+    for key, info in tensors.items():
+        width = _input_width(key, info)
+        if width in _CROSS_ATTENTION and "attn2" in key and ("to_k" in key or "to_v" in key):
+            return _CROSS_ATTENTION[width]
+        if width in _TEXT_ENCODER and "self_attn" in key and key.startswith(("lora_te_", "text_encoder.")):
+            text_encoder = _TEXT_ENCODER[width]
+    return text_encoder
+
+
+def _input_width(key: str, info: TensorInfo) -> int | None:
+    """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it."""
+    suffix = _split(key)[1]
+    told = suffix == "diff" or _SUFFIXES.get(suffix) in (("lora", 0), ("loha", 0))
+    return info.shape[1] if told and len(info.shape) >= 2 else None
+
+
+# --- components and words ----------------------------------------------------------------------------------------
+
+_COMPONENTS = (
+    (("lora_te2_", "text_encoder_2.", "oft_te2_"), "text_encoder_2"),
+    (("lora_te3_", "text_encoder_3."), "text_encoder_3"),
+    (("lora_te_", "lora_te1_", "text_encoder.", "oft_te_", "oft_te1_"), "text_encoder"),
+    (("diffusion_model.input_blocks", "diffusion_model.middle_block", "diffusion_model.output_blocks"), "unet"),
+    (("lora_unet_", "unet.", "oft_unet_", "lora_prior_unet_"), "unet"),
+    (("transformer.", "lora_transformer_", "diffusion_model."), "transformer"),
+)
+
+
+def _component(key: str) -> str:
+    """Return the part of a pipeline that a key's prefix names, or "other"."""
+    key = key.removeprefix("base_model.model.")
+    return next((name for prefixes, name in _COMPONENTS if key.startswith(prefixes)), "other")
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the trigger phrase, cut at its commas, then the captions' most frequent tags."""
+    words = [word.strip() for word in metadata.get("modelspec.trigger_phrase", "").split(",")]
+    tags: Counter[str] = Counter()
+    for counts in _table(metadata.get("ss_tag_frequency")).values():
+        if isinstance(counts, dict):
+            # Not a float: one nan or infinity would upset the order of all.
+            tags.update({tag.strip(): count for tag, count in counts.items() if type(count) is int})
+    words += [tag for tag, _ in tags.most_common(_MAX_TRIGGER_WORDS)]
+    return tuple(dict.fromkeys(filter(None, words)))[:_MAX_TRIGGER_WORDS]

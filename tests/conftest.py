@@ -1,0 +1,41 @@
+"""What holds for every test: no network, no files outside of the test's own folders, the same examples in every CI run.
+
+The environment is set before anything imports a library that reads it once, at its own import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# A test that asks the network for a model must fail at once, not wait for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("LORA_RUNTIME_PATH", None)
+
+import hypothesis
+import pytest
+
+# The first example often pays for an import or a grammar, so no deadline. In CI the same examples each time: a failure
+# there is the change's own. A person's run looks further each time.
+hypothesis.settings.register_profile("person", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "person")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache folder out of sight, and run torch on two threads: models this small gain from no more."""
+    import torch
+
+    torch.set_num_threads(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test an empty cache folder, so that none finds what another has written."""
+    monkeypatch.setenv("LORA_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
