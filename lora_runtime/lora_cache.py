@@ -1,0 +1,50 @@
+"""LoRA files in memory, so that a change of strength reads nothing from disk."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from lora_runtime.lora import Lora, load_lora
+
+__all__ = ["LoraCache"]
+
+_Stamp = tuple[int, int, int] | None
+
+
+class LoraCache:
+    """The files loaded last, up to a limit in bytes; a file that was written since is read again."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        """Hold at most `limit` bytes of tensors, and always the file asked for last."""
+        self.limit = limit
+        self._loras: OrderedDict[Path, tuple[_Stamp, Lora]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, path: Path, *, name: str | None = None) -> Lora:
+        """Return the file's adapters; raises as `load_lora` does."""
+        with self._lock:
+            stamp = _stamp(path)
+            known = self._loras.get(path)
+            if known is None or known[0] != stamp:
+                known = self._loras[path] = stamp, load_lora(path, name=name)
+            self._loras.move_to_end(path)
+            self._trim()
+            return known[1]
+
+    def _trim(self) -> None:
+        """Drop the files used longest ago until the rest fit."""
+        size = sum(lora.nbytes for _, lora in self._loras.values())
+        while size > self.limit and len(self._loras) > 1:
+            _, (_, dropped) = self._loras.popitem(last=False)
+            size -= dropped.nbytes
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what changes when a file is written again, or None where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino

@@ -1,0 +1,196 @@
+"""Tags + adapters + a model's targets → what goes where, at which strength, and what does not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from lora_runtime.lora import Lora
+from lora_runtime.merge import Term
+from lora_runtime.targets import Target, Targets
+
+__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One file and the strengths asked for: `te` for text encoders, `unet` for the denoiser."""
+
+    lora: Lora
+    te: float
+    unet: float
+    dyn: int | None = None
+    span: tuple[int, int] = (0, 0)  # of its tag in the prompt
+
+    def strength(self, component: str) -> float:
+        """Return the strength for a component, by its diffusers name."""
+        return self.te if component.startswith("text_encoder") else self.unet
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All terms of one parameter. `identity` is equal only where the same files meet at the same strengths."""
+
+    target: Target
+    parameter: nn.Parameter
+    terms: tuple[Term, ...]
+    identity: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraReport:
+    """What became of one file: `unused` maps each key that found no place to the reason."""
+
+    name: str
+    path: str
+    sha256: str
+    te: float
+    unet: float
+    keys: int
+    used: int
+    targets: Mapping[str, int]  # component → number of its weights that this file changes
+    unused: Mapping[str, str] = field(repr=False)
+
+    def __str__(self) -> str:
+        """Return one line: strengths, coverage, places, and the reasons with their counts."""
+        strength = f"{self.te:g}" if self.te == self.unet else f"te {self.te:g}, unet {self.unet:g}"
+        line = f"{self.name} × {strength}: {self.used} of {self.keys} keys"
+        if self.targets:
+            line += " on " + ", ".join(f"{count} weights of {name}" for name, count in self.targets.items())
+        for reason, count in Counter(self.unused.values()).most_common(_REASONS):
+            line += (
+                f"; {count} {'is' if count == 1 else 'are'} {reason}"
+                if reason.startswith("for ")
+                else (f"; {count} unused: {reason}")
+            )
+        more = len(set(self.unused.values())) - _REASONS
+        return line + (f"; and {more} more reasons in .unused" if more > 0 else "")
+
+
+_REASONS = 3  # a line stays readable; all of them are in LoraReport.unused
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an apply did: a line for each file, and how many weights are patched."""
+
+    loras: tuple[LoraReport, ...] = ()
+    weights: int = 0
+    bytes: int = 0
+    model: str = ""
+
+    def __str__(self) -> str:
+        """Return the report as text, a line for each file."""
+        if not self.loras:
+            return "no LoRA applied"
+        head = f"{self.weights} weights patched ({self.bytes / 1e6:.1f} MB) in {self.model}"
+        return "\n".join([head, *(f"  {lora}" for lora in self.loras)])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do to a model: each parameter at most once, in the order of the model."""
+
+    assignments: tuple[Assignment, ...]
+    report: Report
+
+
+def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") -> Plan:
+    """Return the plan for these files on these targets.
+
+    Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
+    asked for twice adds up.
+    """
+    terms: dict[int, list[tuple[Target, nn.Parameter, Term, tuple[object, ...]]]] = {}
+    reports = []
+    for request in _add_up(requests):
+        placed, unused = _place(request, targets)
+        reports.append(_report(request, placed, unused))
+        for stem, (target, parameter) in placed.items():
+            strength = request.strength(target.component)
+            if strength == 0:
+                continue
+            for index, adapter in enumerate(request.lora.adapters[stem]):
+                identity = (request.lora.sha256, stem, index, strength, request.dyn)
+                term = Term(adapter, strength, request.dyn)
+                terms.setdefault(id(parameter), []).append((target, parameter, term, identity))
+    assignments = tuple(
+        Assignment(found[0][0], found[0][1], tuple(f[2] for f in found), tuple(f[3] for f in found))
+        for found in terms.values()
+    )
+    size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
+    return Plan(assignments, Report(tuple(reports), len(assignments), size, model))
+
+
+def _add_up(requests: Sequence[Request]) -> Iterator[Request]:
+    """Yield one request for each file and `dyn`, its strengths summed, in the order of content hashes."""
+    groups: dict[tuple[str, bool, int], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((request.lora.sha256, request.dyn is not None, request.dyn or 0), []).append(request)
+    for _, same in sorted(groups.items()):
+        # sorted: a float sum must not depend on the order of the tags either
+        te, unet = sum(sorted(r.te for r in same)), sum(sorted(r.unet for r in same))
+        yield Request(same[0].lora, te, unet, same[0].dyn)
+
+
+def _place(request: Request, targets: Targets) -> tuple[dict[str, tuple[Target, nn.Parameter]], dict[str, str]]:
+    """Return where each stem of a file goes, and for each key without a place the reason."""
+    placed: dict[str, tuple[Target, nn.Parameter]] = {}
+    unused = dict(request.lora.unused)
+    taken: dict[int, str] = {}
+    for stem, adapters in request.lora.adapters.items():
+        target = targets.find(stem)
+        reason = targets.reason(stem) if target is None else None
+        parameter = None
+        if target is not None:
+            parameter = target.module._parameters.get(target.parameter)
+            reason = _unfit(parameter)
+            if parameter is not None and reason is None:
+                misfits = (adapter.misfit(parameter.shape) for adapter in adapters)
+                reason = next((misfit for misfit in misfits if misfit is not None), None)
+                if reason is None and id(parameter) in taken:
+                    reason = f"for a weight that {taken[id(parameter)]} of the same file changes already"
+        if target is None or parameter is None or reason is not None:
+            unused.update((key, reason or "") for adapter in adapters for key in adapter.keys)
+        else:
+            placed[stem] = target, parameter
+            taken[id(parameter)] = stem
+    return placed, unused
+
+
+def _unfit(parameter: nn.Parameter | None) -> str | None:
+    """Return why a parameter cannot be patched by rewriting its weight, or None where it can."""
+    if parameter is None:
+        return "for a module whose weight is computed, not stored (a parametrization)"
+    if parameter.is_meta:
+        return "for a weight that is offloaded piece by piece (meta device): use enable_model_cpu_offload instead"
+    if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
+        return f"for a weight stored as {_storage_name(parameter)}, which is never rewritten"
+    return None
+
+
+def _storage_name(parameter: nn.Parameter) -> str:
+    """Return how a quantised weight is stored, in words for a reason."""
+    kind = type(parameter.data).__name__
+    return str(parameter.dtype).removeprefix("torch.") if kind == "Tensor" else kind
+
+
+def _report(request: Request, placed: Mapping[str, tuple[Target, nn.Parameter]], unused: dict[str, str]) -> LoraReport:
+    """Return the report of one file."""
+    counts = Counter(target.component for target, _ in placed.values())
+    used = sum(len(adapter.keys) for stem in placed for adapter in request.lora.adapters[stem])
+    return LoraReport(
+        name=request.lora.name,
+        path=str(request.lora.path),
+        sha256=request.lora.sha256,
+        te=request.te,
+        unet=request.unet,
+        keys=request.lora.key_count,
+        used=used,
+        targets=dict(counts),
+        unused=unused,
+    )

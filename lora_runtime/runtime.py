@@ -1,0 +1,259 @@
+"""The whole line: a prompt with tags changes a model, and leaves no trace."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from lora_runtime.catalog import LoraCatalog
+from lora_runtime.errors import BatchTagsError, LoraError, NoMatchError
+from lora_runtime.lora_cache import LoraCache
+from lora_runtime.metadata import describe, read_header
+from lora_runtime.ownership import ModelState, owned
+from lora_runtime.patcher import Originals
+from lora_runtime.pipelines import ModelView, view
+from lora_runtime.plan import LoraReport, Report, Request, make_plan
+from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
+
+__all__ = ["Applied", "Loras", "apply", "restore"]
+
+logger = logging.getLogger("lora_runtime")
+_cache = LoraCache()
+
+Text = TypeVar("Text", str, list[str])
+PathLike = str | os.PathLike[str]
+Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
+
+
+class Applied(Generic[Text]):
+    """What one `apply` did. Leaving its `with` block, or `restore()`, undoes it.
+
+    Inside the `with` block the model belongs to the thread that entered it: an `apply` by another thread waits.
+    """
+
+    def __init__(self, model: ModelView, prompt: Text, negative_prompt: str | list[str] | None) -> None:
+        """Hold the clean text; `apply` fills in the rest."""
+        self.prompt: Text = prompt
+        """The text without its tags: a list where a list came in."""
+        self.negative_prompt = negative_prompt
+        """The negative prompt as it came in; tags in it are reported and left."""
+        self.prompts: tuple[Prompt, ...] = ()
+        """Each prompt as it was read, with the places of its tags."""
+        self.diagnostics: tuple[Diagnostic, ...] = ()
+        """What could not be read, found or used, with its place in the first prompt."""
+        self.report = Report()
+        """What went where, and for each key that found no place the reason."""
+        self._token = object()
+        self._model = model
+        self._requests: tuple[Request, ...] = ()
+        self._originals: Originals = "auto"
+        self._entered: list[ExitStack] = []
+
+    @property
+    def tags(self) -> tuple[LoraTag, ...]:
+        """The tags in the order of the (first) prompt."""
+        return self.prompts[0].tags if self.prompts else ()
+
+    @property
+    def active(self) -> bool:
+        """Whether the model shows this now: not restored, and not replaced by a later `apply`."""
+        with owned(self._model) as state:
+            return state.holder is self._token
+
+    def restore(self) -> None:
+        """Give every weight its original back. Does nothing where a later `apply` has replaced this one."""
+        with owned(self._model) as state:
+            if state.holder is self._token:
+                state.restore()
+
+    def __enter__(self) -> Applied[Text]:
+        """Take the model for this thread, and apply again if it was restored or replaced in the meantime."""
+        with ExitStack() as stack:
+            state = stack.enter_context(owned(self._model))
+            if state.holder is not self._token:
+                _patch(state, self, _Problems(strict=False))
+            self._entered.append(stack.pop_all())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Restore, and give the model back to other threads."""
+        with self._entered.pop():
+            self.restore()
+
+
+def apply(
+    model: Any,
+    prompt: Text,
+    *,
+    negative_prompt: str | list[str] | None = None,
+    loras: Loras = None,
+    strict: bool = False,
+    originals: Originals = "auto",
+) -> Applied[Text]:
+    """Patch `model` with the LoRAs that the prompt's tags name; return the clean prompt and what was done.
+
+        with lora_runtime.apply(pipe, "a red circle <lora:watercolor:0.7>", loras="loras/") as applied:
+            image = pipe(applied.prompt).images[0]
+
+    `model` is a diffusers pipeline or any `torch.nn.Module`. A later `apply` on it replaces this one; leaving the
+    `with` block, `applied.restore()` or `lora_runtime.restore(model)` undoes it, bit for bit. The prompts of a list
+    must ask for the same LoRAs. `loras` is a folder, several, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH,
+    else `models/Lora` and `loras`.
+
+    A tag that cannot be read, found or used costs only itself: it is logged and listed in `.diagnostics`; with
+    `strict` it raises (TagSyntaxError, UnknownLoraError, …) and the model stays as it was. `originals` says where W₀
+    is kept: "device" beside W′, "host" in host memory while W′ is written in place, "auto" by the free memory.
+    Raises ModelError for what is no model, BatchTagsError, CatalogError for a folder that is not there.
+    """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = tuple(parse_prompt(text, strict=strict) for text in texts)
+    _require_same_tags(prompts)
+    clean: Any = prompts[0].text if isinstance(prompt, str) else [parsed.text for parsed in prompts]
+    applied: Applied[Text] = Applied(view(model), clean, negative_prompt)
+    applied.prompts = prompts
+    applied._originals = originals
+    problems = _Problems(strict, *prompts[:1])
+    applied._requests = tuple(_load(applied.tags, loras, problems))
+    _warn_of_negative_tags(negative_prompt, problems)
+    with owned(applied._model) as state:
+        _patch(state, applied, problems)
+    applied.diagnostics = problems.diagnostics
+    return applied
+
+
+def restore(model: Any) -> None:
+    """Give every weight of `model` its original back, and free the memory that is kept for the next `apply`."""
+    with owned(view(model)) as state:
+        state.restore(release=True)
+
+
+class _Problems:
+    """Collects what went wrong with single tags: a diagnostic and a log line each, or with `strict` an error."""
+
+    def __init__(self, strict: bool, prompt: Prompt | None = None) -> None:
+        self.strict = strict
+        self._source = prompt.source if prompt else ""
+        self.diagnostics: tuple[Diagnostic, ...] = ()
+        for diagnostic in prompt.diagnostics if prompt else ():
+            self._note(diagnostic)
+
+    def error(self, error: LoraError, span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of an error that costs one tag, or raise it."""
+        if self.strict:
+            raise error
+        self._note(Diagnostic("error", span, str(error)))
+
+    def warning(self, message: str, hint: str = "", span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of what the user should know."""
+        self._note(Diagnostic("warning", span, message, hint))
+
+    def _note(self, diagnostic: Diagnostic) -> None:
+        self.diagnostics += (diagnostic,)
+        if diagnostic.severity != "info":
+            about_a_place = diagnostic.span != (0, 0)
+            hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
+            logger.warning("%s", diagnostic.format(self._source) if about_a_place else diagnostic.message + hint)
+
+
+def _require_same_tags(prompts: Sequence[Prompt]) -> None:
+    """Raise BatchTagsError unless all prompts ask for the same LoRAs at the same strengths."""
+    for index, prompt in enumerate(prompts[1:], start=1):
+        if _wishes(prompt) != _wishes(prompts[0]):
+            raise BatchTagsError(
+                f"prompt {index} asks for {_names(prompt)}, prompt 0 for {_names(prompts[0])}: one call patches one "
+                "set of weights for all its pictures; call once for each set of tags"
+            )
+
+
+def _wishes(prompt: Prompt) -> Counter[tuple[str, float, float, int | None]]:
+    """Return what a prompt asks for, whatever the order of its tags."""
+    return Counter((tag.name, tag.te, tag.unet, tag.dyn) for tag in prompt.tags)
+
+
+def _names(prompt: Prompt) -> str:
+    return ", ".join(tag.raw for tag in prompt.tags) or "no LoRA"
+
+
+def _load(tags: Iterable[LoraTag], loras: Loras, problems: _Problems) -> Iterator[Request]:
+    """Yield a request for each tag whose file is found and can be read."""
+    for tag in tags:
+        catalog = _catalog(loras)
+        try:
+            entry = catalog.resolve(tag.name)
+            lora = _cache.load(entry.path, name=entry.name)
+        except LoraError as error:
+            problems.error(error, tag.span)
+        else:
+            yield Request(lora, tag.te, tag.unet, tag.dyn, tag.span)
+
+
+def _catalog(loras: Loras) -> LoraCatalog:
+    """Return the catalog of these folders."""
+    if isinstance(loras, LoraCatalog):
+        return loras
+    if loras is None:
+        return LoraCatalog.default()
+    folders = [loras] if isinstance(loras, (str, os.PathLike)) else list(loras)
+    return _catalog_of(tuple(str(Path(folder).absolute()) for folder in folders))
+
+
+@lru_cache(maxsize=8)
+def _catalog_of(folders: tuple[str, ...]) -> LoraCatalog:
+    """Return the catalog of these folders, kept so that a second `apply` need not scan them again."""
+    return LoraCatalog(*folders)
+
+
+def _warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: _Problems) -> None:
+    """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
+    texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
+    names = [tag.raw for text in texts for tag in parse_prompt(text).tags]
+    if names:
+        problems.warning(
+            f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
+            "move it to the prompt, or delete it",
+        )
+
+
+def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> None:
+    """Plan and patch; the model is as it was if anything fails."""
+    model = applied._model
+    plan = make_plan(applied._requests, state.targets(model), model.description)
+    for request in applied._requests:
+        for report in plan.report.loras:
+            if report.sha256 == request.lora.sha256:
+                _judge(report, model, request.span, problems)
+    state.holder = None
+    state.patcher.apply(plan.assignments, applied._originals)
+    state.holder = applied._token
+    applied.report = plan.report
+
+
+def _judge(report: LoraReport, model: ModelView, span: tuple[int, int], problems: _Problems) -> None:
+    """Note a file of which nothing belongs to the model, and one that was made for a model of another family.
+
+    A file for another family can fit in part by chance: the first text encoder of SDXL is that of SD1.
+    """
+    if report.used == report.keys:
+        return
+    family = describe(read_header(report.path)).family
+    if report.used == 0:
+        made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
+        reason = next(iter(report.unused.values()), "it has no keys")
+        message = f'LoRA "{report.name}" ({report.path}): none of its {report.keys} keys belongs to {model.description}'
+        problems.error(NoMatchError(f"{message}{made_for}. The first key is {reason}"), span)
+    elif "unknown" not in (family, model.family) and family != model.family:
+        problems.warning(
+            f'LoRA "{report.name}" seems to be made for {family}, this model is {model.family}: '
+            f"{report.used} of {report.keys} keys fit and are applied",
+            "use a file for this model",
+            span,
+        )
