@@ -6,13 +6,14 @@ cost is one read of W₀, one write of W′ and one GEMM, however many adapters 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lora_runtime.adapters import Adapter, Factors
 
@@ -23,6 +24,7 @@ __all__ = ["Term", "merge_into"]
 # other devices a block only bounds the temporary.
 _BLOCK_BYTES = {"cpu": 2 << 20}
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
+_WORTH_ONEDNN = 10_000_000
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 
@@ -49,25 +51,26 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term]) -> None:
         dense = _dense([t for t, f in factors if f is None], weight, device, sum_dtype)
         order = _storage_order(weight)
         flat_out, flat_weight = _as_rows(out, order), _as_rows(weight, order)
+        product = None
         if low_rank is not None:
-            low_rank = low_rank[0], _reorder_columns(low_rank[1], weight.shape, order)
+            product = _product(low_rank[0], _reorder_columns(low_rank[1], weight.shape, order))
         flat_dense = None if dense is None else _as_rows(dense, order)
         for rows in _row_blocks(flat_out):
-            _merge_rows(flat_out[rows], flat_weight[rows], rows, low_rank, flat_dense)
+            _merge_rows(flat_out[rows], flat_weight[rows], rows, product, flat_dense)
         if flat_out.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
             out.copy_(flat_out.view(out.shape))  # strides that no permutation makes contiguous
 
 
 def _merge_rows(
-    out: Tensor, weight: Tensor, rows: slice, low_rank: tuple[Tensor, Tensor] | None, dense: Tensor | None
+    out: Tensor, weight: Tensor, rows: slice, product: Callable[[slice], Tensor] | None, dense: Tensor | None
 ) -> None:
     """Sum one block of rows, (rows, columns), and round it into `out`.
 
     The delta is summed before W₀ joins it: `addmm` may add the products to W₀ one by one, with a rounding of W₀'s size
     each (seen for a single row, and where a kernel splits a high rank).
     """
-    if low_rank is not None:
-        delta = torch.mm(low_rank[0][rows], low_rank[1])
+    if product is not None:
+        delta = product(rows)
         if dense is not None:
             delta.add_(dense[rows])
     else:
@@ -78,6 +81,24 @@ def _merge_rows(
         torch.add(base, delta, out=out)
     else:
         out.copy_(delta.add_(base.to(delta.dtype)))
+
+
+def _product(up: Tensor, down: Tensor) -> Callable[[slice], Tensor]:
+    """Return the function that gives some rows of up @ down, (out, R) and (R, columns).
+
+    On CPUs oneDNN's GEMM takes 0.5 to 0.85 of the time of torch.mm for blocks of this shape (400 × 96 × 1280 on an AMD
+    EPYC); `to_mkldnn` is the public way to it. Its set-up makes it slower below about 10 million multiplications.
+    """
+    large = up.shape[0] * down.numel() >= _WORTH_ONEDNN
+    if large and up.device.type == "cpu" and up.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        packed = down.t().contiguous().to_mkldnn()
+
+        def by_onednn(rows: slice) -> Tensor:
+            product: Tensor = F.linear(up[rows].to_mkldnn(), packed).to_dense()
+            return product
+
+        return by_onednn
+    return lambda rows: torch.mm(up[rows], down)
 
 
 def _concatenate(

@@ -34,6 +34,7 @@ class ModelState:
         """Start unpatched and unlocked."""
         self.patcher = Patcher()
         self.holder: object | None = None  # a token of who patched: no reference to it, which would keep the model
+        self._targets: tuple[tuple[str, ...], Targets] | None = None
         self.serial = next(self._serial)
         self._condition = threading.Condition()
         self._owner: int | None = None
@@ -56,8 +57,11 @@ class ModelState:
                 self._condition.notify_all()
 
     def targets(self, view: ModelView) -> Targets:
-        """Return the places of the model by every name that files use."""
-        return Targets(view)
+        """Return the places of the model by every name that files use, found once while its modules are the same."""
+        names = tuple(view.components)
+        if self._targets is None or self._targets[0] != names or not self._targets[1].fits(view):
+            self._targets = names, Targets(view)
+        return self._targets[1]
 
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""

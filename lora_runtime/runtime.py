@@ -54,7 +54,7 @@ class Applied(Generic[Text]):
         self._model = model
         self._requests: tuple[Request, ...] = ()
         self._originals: Originals = "auto"
-        self._entered: list[ExitStack] = []
+        self._entered: list[tuple[ModelState, ExitStack]] = []
 
     @property
     def tags(self) -> tuple[LoraTag, ...]:
@@ -79,15 +79,17 @@ class Applied(Generic[Text]):
             state = stack.enter_context(owned(self._model))
             if state.holder is not self._token:
                 _patch(state, self, _Problems(strict=False))
-            self._entered.append(stack.pop_all())
+            self._entered.append((state, stack.pop_all()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Restore, and give the model back to other threads."""
-        with self._entered.pop():
-            self.restore()
+        """Restore, and give the model back to other threads; any thread may do it, since the block has the model."""
+        state, stack = self._entered.pop()
+        with stack:
+            if state.holder is self._token:
+                state.restore()
 
 
 def apply(

@@ -35,7 +35,7 @@ def assign(model: nn.Sequential, seed: int = 1, strength: float = 1.0) -> list[A
     for index in (0, 1):
         weight = model[index].weight
         terms = tuple(Term(t.adapter, t.strength * strength) for t in random_terms(seed, weight.shape))
-        target = Target("unet", str(index), model[index])
+        target = Target("unet", str(index), weakref.ref(model[index]))
         found.append(Assignment(target, weight, terms, ("file", seed, index, strength)))
     return found
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -421,12 +422,11 @@ def test_many_threads_never_see_a_mixture(pipe: Any, folder: Path) -> None:
 def test_a_block_may_be_left_in_another_thread(pipe: Any, folder: Path) -> None:
     before = weights(pipe)
     applied = lora_runtime.apply(pipe, "<lora:ink>", loras=folder)
-    for step in (applied.__enter__, lambda: applied.__exit__(None, None, None)):
-        thread = threading.Thread(target=step)
-        thread.start()
-        thread.join(10)
-    assert_untouched(pipe, before)
-    lora_runtime.apply(pipe, "<lora:ink>", loras=folder)  # nobody holds the model any more
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:  # both alive: a dead thread's number is reused
+        one.submit(applied.__enter__).result(60)
+        other.submit(applied.__exit__, None, None, None).result(60)
+        assert_untouched(pipe, before)
+        other.submit(lora_runtime.apply, pipe, "<lora:ink>", loras=folder).result(60)  # nobody holds the model
 
 
 def test_a_model_is_not_kept_alive(pipe: Any, folder: Path) -> None:

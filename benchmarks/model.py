@@ -1,0 +1,123 @@
+"""A UNet of Stable Diffusion 1.5's size with random weights, and random LoRA files that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+# The config of Stable Diffusion 1.5's UNet: 860 M parameters. (`attention_head_dim` is the number of heads here.)
+SD15: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+}
+Layer = nn.Linear | nn.Conv2d
+
+SMALL: dict[str, Any] = SD15 | {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+
+
+def make_unet(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a UNet with random weights; made on the meta device, as torch's own initialisation takes half a minute."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config).to(dtype)
+    unet = unet.to_empty(device=device).eval().requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.uniform_(-0.03, 0.03)
+        else:
+            parameter.data.fill_(float("norm" in name and name.endswith("weight")))
+    return unet
+
+
+def make_pipeline(unet: nn.Module) -> Any:
+    """Return a pipeline around the UNet alone, for the loaders that diffusers hangs on pipelines."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def step(unet: Any, size: int) -> Callable[[], Tensor]:
+    """Return a function that runs the UNet once on `size` × `size` latents, batch 2 (what guidance needs)."""
+    weight = next(unet.parameters())
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, size, size, generator=generator).to(weight)
+    states = torch.randn(2, 77, unet.config.cross_attention_dim, generator=generator).to(weight)
+    time = torch.tensor([500, 500], device=weight.device)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        sample: Tensor = unet(latents, time, encoder_hidden_states=states).sample
+        return sample
+
+    return run
+
+
+def linears(unet: nn.Module) -> dict[str, Layer]:
+    """Return the linears inside of the attention blocks, feed-forward included: what a kohya LoRA trains.
+
+    160 in SD1.5, of 242 M weights: 16 blocks with to_q, to_k, to_v and to_out twice and two in the feed-forward.
+    """
+    return {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and ".attentions." in f".{name}"}
+
+
+def convolutions(unet: nn.Module) -> dict[str, Layer]:
+    """Return the 3×3 convolutions inside of the blocks: what a LoCon adds. 50 in SD1.5, of 541 M weights."""
+    outer = ("conv_in", "conv_out")
+    return {
+        name: m
+        for name, m in unet.named_modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and name not in outer
+    }
+
+
+def write_loras(folder: Path, modules: dict[str, Layer], count: int, rank: int) -> list[Path]:
+    """Write `count` random LoRA files in kohya's names and fp16, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for index in range(count):
+        tensors: dict[str, Tensor] = {}
+        for name, module in modules.items():
+            out, columns, *kernel = module.weight.shape
+            key = "lora_unet_" + name.replace(".", "_")
+            ones = [1] * len(kernel)
+            tensors[f"{key}.lora_down.weight"] = (
+                torch.randn(rank, columns, *kernel, generator=generator).mul_(0.02).half()
+            )
+            tensors[f"{key}.lora_up.weight"] = torch.randn(out, rank, *ones, generator=generator).mul_(0.02).half()
+            tensors[f"{key}.alpha"] = torch.tensor(rank / 2)
+        path = folder / f"lora{index}.safetensors"
+        save_file(tensors, path, {"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
+        paths.append(path)
+    return paths

@@ -1,0 +1,105 @@
+"""The benchmark runs, compares like with like, and writes what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks import model
+from benchmarks.bench import Aim, Record, aims, merged
+from benchmarks.contestants import CONTESTANTS, Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = {"apply", "change", "restore", "step"}
+WHO = {"ours", "unmerged", "fuse", "loop", "floor", "bare"}
+
+
+def small_setting(folder: Path, *, convolutions: bool) -> Setting:
+    torch.manual_seed(0)
+    unet = model.make_unet(model.SMALL, torch.float32, torch.device("cpu"))
+    modules = model.convolutions(unet) if convolutions else model.linears(unet)
+    return Setting(model.make_pipeline(unet), modules, model.write_loras(folder, modules, count=3, rank=4))
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["linears", "convolutions"])
+@pytest.mark.parametrize("who", ["ours", "fuse", "loop"])
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_all_who_merge_come_to_the_same_weights(tmp_path: Path, who: str, convolutions: bool) -> None:
+    setting = small_setting(tmp_path, convolutions=convolutions)
+    before = {name: module.weight.clone() for name, module in setting.modules.items()}
+    strengths = [0.5, 0.25, 1.0]
+    expected = {}
+    for name, module in setting.modules.items():
+        expected[name] = before[name].double()
+        for strength, file in zip(strengths, setting.files, strict=True):
+            key = "lora_unet_" + name.replace(".", "_")
+            with safe_open(file, framework="pt") as tensors:
+                up, down = (tensors.get_tensor(f"{key}.lora_{side}.weight").double() for side in ("up", "down"))
+            delta = up.flatten(1) @ down.flatten(1)
+            expected[name] += strength * 0.5 * delta.view(module.weight.shape)  # alpha is half of the rank
+
+    contestant = CONTESTANTS[who](setting)
+    contestant.apply([0.1, 0.2, 0.3])
+    contestant.change(strengths)
+    unet = setting.pipe.unet
+    for name, weight in expected.items():
+        layer = unet.get_submodule(name)
+        layer = getattr(layer, "base_layer", layer)
+        assert not torch.equal(layer.weight, before[name])
+        torch.testing.assert_close(layer.weight.double(), weight, rtol=0, atol=1e-6)
+    contestant.restore()
+    contestant.clean()
+    for name, module in setting.modules.items():
+        torch.testing.assert_close(module.weight, before[name], rtol=0, atol=0 if who != "fuse" else 1e-6)
+
+
+def test_the_full_size_is_that_of_stable_diffusion_1_5() -> None:
+    unet = model.make_unet(model.SD15, torch.float32, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+    linears = model.linears(unet)
+    assert len(linears) == 160
+    assert sum(module.weight.numel() for module in linears.values()) == 242_196_480
+    assert len(model.convolutions(unet)) == 50
+
+
+def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "benchmarks.bench", "--quick", "--rounds", "1", "--out", str(out)]
+    command += ["--dtype", "float32", "--variant", "3x32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote {out}" in done.stdout
+
+    records = json.loads(out.read_text(encoding="utf-8"))
+    assert all(set(record) == {"case", "dtype", "who", "seconds", "bytes"} for record in records)
+    found = {(record["case"], record["who"]): record for record in records}
+    assert len(found) == len(records)
+    assert {case for case, _ in found} >= CASES
+    assert {who for _, who in found} == WHO
+    for who in ("ours", "unmerged", "fuse", "loop"):
+        for case in CASES:
+            assert found[case, who]["seconds"] > 0
+            assert found[case, who]["bytes"] >= 0
+    assert found["step", "bare"]["seconds"] > 0
+    assert found["apply", "floor"]["bytes"] > 0
+
+
+def test_records_of_one_case_become_their_minimum() -> None:
+    one = Record("apply", "float32", "ours", 2.0, None)
+    two = Record("apply", "float32", "ours", 1.0, 30)
+    three = Record("apply", "float32", "ours", None, 20)
+    assert merged([one, two, three]) == [Record("apply", "float32", "ours", 1.0, 20)]
+
+
+def test_an_aim_that_is_missed_says_so() -> None:
+    records = [Record("apply", "float32", "ours", 1.5, 110), Record("apply", "float32", "floor", 1.0, 100)]
+    records.append(Record("files", "float32", "floor", None, 8))
+    assert [str(aim).split()[0] for aim in aims(records)] == ["MISSED", "met", "MISSED"]
+    assert "1.500 ≤ 1.35   float32 3x32: apply / floor" in str(next(aims(records)))
+    assert str(Aim("x", 5, 4, at_least=True)).split()[0] == "met"
