@@ -18,6 +18,7 @@ from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Pending, split_key
 from lora_runtime.adapters.training import Training, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.header import Header, TensorInfo, header_of, open_file
+from lora_runtime.metadata import family
 
 __all__ = ["Lora", "load_lora"]
 
@@ -59,6 +60,7 @@ class Lora:
     path: Path
     sha256: str  # of the whole file, hex: what the file is known by
     metadata: Mapping[str, str]
+    family: str  # what model it seems to be made for: "SD1", "SDXL", … or "unknown"
     adapters: Mapping[str, tuple[Adapter, ...]]  # by stem: what the file calls the module
     unused: Mapping[str, str] = field(repr=False)  # key → why it is in no adapter
     key_count: int = 0
@@ -92,6 +94,7 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
         path=path,
         sha256=sha256,
         metadata=header.metadata,
+        family=family(header),
         adapters=MappingProxyType(found.adapters),
         unused=MappingProxyType(found.unused),
         key_count=len(header.tensors),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_runtime.adapters import Adapter, Factors
+from lora_runtime.adapters import Adapter, Factors, no_autocast
 
 __all__ = ["Term", "merge_into"]
 
@@ -45,7 +45,7 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term]) -> None:
     """
     device = out.device
     sum_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    with torch.autocast(device.type, enabled=False), _full_precision():
+    with no_autocast(device), _full_precision():
         factors = [(term, term.adapter.factors()) for term in terms]
         low_rank = _concatenate([(t, f) for t, f in factors if f is not None], device, sum_dtype)
         dense = _dense([t for t, f in factors if f is None], weight, device, sum_dtype)

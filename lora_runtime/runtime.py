@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import BatchTagsError, LoraError, NoMatchError
 from lora_runtime.lora_cache import LoraCache
-from lora_runtime.metadata import describe, read_header
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
@@ -232,21 +231,21 @@ def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> Non
     for request in applied._requests:
         for report in plan.report.loras:
             if report.sha256 == request.lora.sha256:
-                _judge(report, model, request.span, problems)
+                _judge(report, request, model, problems)
     state.holder = None
     state.patcher.apply(plan.assignments, applied._originals)
     state.holder = applied._token
     applied.report = plan.report
 
 
-def _judge(report: LoraReport, model: ModelView, span: tuple[int, int], problems: _Problems) -> None:
+def _judge(report: LoraReport, request: Request, model: ModelView, problems: _Problems) -> None:
     """Note a file of which nothing belongs to the model, and one that was made for a model of another family.
 
     A file for another family can fit in part by chance: the first text encoder of SDXL is that of SD1.
     """
     if report.used == report.keys:
         return
-    family = describe(read_header(report.path)).family
+    family, span = request.lora.family, request.span
     if report.used == 0:
         made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
         reason = next(iter(report.unused.values()), "it has no keys")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from formula import DTYPES, Dense, LowRank, assert_rounded_once, random_terms, reference
 
+from lora_runtime.adapters import no_autocast
 from lora_runtime.merge import Term, merge_into
 
 
@@ -141,3 +142,8 @@ def test_the_same_terms_give_the_same_bits_again() -> None:
     merge_into(first, weight, terms)
     merge_into(again, weight, terms)
     assert torch.equal(first, again)
+
+
+def test_a_device_without_autocast_needs_none() -> None:
+    with no_autocast(torch.device("meta")):
+        pass

@@ -8,6 +8,8 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lora_runtime
+from lora_runtime import patcher, runtime
 from lora_runtime.ownership import _states
+from lora_runtime.pipelines import view
 
 PATCHED = ("unet", "text_encoder")
 
@@ -291,6 +295,19 @@ def test_a_file_that_matches_nothing_names_the_model_it_is_made_for(pipe: Any, f
     assert "StableDiffusionPipeline" in str(caught.value)
 
 
+def test_a_file_for_another_family_that_fits_in_part_is_applied_with_a_warning(
+    pipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first text encoder of SDXL is that of SD1, so this happens; tiny models are too small to have a family.
+    monkeypatch.setattr(runtime, "view", lambda model: replace(view(model), family="SD1"))
+    made_for_xl = {"ss_base_model_version": "sdxl_base_v1-0"}
+    tiny.write_kohya_lora(folder / "xl.safetensors", tiny.pipeline("sdxl"), metadata=made_for_xl)
+    applied = lora_runtime.apply(pipe, "a <lora:xl>", loras=folder)
+    (diagnostic,) = applied.diagnostics
+    assert (diagnostic.severity, diagnostic.span) == ("warning", (2, 11))
+    assert '"xl" seems to be made for SDXL, this model is SD1: 315 of 1197 keys fit' in diagnostic.message
+
+
 def test_a_tag_in_the_negative_prompt_is_left_and_reported(pipe: Any, folder: Path) -> None:
     applied = lora_runtime.apply(pipe, "a", negative_prompt="bad <lora:ink:1>", loras=folder)
     assert applied.negative_prompt == "bad <lora:ink:1>"
@@ -462,6 +479,24 @@ def test_a_module_replaced_between_applies_is_seen(pipe: Any, folder: Path) -> N
     assert not torch.equal(block.to_q.weight, fresh)
     lora_runtime.restore(pipe)
     assert torch.equal(block.to_q.weight, fresh)
+
+
+@pytest.mark.parametrize("originals", ["device", "host"])
+@pytest.mark.parametrize("failing", [0, 1, 150, 293])
+def test_a_fault_at_any_module_leaves_no_module_patched(
+    pipe: Any, folder: Path, failing: int, originals: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real, calls = weights(pipe), patcher.merge_into, count()
+
+    def merge_or_fail(*args: Any) -> None:
+        if next(calls) == failing:
+            raise MemoryError("injected")
+        real(*args)
+
+    monkeypatch.setattr(patcher, "merge_into", merge_or_fail)
+    with pytest.raises(MemoryError, match="injected"):
+        lora_runtime.apply(pipe, "<lora:ink>", loras=folder, originals=originals)
+    assert_untouched(pipe, before)
 
 
 def test_a_compiled_denoiser_shows_the_patch_without_compiling_again(pipe: Any, folder: Path) -> None:

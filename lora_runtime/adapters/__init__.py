@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group
+from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group, no_autocast
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
 from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, split_key
 
-__all__ = ["ALGORITHMS", "Adapter", "Algorithm", "Factors", "Group", "KeyParts", "LowRank", "Pending", "split_key"]
+__all__ = [
+    "ALGORITHMS",
+    "Adapter",
+    "Algorithm",
+    "Factors",
+    "Group",
+    "KeyParts",
+    "LowRank",
+    "Pending",
+    "no_autocast",
+    "split_key",
+]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Adapter", "Algorithm", "Factors", "Group"]
+__all__ = ["Adapter", "Algorithm", "Factors", "Group", "no_autocast"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,3 +65,11 @@ class Algorithm:
     name: str
     endings: Mapping[str, str]  # ".lora_up.weight" → "kohya up": spelling and role
     build: Callable[[Group], Adapter]  # raises ValueError with the reason when the tensors do not fit together
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which products on `device` are not rounded to half precision, whatever the caller's is."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # a device without autocast: MPS before torch 2.5
+        return nullcontext()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group
+from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group, no_autocast
 
 __all__ = ["ALGORITHM", "LowRank", "build"]
 
@@ -81,7 +81,7 @@ class LowRank(Adapter):
         """Return scale · up @ down in float32, in the shape and on the device of `weight`."""
         factors = self.factors()
         # Inside autocast a float32 product would be rounded to bfloat16.
-        with torch.autocast(weight.device.type, enabled=False):
+        with no_autocast(weight.device):
             up = factors.up.to(weight.device, torch.float32) * factors.scale
             return (up @ factors.down.to(weight.device, torch.float32)).reshape(weight.shape)
 
@@ -96,7 +96,7 @@ def _trim(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _fold(mid: Tensor, down: Tensor) -> Tensor:
     """Return the float32 factor (m, in, k…) that core (m, n, k…) and down (n, in, 1…) make together."""
-    with torch.autocast(mid.device.type, enabled=False):
+    with no_autocast(mid.device):
         return torch.einsum("mn...,nj->mj...", mid.float(), down.float().reshape(down.shape[:2]))
 
 

@@ -38,7 +38,7 @@ ROWS = (
     Row("a red heart", 1),
 )
 STRENGTHS = (0.4, 0.8, 1.2)
-TOGETHER = "<lora:outline:0.7><lora:stripes:0.7>"
+TOGETHER = ("<lora:heart:1.1><lora:outline:0.7>", "<lora:outline:0.7><lora:night:0.8>")
 
 _TILE = 96  # pixels: the 48 of a picture twice
 _GAP = 4
@@ -77,9 +77,9 @@ def _quieten() -> None:
 
 
 def _columns() -> list[str]:
-    """Return the tags of each column: none, each LoRA at each strength, two together."""
+    """Return the tags of each column: none, each LoRA at each strength, two together (twice)."""
     names = sorted(entry.name for entry in LoraCatalog(LORAS).entries)
-    return ["", *(f"<lora:{name}:{strength}>" for name in names for strength in STRENGTHS), TOGETHER]
+    return ["", *(f"<lora:{name}:{strength}>" for name in names for strength in STRENGTHS), *TOGETHER]
 
 
 def paint_sheet(pipe: Any, rows: Sequence[Row], columns: Sequence[str]) -> Image.Image:
