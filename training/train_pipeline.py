@@ -487,7 +487,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     WORK.mkdir(parents=True, exist_ok=True)
-    print("All stages take about 50 minutes on one CPU core that is free (see training/README.md).", flush=True)
+    print("All stages take about an hour on one CPU core that is free (see training/README.md).", flush=True)
     for stage in STAGES if args.stage == "all" else (args.stage,):
         began = time.perf_counter()
         run_stage(stage, args.threads)
