@@ -6,25 +6,23 @@ cost is one read of W₀, one write of W′ and one GEMM, however many adapters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 
-__all__ = ["Term", "merge_into"]
+__all__ = ["Term", "Workspace", "merge_into"]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
-# as a whole. 2 MB was fastest on 2 CPU cores (4 MB within noise); a whole-weight temporary took twice the time. On
-# other devices a block only bounds the temporary.
-_BLOCK_BYTES = {"cpu": 2 << 20}
+# as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
+# twice the time. On other devices a block only bounds the temporary.
+_BLOCK_BYTES = {"cpu": 4 << 20}
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
-_WORTH_ONEDNN = 10_000_000
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 
@@ -37,91 +35,122 @@ class Term:
     dyn: int | None = None
 
 
-def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term]) -> None:
+class Workspace:
+    """Scratch memory that one merge leaves to the next.
+
+    Fresh memory for each block costs page faults: an apply to SD1.5's attention took 1.9 times as long without this,
+    in a process whose allocator had not yet learnt to keep blocks of this size.
+    """
+
+    def __init__(self) -> None:
+        """Start without memory."""
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an uninitialised (rows, columns) tensor, valid until the next `take` of this name."""
+        size = rows * columns
+        buffer = self._buffers.get((name, dtype, device))
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name, dtype, device] = torch.empty(size, dtype=dtype, device=device)
+        return buffer[:size].view(rows, columns)
+
+
+def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Workspace | None = None) -> None:
     """Fill `out` with round(weight + Σ strength·Δ(weight)).
 
     `out` has the weight's shape, and its own dtype and device; it may be the very tensor `weight` if every term is
     low-rank. The sum is float32 (float64 for float64 weights), on `out`'s device, in the order of `terms`.
     """
-    device = out.device
-    sum_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    with no_autocast(device), _full_precision():
+    workspace = workspace or Workspace()
+    with no_autocast(out.device), _full_precision():
         factors = [(term, term.adapter.factors()) for term in terms]
-        low_rank = _concatenate([(t, f) for t, f in factors if f is not None], device, sum_dtype)
-        dense = _dense([t for t, f in factors if f is None], weight, device, sum_dtype)
         order = _storage_order(weight)
-        flat_out, flat_weight = _as_rows(out, order), _as_rows(weight, order)
-        product = None
-        if low_rank is not None:
-            product = _product(low_rank[0], _reorder_columns(low_rank[1], weight.shape, order))
-        flat_dense = None if dense is None else _as_rows(dense, order)
-        for rows in _row_blocks(flat_out):
-            _merge_rows(flat_out[rows], flat_weight[rows], rows, product, flat_dense)
-        if flat_out.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-            out.copy_(flat_out.view(out.shape))  # strides that no permutation makes contiguous
+        block = _Block(
+            _as_rows(out, order),
+            _as_rows(weight, order),
+            _concatenate([(t, f) for t, f in factors if f is not None], out, order, workspace),
+            _dense([t for t, f in factors if f is None], weight, out, order),
+            workspace,
+        )
+        for rows in _row_blocks(block.out):
+            block.merge(rows)
+        if block.out.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+            # Strides that no permutation makes contiguous: what was filled is a copy.
+            out.permute(order).copy_(block.out.view(out.permute(order).shape))
 
 
-def _merge_rows(
-    out: Tensor, weight: Tensor, rows: slice, product: Callable[[slice], Tensor] | None, dense: Tensor | None
-) -> None:
-    """Sum one block of rows, (rows, columns), and round it into `out`.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One merge, all tensors as (rows, columns) with the columns in the order in which the weight lies in memory."""
 
-    The delta is summed before W₀ joins it: `addmm` may add the products to W₀ one by one, with a rounding of W₀'s size
-    each (seen for a single row, and where a kernel splits a high rank).
-    """
-    if product is not None:
-        delta = product(rows)
-        if dense is not None:
-            delta.add_(dense[rows])
-    else:
-        assert dense is not None
-        delta = dense[rows]
-    base = weight.to(out.device)
-    if out.dtype == base.dtype == delta.dtype:
-        torch.add(base, delta, out=out)
-    else:
-        out.copy_(delta.add_(base.to(delta.dtype)))
+    out: Tensor
+    weight: Tensor
+    low_rank: tuple[Tensor, Tensor] | None  # (rows, R) and (R, columns)
+    dense: Tensor | None
+    workspace: Workspace
+
+    def merge(self, rows: slice) -> None:
+        """Sum some rows and round them into `out`.
+
+        The delta is summed before W₀ joins it: `addmm` may add the products to W₀ one by one, with a rounding of W₀'s
+        size each (seen for a single row, and where a kernel splits a high rank).
+        """
+        out, weight = self.out[rows], self.weight[rows]
+        height, width = out.shape
+        dtype = _sum_dtype(weight)
+        if self.low_rank is None:
+            assert self.dense is not None
+            delta = self.dense[rows]
+        else:
+            up, down = self.low_rank
+            # torch.mm and not oneDNN: its private op took 0.9 of the time in one trial and 1.1 in another on the same
+            # machine, and the public way to it, to_mkldnn, 1.1 to 1.3.
+            delta = torch.mm(up[rows], down, out=self.workspace.take("delta", height, width, dtype, out.device))
+            if self.dense is not None:
+                delta.add_(self.dense[rows])
+        if weight.dtype == dtype and weight.device == out.device:
+            base = weight
+        else:
+            base = self.workspace.take("base", height, width, dtype, out.device).copy_(weight)
+        if out.dtype == dtype:
+            torch.add(base, delta, out=out)
+        else:
+            out.copy_(delta.add_(base))
 
 
-def _product(up: Tensor, down: Tensor) -> Callable[[slice], Tensor]:
-    """Return the function that gives some rows of up @ down, (out, R) and (R, columns).
-
-    On CPUs oneDNN's GEMM takes 0.5 to 0.85 of the time of torch.mm for blocks of this shape (400 × 96 × 1280 on an AMD
-    EPYC); `to_mkldnn` is the public way to it. Its set-up makes it slower below about 10 million multiplications.
-    """
-    large = up.shape[0] * down.numel() >= _WORTH_ONEDNN
-    if large and up.device.type == "cpu" and up.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        packed = down.t().contiguous().to_mkldnn()
-
-        def by_onednn(rows: slice) -> Tensor:
-            product: Tensor = F.linear(up[rows].to_mkldnn(), packed).to_dense()
-            return product
-
-        return by_onednn
-    return lambda rows: torch.mm(up[rows], down)
+def _sum_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _concatenate(
-    terms: Sequence[tuple[Term, Factors]], device: torch.device, dtype: torch.dtype
+    terms: Sequence[tuple[Term, Factors]], out: Tensor, order: tuple[int, ...], workspace: Workspace
 ) -> tuple[Tensor, Tensor] | None:
-    """Return [s₁U₁ … sₙUₙ], (out, R), and [D₁; …; Dₙ], (R, columns), or None without any terms."""
+    """Return [U₁ … Uₙ], (rows, R), and [s₁D₁; …; sₙDₙ], (R, columns), or None without any terms."""
     if not terms:
         return None
-    ups, downs = [], []
-    for term, factors in terms:
-        up = factors.up[:, : term.dyn].to(device=device, dtype=dtype)
-        ups.append(up * (term.strength * factors.scale))
-        downs.append(factors.down[: term.dyn].to(device=device, dtype=dtype))
-    return torch.cat(ups, dim=1), torch.cat(downs, dim=0)
+    dtype, device = _sum_dtype(out), out.device
+    pairs = [
+        (term.strength * factors.scale, factors.up[:, : term.dyn], factors.down[: term.dyn]) for term, factors in terms
+    ]
+    rank = sum(up.shape[1] for _, up, _ in pairs)
+    ups = workspace.take("up", out.shape[0], rank, dtype, device)
+    downs = workspace.take("down", rank, pairs[0][2].shape[1], dtype, device)
+    start = 0
+    for scale, up, down in pairs:
+        ranks = slice(start, start + up.shape[1])
+        ups[:, ranks].copy_(up)
+        downs[ranks].copy_(_reorder_columns(down, out.shape, order)).mul_(scale)
+        start = ranks.stop
+    return ups, downs
 
 
-def _dense(terms: Sequence[Term], weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Return the sum of the deltas that have no factors, of the weight's shape, or None without any terms."""
+def _dense(terms: Sequence[Term], weight: Tensor, out: Tensor, order: tuple[int, ...]) -> Tensor | None:
+    """Return the sum of the deltas that have no factors, (rows, columns), or None without any terms."""
     total: Tensor | None = None
     for term in terms:
-        delta = term.adapter.delta(weight.to(device)).to(dtype)
+        delta = term.adapter.delta(weight.to(out.device)).to(_sum_dtype(weight))
         total = delta * term.strength if total is None else total.add_(delta, alpha=term.strength)
-    return total
+    return None if total is None else _as_rows(total, order)
 
 
 def _storage_order(weight: Tensor) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.merge import merge_into
+from lora_runtime.merge import Workspace, merge_into
 from lora_runtime.plan import Assignment
 
 __all__ = ["Originals", "Patcher"]
@@ -104,7 +104,8 @@ class Patcher:
                 self._restore(key)
             modes = [(a, in_place[a.parameter.device] or a.parameter.is_inference()) for a in assignments]
             changed = [(a, mode) for a, mode in modes if not self._is_current(a, mode)]
-            bindings = [(a, self._fill(a, mode)) for a, mode in changed]
+            workspace = Workspace()
+            bindings = [(a, self._fill(a, mode, workspace)) for a, mode in changed]
             for assignment, buffer in bindings:
                 self._bind(assignment, buffer)
         except BaseException:
@@ -138,7 +139,7 @@ class Patcher:
             self._restore(key)
         return False
 
-    def _fill(self, assignment: Assignment, in_place: bool) -> Tensor:
+    def _fill(self, assignment: Assignment, in_place: bool, workspace: Workspace) -> Tensor:
         """Compute W′ of one parameter into its buffer (in place: into its own storage) and return the buffer."""
         parameter = assignment.parameter
         key = id(parameter)
@@ -146,13 +147,13 @@ class Patcher:
         if in_place:
             if patch is None:
                 patch = self._begin(parameter, _copy_to_host(parameter, self._buffer(key)), in_place=True)
-            merge_into(_plain_data(parameter), patch.original, assignment.terms)
+            merge_into(_plain_data(parameter), patch.original, assignment.terms, workspace)
             return patch.original
         original = _plain_data(parameter) if patch is None else patch.original
         buffer = self._buffer(key)
         if buffer is None or not _same_layout(buffer, torch.empty_like(original, device="meta"), original.device):
             buffer = torch.empty_like(original)
-        merge_into(buffer, original, assignment.terms)
+        merge_into(buffer, original, assignment.terms, workspace)
         return buffer
 
     def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:
