@@ -259,7 +259,7 @@ def jobs_of(arguments: argparse.Namespace, folder: str) -> Iterator[Job]:
         for name in arguments.variant:
             options = Options(arguments.device, dtype, name, folder, arguments.quick, arguments.rounds)
             yield "rounds", options
-            for _ in range(1 if arguments.quick else 3):
+            for _ in range(1 if arguments.quick else (arguments.rounds + 1) // 2):
                 for who in VARIANTS[name].who:
                     if name == MAIN or who in ("ours", "loop", "floor"):
                         yield "first", replace(options, who=who)
