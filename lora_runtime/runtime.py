@@ -46,7 +46,8 @@ class Applied(Generic[Text]):
         self.prompts: tuple[Prompt, ...] = ()
         """Each prompt as it was read, with the places of its tags."""
         self.diagnostics: tuple[Diagnostic, ...] = ()
-        """What could not be read, found or used, with its place in the first prompt."""
+        """What could not be read, found or used, with its place in the prompt: of a list what could not be read comes
+        first, prompt by prompt, and what is common to all has its place in the first."""
         self.report = Report()
         """What went where, and for each key that found no place the reason."""
         self._token = object()
@@ -122,7 +123,7 @@ def apply(
     applied: Applied[Text] = Applied(view(model), clean, negative_prompt)
     applied.prompts = prompts
     applied._originals = originals
-    problems = _Problems(strict, *prompts[:1])
+    problems = _Problems(strict, prompts)
     applied._requests = tuple(_load(applied.tags, loras, problems))
     _warn_of_negative_tags(negative_prompt, problems)
     with owned(applied._model) as state:
@@ -140,12 +141,13 @@ def restore(model: Any) -> None:
 class _Problems:
     """Collects what went wrong with single tags: a diagnostic and a log line each, or with `strict` an error."""
 
-    def __init__(self, strict: bool, prompt: Prompt | None = None) -> None:
+    def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self._source = prompt.source if prompt else ""
+        self._source = prompts[0].source if prompts else ""
         self.diagnostics: tuple[Diagnostic, ...] = ()
-        for diagnostic in prompt.diagnostics if prompt else ():
-            self._note(diagnostic)
+        for prompt in prompts:
+            for diagnostic in prompt.diagnostics:
+                self._note(diagnostic, prompt.source)
 
     def error(self, error: LoraError, span: tuple[int, int] = (0, 0)) -> None:
         """Take note of an error that costs one tag, or raise it."""
@@ -157,12 +159,14 @@ class _Problems:
         """Take note of what the user should know."""
         self._note(Diagnostic("warning", span, message, hint))
 
-    def _note(self, diagnostic: Diagnostic) -> None:
+    def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
         self.diagnostics += (diagnostic,)
         if diagnostic.severity != "info":
-            about_a_place = diagnostic.span != (0, 0)
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
-            logger.warning("%s", diagnostic.format(self._source) if about_a_place else diagnostic.message + hint)
+            about_a_place = diagnostic.span != (0, 0)
+            logger.warning(
+                "%s", diagnostic.format(source or self._source) if about_a_place else diagnostic.message + hint
+            )
 
 
 def _require_same_tags(prompts: Sequence[Prompt]) -> None:

@@ -243,6 +243,15 @@ def test_a_list_of_prompts_with_different_tags_is_an_error_and_keeps_what_was(pi
     assert_untouched(pipe, patched)
 
 
+def test_a_broken_tag_in_any_prompt_of_a_list_is_said(
+    pipe: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    applied = lora_runtime.apply(pipe, ["a<lora:ink>", "b<lora:ink> <lora:wash:x>"], loras=folder)
+    assert applied.prompt == ["a", "b "]
+    assert [d.span for d in applied.diagnostics] == [(23, 24)]
+    assert "b<lora:ink> <lora:wash:x>" in caplog.text
+
+
 def test_an_unknown_name_costs_only_itself_and_is_said(
     pipe: Any, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
