@@ -1,0 +1,54 @@
+"""Loaded files are kept while they fit and while they are what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_runtime.errors import LoraFileError
+from lora_runtime.lora_cache import LoraCache
+
+
+def write(path: Path, value: float) -> Path:
+    """Write a LoRA for one module and return its path."""
+    save_file({"x.lora_up.weight": torch.full((4, 2), value), "x.lora_down.weight": torch.ones(2, 3)}, path)
+    return path
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    cache, path = LoraCache(), write(tmp_path / "a.safetensors", 1)
+    assert cache.load(path) is cache.load(path)
+
+
+def test_a_file_written_anew_is_read_again(tmp_path: Path) -> None:
+    cache, path = LoraCache(), write(tmp_path / "a.safetensors", 1)
+    before = cache.load(path)
+    path.unlink()
+    write(path, 2)
+    assert cache.load(path).sha256 != before.sha256
+
+
+def test_the_files_used_longest_ago_go_first(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abc"]
+    cache = LoraCache(limit=2 * paths[0].stat().st_size)
+    a, b = cache.load(paths[0]), cache.load(paths[1])
+    cache.load(paths[0])
+    cache.load(paths[2])
+    assert cache.load(paths[0]) is a
+    assert cache.load(paths[1]) is not b
+
+
+def test_a_file_larger_than_the_limit_is_kept_alone(tmp_path: Path) -> None:
+    cache, path = LoraCache(limit=1), write(tmp_path / "a.safetensors", 1)
+    assert cache.load(path) is cache.load(path)
+
+
+def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    cache, path = LoraCache(), write(tmp_path / "a.safetensors", 1)
+    cache.load(path)
+    path.unlink()
+    with pytest.raises(LoraFileError, match="cannot be read"):
+        cache.load(path)
