@@ -211,9 +211,6 @@ class Loop(Contestant):
             module.weight.copy_(self.backup[name])
 
 
-Gemm = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 class Floor(Contestant):
     """What cannot be had for less: a copy of the touched weights into warm buffers, and one GEMM at the summed rank.
 

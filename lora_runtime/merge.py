@@ -23,6 +23,7 @@ __all__ = ["Term", "Workspace", "merge_into"]
 # twice the time. On other devices a block only bounds the temporary.
 _BLOCK_BYTES = {"cpu": 4 << 20}
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
+_FAST = {"tf32", "bf16"}  # what a host may have allowed inside float32 products
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 
@@ -210,6 +211,3 @@ def _full_precision() -> Iterator[None]:
     finally:
         if precision != "highest":
             torch.set_float32_matmul_precision(precision)
-
-
-_FAST = {"tf32", "bf16"}

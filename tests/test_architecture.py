@@ -33,7 +33,6 @@ LADDER = (
     "merge",
     "plan",
     "patcher",
-    "live",
     "ownership",
     "runtime",
     "demo",
