@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -152,18 +153,26 @@ SUPPORTED = kohya("good")
                 "x.alpha": "an alpha without factors",
             },
         ),
-        ({"x.hada_w1_a": UP}, {"x.hada_w1_a": "LoHa is not supported yet"}),
+        ({"x.scale": torch.tensor(1.0)}, {"x.scale": "a scale without factors"}),
+        ({"x.hada_w1_a": UP}, {"x.hada_w1_a": "w1_a without w1_b and w2_a and w2_b"}),
+        ({"x.boft_R": UP}, {"x.boft_R": "BOFT of PEFT is not supported yet"}),
         (
-            kohya("x", diff_b=torch.ones(6)),
-            {"x.diff_b": "difference of a bias is not supported yet"},
-        ),
-        (
-            kohya("x", dora_scale=torch.ones(6, 1), alpha=torch.tensor(1.0)),
+            kohya("x", reshape_weight=torch.ones(2), alpha=torch.tensor(1.0)),
             {
-                "x.dora_scale": "DoRA is not supported yet",
+                "x.reshape_weight": "replacement is not supported yet",
                 **dict.fromkeys(
                     ("x.lora_up.weight", "x.lora_down.weight", "x.alpha"),
-                    "left out, since alone it would be wrong: it belongs with x.dora_scale (DoRA)",
+                    "left out, since alone it would be wrong: it belongs with x.reshape_weight (replacement)",
+                ),
+            },
+        ),
+        (
+            kohya("x", diff=torch.ones(6, 4), set_weight=torch.ones(6, 4)),
+            {
+                "x.set_weight": "replacement is not supported yet",
+                **dict.fromkeys(
+                    ("x.lora_up.weight", "x.lora_down.weight", "x.diff"),
+                    "left out, since alone it would be wrong: it belongs with x.set_weight (replacement)",
                 ),
             },
         ),
@@ -185,9 +194,9 @@ def test_a_key_that_is_not_used_has_its_reason(
         ({}, LoraFileError, "holds no tensors"),
         ({"x.weight": UP}, LoraFileError, "x.weight: no adapter has keys with this ending"),
         (
-            {"x.hada_w1_a": UP, "x.hada_w1_b": UP},
+            {"x.boft_R": UP, "x.boft_s": UP},
             LoraFileError,
-            "x.hada_w1_a (and 1 more keys): LoHa is not supported yet",
+            "x.boft_R (and 1 more keys): BOFT of PEFT is not supported yet",
         ),
         ({"x.lora_up.weight": UP}, CorruptFileError, "an up factor without its down factor"),
         ({"x.lora_up.weight": UP * float("inf"), "x.lora_down.weight": DOWN}, CorruptFileError, "NaN or infinity"),
@@ -202,6 +211,97 @@ def test_a_file_without_a_usable_adapter_is_an_error(
     assert type(caught.value) is error
     assert str(caught.value).startswith(f"{path}: ")
     assert reason in str(caught.value)
+
+
+ALL_AT_ONCE = {
+    "x.lora_up.weight": UP,
+    "x.lora_down.weight": DOWN,
+    "x.alpha": torch.tensor(1.0),
+    "x.diff": torch.randn(6, 4),
+    "x.diff_b": torch.randn(6),
+    "x.hada_w1_a": UP,
+    "x.hada_w1_b": DOWN,
+    "x.hada_w2_a": UP,
+    "x.hada_w2_b": DOWN,
+    "x.oft_blocks": torch.randn(2, 3, 3),
+}
+
+
+def test_several_algorithms_on_one_module_all_count(tmp_path: Path) -> None:
+    lora = load_lora(written(tmp_path, ALL_AT_ONCE))
+    found = lora.adapters["x"]
+    assert [(adapter.algorithm, adapter.parameter) for adapter in found] == [
+        ("lora", "weight"),
+        ("loha", "weight"),
+        ("oft", "weight"),
+        ("full", "weight"),
+        ("full", "bias"),
+    ]
+    # Every key is in one adapter, and the alpha in the first of those that use it.
+    assert sorted(key for adapter in found for key in adapter.keys) == sorted(ALL_AT_ONCE)
+    assert dict(lora.unused) == {}
+    assert [adapter.alpha for adapter in found] == [1.0, 1.0, 1.0, None, None]
+
+
+def test_the_order_of_the_keys_does_not_matter(tmp_path: Path) -> None:
+    files = []
+    for number, keys in enumerate((list(ALL_AT_ONCE), list(reversed(ALL_AT_ONCE)))):
+        header, data = {}, b""
+        for key in keys:
+            raw = ALL_AT_ONCE[key].numpy().tobytes()
+            offsets = [len(data), len(data) + len(raw)]
+            header[key] = {"dtype": "F32", "shape": list(ALL_AT_ONCE[key].shape), "data_offsets": offsets}
+            data += raw
+        files.append(load_lora(raw_file(tmp_path / f"{number}.safetensors", header, data)))
+    weight = torch.randn(6, 4)
+    for one, other in zip(*(file.adapters["x"] for file in files), strict=True):
+        assert (one.algorithm, one.parameter) == (other.algorithm, other.parameter)
+        assert set(one.keys) == set(other.keys)
+        like = weight if one.parameter == "weight" else weight[:, 0]
+        assert torch.equal(one.delta(like), other.delta(like))
+
+
+def test_what_is_broken_on_a_module_leaves_the_rest_of_it(tmp_path: Path) -> None:
+    lora = load_lora(written(tmp_path, kohya("x", hada_w1_a=UP, diff_b=torch.ones(6), alpha=torch.tensor(1.0))))
+    assert [adapter.algorithm for adapter in lora.adapters["x"]] == ["lora", "full"]
+    assert dict(lora.unused) == {"x.hada_w1_a": "w1_a without w1_b and w2_a and w2_b"}
+
+
+BUNDLE = {
+    "bundle_emb.ink.string_to_param.*": torch.randn(2, 8),
+    "bundle_emb.sdxl-style.clip_l": torch.randn(1, 8),
+    "bundle_emb.sdxl-style.clip_g": torch.randn(1, 12),
+}
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_bundled_embeddings_are_tensors_by_name(with_adapters: bool, tmp_path: Path) -> None:
+    lora = load_lora(written(tmp_path, BUNDLE | (kohya() if with_adapters else {})))
+    assert list(lora.adapters) == (["lora_unet_x"] if with_adapters else [])
+    assert {name: set(keys) for name, keys in lora.embeddings.items()} == {
+        "ink": {"string_to_param.*"},
+        "sdxl-style": {"clip_l", "clip_g"},
+    }
+    assert torch.equal(lora.embeddings["ink"]["string_to_param.*"], BUNDLE["bundle_emb.ink.string_to_param.*"])
+    assert dict(lora.unused) == {}
+    for table in (lora.embeddings, lora.embeddings["ink"]):
+        with pytest.raises(TypeError):
+            table["x"] = None  # type: ignore[index]
+
+
+def test_a_bundled_embedding_that_cannot_be_used_has_its_reason(tmp_path: Path) -> None:
+    bad = {"bundle_emb.ink": UP, "bundle_emb..clip_l": UP, "bundle_emb.nan.clip_l": UP * float("nan")}
+    lora = load_lora(written(tmp_path, kohya() | bad))
+    assert dict(lora.embeddings) == {}
+    assert dict(lora.unused) == {
+        "bundle_emb.ink": "a bundled embedding without a name",
+        "bundle_emb..clip_l": "a bundled embedding without a name",
+        "bundle_emb.nan.clip_l": "bundle_emb.nan.clip_l has NaN or infinity in it",
+    }
+
+
+def test_a_file_without_embeddings_has_none(tmp_path: Path) -> None:
+    assert dict(load_lora(written(tmp_path, kohya())).embeddings) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e5m2])
@@ -328,3 +428,27 @@ def test_the_callers_modes_do_not_matter(tmp_path: Path) -> None:
         assert not tensor.is_inference()
         assert not tensor.requires_grad
     assert torch.equal(factors.up, UP)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_before(enabled: bool, tmp_path: Path) -> None:
+    path = written(tmp_path, kohya())
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        load_lora(path)
+        assert gc.isenabled() is enabled
+        with pytest.raises(LoraFileError):
+            load_lora(tmp_path / "none.safetensors")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3, 4), (1, 2, 3, 4, 5)])
+def test_a_tensor_of_any_shape_is_that_of_the_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = torch.randn(shape)
+    path = written(tmp_path, {"bundle_emb.x.clip_l": tensor, "bundle_emb.a.clip_l": torch.randn(5)})
+    found = load_lora(path).embeddings["x"]["clip_l"]
+    assert found.is_contiguous()
+    assert torch.equal(found, tensor)

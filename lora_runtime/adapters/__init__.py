@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group, no_autocast
+from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Factors, Group, no_autocast
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
-from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, split_key
+from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, split_key
 
 __all__ = [
     "ALGORITHMS",
     "Adapter",
     "Algorithm",
+    "Dense",
     "Factors",
     "Group",
     "KeyParts",
     "LowRank",
     "Pending",
+    "companion",
     "no_autocast",
     "split_key",
 ]

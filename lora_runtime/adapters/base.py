@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Adapter", "Algorithm", "Factors", "Group", "no_autocast"]
+__all__ = ["Adapter", "Algorithm", "Dense", "Factors", "Group", "misfit_of", "no_autocast", "sum_dtype"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,10 @@ class Adapter(ABC):
 
     algorithm: ClassVar[str]
     base_dependent: ClassVar[bool] = False  # whether Δ depends on W₀
+    parameter: str = "weight"  # what of the module it changes: "weight" or "bias"
 
     keys: tuple[str, ...]  # the file's keys that it was made from
-    rank: int
+    rank: int  # 0 where the algorithm has none
     alpha: float | None
     scale: float  # alpha / rank, or 1 where there is no alpha
 
@@ -44,7 +46,37 @@ class Adapter(ABC):
 
     @abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
-        """Return Δ(weight): float32, the weight's shape and device. `weight` is the original one."""
+        """Return Δ(weight) in float32 (float64 for float64), the weight's shape and device. `weight` is the original.
+
+        The dtype of `weight` does not matter.
+        """
+
+
+class Dense(Adapter):
+    """An adapter whose delta is not of low rank: its formula is in `change`."""
+
+    # What an algorithm without these numbers leaves as it is.
+    rank: int = 0
+    alpha: float | None = None
+    scale: float = 1.0
+
+    def factors(self) -> None:
+        """Return None: there are no factors."""
+        return
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """Return Δ(weight) in float32 (float64 for float64), in the shape and on the device of `weight`."""
+        dtype = sum_dtype(weight)
+        # Inside autocast a float32 product would be rounded to bfloat16.
+        with no_autocast(weight.device):
+            return self.change(weight, lambda tensor: tensor.to(weight.device, dtype)).reshape(weight.shape)
+
+    @abstractmethod
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return Δ(weight), in any shape with the weight's elements in order.
+
+        `cast` brings a tensor to the device and dtype of the computation; `weight` comes uncast.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +85,73 @@ class Group:
 
     stem: str
     tensors: Mapping[str, Tensor]  # by role, such as "up" and "down"
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # all of the file's keys that belong to the group
     alpha: float | None = None
     rank_stabilised: bool = False  # rsLoRA: scale = alpha / √rank
+    scale: float | None = None  # said by a key of its own, it goes before alpha / rank
+    key_of: Mapping[str, str] = field(default_factory=dict)  # role → key
+    inner: tuple[Adapter, ...] = ()  # what an algorithm that `wraps` has to wrap
+
+    def scale_for(self, rank: int) -> float:
+        """Return what a product of that rank is multiplied by; rank 0 gives 0, and no division."""
+        if self.scale is not None:
+            return self.scale
+        if self.alpha is None:
+            return 1.0
+        if rank == 0:
+            return 0.0
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def need(self, *roles: str) -> list[Tensor]:
+        """Return the tensors of these roles; ValueError names those that are missing."""
+        missing = [role for role in roles if role not in self.tensors]
+        if missing:
+            raise ValueError(f"{' and '.join(self.tensors)} without {' and '.join(missing)}")
+        return [self.tensors[role] for role in roles]
+
+    def shapes(self) -> str:
+        """Return the roles and shapes of all tensors, for a reason."""
+        return ", ".join(f"{role} {tuple(self.tensors[role].shape)}" for role in sorted(self.tensors))
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One family of adapters: the key endings that it owns, and how an adapter is built from them."""
+    """One family of adapters: the key endings that it owns, and how adapters are built from them."""
 
     name: str
-    endings: Mapping[str, str]  # ".lora_up.weight" → "kohya up": spelling and role
-    build: Callable[[Group], Adapter]  # raises ValueError with the reason when the tensors do not fit together
+    endings: Mapping[str, str]  # ".lora_up.weight" → "kohya/up": spelling and role
+    build: Callable[[Group], Sequence[Adapter]]  # raises ValueError with the reason when the tensors do not fit
+    # Endings too common to own: they count only beside a key of `endings` with the same stem.
+    companions: Mapping[str, str] = field(default_factory=dict)
+    shared: tuple[str, ...] = ("alpha", "scale")  # which of these numbers of a module it uses
+    configured: bool = False  # whether an alpha that only the metadata has (PEFT's LoraConfig) is meant for it
+    wraps: bool = False  # it is built last, of the other adapters of the module's weight, and takes their place
+
+
+def misfit_of(made_for: tuple[int, ...], shape: torch.Size, what: str = "weight", *, least: int = 1) -> str | None:
+    """Return None where a delta of shape `made_for` changes a tensor of `shape`, else a reason with both.
+
+    Files store a linear layer as a 1×1 convolution and the other way round, and the kernel of a convolution
+    flattened, so what counts is the shape without trailing ones, or the size of the flattened side. `least` is the
+    number of dimensions that the tensor has at least.
+    """
+    flat_fits = len(made_for) == 2 and made_for[:1] == shape[:1] and made_for[1] == math.prod(shape[1:])
+    if len(shape) >= least and (flat_fits or _trim(made_for) == _trim(shape)):
+        return None
+    return f"made for {made_for}, the {what} is {tuple(shape)}"
+
+
+def _trim(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape without its trailing ones; the first dimension stays."""
+    length = len(shape)
+    while length > 1 and shape[length - 1] == 1:
+        length -= 1
+    return tuple(shape[:length])
+
+
+def sum_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype that deltas of this weight are computed in."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,21 +1,33 @@
 """LoRA and LoCon: delta = alpha/rank · up @ down, for linear layers and convolutions of any dimension.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685. LoCon, with or without the Tucker core `lora_mid`: LyCORIS, arXiv:2309.14859.
+Beside its factors a LoRA may have a bias (PEFT's `lora_bias`), and a sparse remainder of what the rank could not hold
+(LyCORIS's extraction): each is an adapter of its own, with the scale of the factors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Factors, Group, no_autocast
+from lora_runtime.adapters.base import (
+    Adapter,
+    Algorithm,
+    Dense,
+    Factors,
+    Group,
+    misfit_of,
+    no_autocast,
+    sum_dtype,
+)
+from lora_runtime.adapters.difference import Difference
 
-__all__ = ["ALGORITHM", "LowRank", "build"]
+__all__ = ["ALGORITHM", "BiasOfLowRank", "LowRank", "Remainder", "build", "build_all"]
 
 # (spelling, ending of the factor on the output side, of the one on the input side, of the core)
 _SPELLINGS = (
@@ -26,6 +38,8 @@ _SPELLINGS = (
     ("processor", "_lora.up.weight", "_lora.down.weight", None),
     ("text encoder", ".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", None),
 )
+_FACTORS = {"up", "down", "mid"}
+_REMAINDER = ("bias_indices", "bias_values", "bias_size")  # a bias in name only: it has the shape of the weight
 
 
 def _endings() -> Iterator[tuple[str, str]]:
@@ -34,6 +48,10 @@ def _endings() -> Iterator[tuple[str, str]]:
         yield down, f"{spelling}/down"
         if mid is not None:
             yield mid, f"{spelling}/mid"
+    yield ".lora_up.bias", "kohya/bias"
+    yield ".lora_B.bias", "peft/bias"
+    for role in _REMAINDER:
+        yield f".{role}", f"kohya/{role}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +79,8 @@ class LowRank(Adapter):
         return (int(self.up.shape[0]), *self.down.shape[1:2], *kernel)
 
     def misfit(self, shape: torch.Size) -> str | None:
-        """Return None where the factors give a weight of that shape.
-
-        Files store the factors of a linear layer as 1×1 convolutions and the other way round, and the kernel of a
-        convolution flattened, so what counts is the shape without trailing ones, or the size of the flattened side.
-        """
-        made_for = self.made_for
-        flat_fits = len(made_for) == 2 and made_for[1] == math.prod(shape[1:])
-        if len(shape) >= 2 and made_for[0] == shape[0] and (flat_fits or _trim(made_for) == _trim(shape)):
-            return None
-        return f"made for {made_for}, the weight is {tuple(shape)}"
+        """Return None where the factors give a weight of that shape."""
+        return misfit_of(self.made_for, shape, least=2)
 
     def factors(self) -> Factors:
         """Return up (out, rank) and down (rank, in·k…): views in the file's dtype, or float32 with a core."""
@@ -78,20 +88,42 @@ class LowRank(Adapter):
         return Factors(self.up.flatten(1), down.flatten(1), self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
-        """Return scale · up @ down in float32, in the shape and on the device of `weight`."""
-        factors = self.factors()
+        """Return scale · up @ down in float32 (float64 for float64), in the shape and on the device of `weight`."""
+        factors, dtype = self.factors(), sum_dtype(weight)
         # Inside autocast a float32 product would be rounded to bfloat16.
         with no_autocast(weight.device):
-            up = factors.up.to(weight.device, torch.float32) * factors.scale
-            return (up @ factors.down.to(weight.device, torch.float32)).reshape(weight.shape)
+            up = factors.up.to(weight.device, dtype) * factors.scale
+            return (up @ factors.down.to(weight.device, dtype)).reshape(weight.shape)
 
 
-def _trim(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape without its trailing ones; the first dimension stays."""
-    length = len(shape)
-    while length > 1 and shape[length - 1] == 1:
-        length -= 1
-    return tuple(shape[:length])
+class BiasOfLowRank(Difference):
+    """The bias of the factor on the output side: Δ of the module's bias, with the scale of the factors."""
+
+    algorithm: ClassVar[str] = "lora"
+
+
+@dataclass(frozen=True, eq=False)
+class Remainder(Dense):
+    """A sparse difference of the weight, as coordinates and values."""
+
+    algorithm: ClassVar[str] = "lora"
+
+    indices: Tensor  # (2, n) integers: rows and columns of the flattened weight
+    values: Tensor  # (n,); those of the same place add up
+    size: tuple[int, int]  # (out, in·k…)
+    keys: tuple[str, ...]
+    scale: float
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the flattened weight has that size."""
+        return misfit_of(self.size, shape, least=2)
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return scale · values at their places."""
+        values = cast(self.values) * self.scale
+        row, column = self.indices.to(weight.device)
+        flat = values.new_zeros(math.prod(self.size))
+        return flat.index_add_(0, row * self.size[1] + column, values)
 
 
 def _fold(mid: Tensor, down: Tensor) -> Tensor:
@@ -100,40 +132,78 @@ def _fold(mid: Tensor, down: Tensor) -> Tensor:
         return torch.einsum("mn...,nj->mj...", mid.float(), down.float().reshape(down.shape[:2]))
 
 
-def build(group: Group) -> LowRank:
-    """Return the adapter of one module; ValueError says what is missing or contradictory."""
+def build_all(group: Group) -> list[Adapter]:
+    """Return the adapter of one module, and those of its bias and its remainder where there are any."""
+    if group.tensors.keys() <= _FACTORS:
+        return [build(group)]
+    extras = [role for role in group.tensors if role not in _FACTORS]
+    apart = {group.key_of[role] for role in extras}
+    low_rank = build(group, tuple(key for key in group.keys if key not in apart))
+    adapters: list[Adapter] = [low_rank]
+    if "bias" in group.tensors:
+        bias = group.tensors["bias"]
+        if bias.shape != low_rank.up.shape[:1]:
+            raise ValueError(f"the bias is not as long as the up factor: {group.shapes()}")
+        adapters.append(BiasOfLowRank(bias, (group.key_of["bias"],), "bias", low_rank.scale))
+    if extras != ["bias"]:
+        adapters.append(_remainder(group, low_rank.scale))
+    return adapters
+
+
+def build(group: Group, keys: tuple[str, ...] | None = None) -> LowRank:
+    """Return the adapter of the factors alone; ValueError says what is missing or contradictory."""
     up, down, mid = (group.tensors.get(role) for role in ("up", "down", "mid"))
     if up is None or down is None:
-        raise ValueError(_missing(up, down))
+        raise ValueError(_missing(group))
     _check_shapes(up, down, mid)
-    rank = int(down.shape[0])
-    return LowRank(up, down, mid, group.keys, group.alpha, _scale(group, rank))
+    scale = group.scale_for(int(down.shape[0]))
+    return LowRank(up, down, mid, group.keys if keys is None else keys, group.alpha, scale)
 
 
-def _missing(up: Tensor | None, down: Tensor | None) -> str:
-    if up is None and down is None:
-        return "a core without its factors"
-    return "a down factor without its up factor" if up is None else "an up factor without its down factor"
-
-
-def _scale(group: Group, rank: int) -> float:
-    if group.alpha is None:
-        return 1.0
-    if rank == 0:
-        return 0.0
-    return group.alpha / (math.sqrt(rank) if group.rank_stabilised else rank)
+def _missing(group: Group) -> str:
+    if "up" in group.tensors:
+        return "an up factor without its down factor"
+    if "down" in group.tensors:
+        return "a down factor without its up factor"
+    what = "a core" if "mid" in group.tensors else "a bias" if "bias" in group.tensors else "a sparse remainder"
+    return f"{what} without its factors"
 
 
 def _check_shapes(up: Tensor, down: Tensor, mid: Tensor | None) -> None:
+    up_shape, down_shape = up.shape, down.shape
+    if len(up_shape) < 2 or len(down_shape) < 2 or math.prod(up_shape[2:]) != 1:
+        raise ValueError(f"the factors are neither matrices nor kernels: {_shapes(up, down, mid)}")
+    inner = (down_shape[0],) * 2 if mid is None else mid.shape[:2]  # (rank of up, rank of down)
+    if inner != (up_shape[1], down_shape[0]):
+        raise ValueError(f"the ranks of the factors differ: {_shapes(up, down, mid)}")
+    if mid is not None and math.prod(down_shape[2:]) != 1:
+        raise ValueError(f"both the core and the down factor have a kernel: {_shapes(up, down, mid)}")
+
+
+def _shapes(up: Tensor, down: Tensor, mid: Tensor | None) -> str:
     named = {"up": up, "mid": mid, "down": down}
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items() if tensor is not None)
-    if up.ndim < 2 or down.ndim < 2 or math.prod(up.shape[2:]) != 1:
-        raise ValueError(f"the factors are neither matrices nor kernels: {shapes}")
-    inner = (down.shape[0],) * 2 if mid is None else mid.shape[:2]  # (rank of up, rank of down)
-    if inner != (up.shape[1], down.shape[0]):
-        raise ValueError(f"the ranks of the factors differ: {shapes}")
-    if mid is not None and math.prod(down.shape[2:]) != 1:
-        raise ValueError(f"both the core and the down factor have a kernel: {shapes}")
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items() if tensor is not None)
 
 
-ALGORITHM = Algorithm("lora", dict(_endings()), build)
+def _remainder(group: Group, scale: float) -> Remainder:
+    indices, values, size = (_unsigned(tensor) for tensor in group.need(*_REMAINDER))
+    count = values.numel()
+    if size.shape != (2,) or values.ndim != 1 or indices.shape != (2, count):
+        raise ValueError(f"the sparse remainder is not a matrix: {group.shapes()}")
+    if indices.is_floating_point() or size.is_floating_point():
+        raise ValueError("the places of the sparse remainder are no integers")
+    rows, columns = (int(extent) for extent in size)
+    if count and not (int(indices.min()) >= 0 and int(indices[0].max()) < rows and int(indices[1].max()) < columns):
+        raise ValueError(f"the sparse remainder has a place outside of its own size ({rows}, {columns})")
+    keys = tuple(group.key_of[role] for role in _REMAINDER)
+    return Remainder(indices, values, (rows, columns), keys, scale)
+
+
+def _unsigned(tensor: Tensor) -> Tensor:
+    """Return integers as int64. They are written as int16, in which a place beyond 32767 became negative."""
+    if tensor.is_floating_point():
+        return tensor
+    return tensor.long() & 0xFFFF if tensor.dtype == torch.int16 else tensor.long()
+
+
+ALGORITHM = Algorithm("lora", dict(_endings()), build_all, configured=True)

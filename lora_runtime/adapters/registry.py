@@ -3,55 +3,97 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
-from lora_runtime.adapters import lora
+from lora_runtime.adapters import abba, difference, dora, glora, ia3, loha, lokr, lora, oft
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import PENDING, Pending
 
-__all__ = ["ALGORITHMS", "KeyParts", "split_key"]
+__all__ = ["ALGORITHMS", "KeyParts", "companion", "split_key"]
 
-ALGORITHMS: tuple[Algorithm, ...] = (lora.ALGORITHM,)
+# The adapters of one module are built, and summed, in this order. What wraps others is last.
+ALGORITHMS: tuple[Algorithm, ...] = (
+    lora.ALGORITHM,
+    loha.ALGORITHM,
+    lokr.ALGORITHM,
+    abba.ALGORITHM,
+    ia3.ALGORITHM,
+    glora.ALGORITHM,
+    oft.ALGORITHM,
+    difference.FULL,
+    difference.NORM,
+    dora.ALGORITHM,
+)
 
 
-@dataclass(frozen=True)
-class KeyParts:
+class KeyParts(NamedTuple):
     """A key of a file, taken apart."""
 
     stem: str  # names the module
     role: str  # names the tensor within its algorithm: "up", "down", "alpha" …
     spelling: str = ""  # tensors belong together when they are spelled alike
-    owner: Algorithm | Pending | None = None  # None for what all algorithms share: alpha
+    owner: Algorithm | Pending | None = None  # None for what all algorithms share: alpha and scale
 
 
-def _owners() -> dict[str, tuple[str, str, Algorithm | Pending | None]]:
-    owners: dict[str, tuple[str, str, Algorithm | Pending | None]] = {".alpha": ("alpha", "", None)}
-    owners.update((ending, (ending, "", pending)) for ending, pending in PENDING.items())
+_Owned = tuple[str, str, Algorithm | Pending | None]  # role, spelling, owner
+
+
+def _owners() -> dict[str, _Owned]:
+    owners: dict[str, _Owned] = {".alpha": ("alpha", "/", None), ".scale": ("scale", "/", None)}
+    owners.update((ending, (ending, "/", pending)) for ending, pending in PENDING.items())
     for algorithm in ALGORITHMS:
         for ending, spelled_role in algorithm.endings.items():
             spelling, role = spelled_role.split("/")
-            owners[ending] = (role, spelling, algorithm)
+            owners[ending] = (role, f"{spelling}/", algorithm)
     return owners
 
 
 _OWNERS = MappingProxyType(_owners())
-_STARTS = re.compile(r"\.|_(?=lora\.)")  # where an ending can start: "to_q.lora_up.weight", "to_q_lora.up.weight"
+_COMPANIONS = MappingProxyType(
+    {ending: (spelled, algorithm) for algorithm in ALGORITHMS for ending, spelled in algorithm.companions.items()}
+)
 # PEFT writes the name of the adapter into the keys of its ModuleDicts: "lora_A.default.weight".
 _NAMED = re.compile(r"(\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))\.([^.]+)(\.\w+)?")
+_DOTS = max(3, *(ending.count(".") for ending in _OWNERS))  # of an ending; 3 with the name of an adapter
 
 
 def split_key(key: str) -> KeyParts | None:
     """Return the parts of a key, or None when no algorithm knows its ending."""
-    for start in _STARTS.finditer(key):
-        ending = key[start.start() :]
-        name = ""
-        if ending not in _OWNERS:
-            named = _NAMED.fullmatch(ending) if ending.startswith(".lora_") else None
-            if named is None:
-                continue
-            ending, name = named[1] + (named[3] or ""), named[2]
-        if ending in _OWNERS:
-            role, spelling, owner = _OWNERS[ending]
-            return KeyParts(key[: start.start()], role, f"{spelling}/{name}", owner)
+    # The quick way, for stems without dots as kohya's trainer writes them. What starts even further left, at "_lora",
+    # goes on with ".up.weight", which is no ending by itself.
+    start = key.find(".")
+    found = _OWNERS.get(key[start:]) if start >= 0 else None
+    if found is not None:
+        return KeyParts(key[:start], *found)
+    starts: list[int] = []
+    start = len(key)
+    for _ in range(_DOTS):
+        start = key.rfind(".", 0, start)
+        if start < 0:
+            break
+        starts.append(start)
+        if key.endswith("_lora", 0, start):  # "to_q_lora.up.weight"
+            starts.append(start - len("_lora"))
+    for start in reversed(starts):
+        ending = key[start:]
+        found = _OWNERS.get(ending)
+        if found is not None:
+            return KeyParts(key[:start], *found)
+        if ending.startswith(".lora_") and (named := _NAMED.fullmatch(ending)) is not None:
+            found = _OWNERS.get(named[1] + (named[3] or ""))
+            if found is not None:
+                role, spelling, owner = found
+                return KeyParts(key[:start], role, spelling + named[2], owner)
     return None
+
+
+def companion(key: str) -> KeyParts | None:
+    """Return the parts of a key that an algorithm owns only beside others of the same module, or None."""
+    stem, dot, ending = key.rpartition(".")
+    found = _COMPANIONS.get(dot + ending)
+    if found is None:
+        return None
+    spelled_role, algorithm = found
+    spelling, role = spelled_role.split("/")
+    return KeyParts(stem, role, f"{spelling}/", algorithm)

@@ -25,6 +25,8 @@ class Training:
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
+        if not self.settings:
+            return None, False
         found = next((prefix for prefix in self.settings if prefix and stem.startswith(f"{prefix}.")), "")
         settings = self.settings.get(found, {})
         name = stem[len(found) + 1 :] if found else stem

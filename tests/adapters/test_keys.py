@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_runtime.adapters import ALGORITHMS, Algorithm, Pending, split_key
+from lora_runtime.adapters import ALGORITHMS, Algorithm, Pending, companion, split_key
+from lora_runtime.adapters.pending import PENDING
 
 # Written from the formats' descriptions: (key, stem, role).
 KEYS = [
@@ -24,6 +25,32 @@ KEYS = [
     ("blocks.0.attn.qkv.lora_A", "blocks.0.attn.qkv", "down"),
     ("text_encoder.layers.0.q_proj.lora_linear_layer.up.weight", "text_encoder.layers.0.q_proj", "up"),
     ("text_encoder.layers.0.q_proj.lora_linear_layer.down.weight", "text_encoder.layers.0.q_proj", "down"),
+    ("to_q_lora.up.weight", "to_q", "up"),
+    ("x.lora_A.b1.weight", "x", "down"),  # named as a tensor of GLoRA is
+    ("lora_unet_x.scale", "lora_unet_x", "scale"),
+    ("unet.x.lora_B.bias", "unet.x", "bias"),
+    ("unet.x.lora_B.default.bias", "unet.x", "bias"),
+    ("lora_unet_x.lora_up.bias", "lora_unet_x", "bias"),
+    ("lora_unet_x.bias_indices", "lora_unet_x", "bias_indices"),
+    ("lora_unet_x.hada_w1_a", "lora_unet_x", "w1_a"),
+    ("lora_unet_x.hada_t2", "lora_unet_x", "t2"),
+    ("lora_unet_x.lokr_w1", "lora_unet_x", "w1"),
+    ("lora_unet_x.lokr_w2_b", "lora_unet_x", "w2_b"),
+    ("lora_unet_x.lora_up2.weight", "lora_unet_x", "up2"),
+    ("lora_unet_x.on_input", "lora_unet_x", "on_input"),
+    ("lora_unet_x.bm.weight", "lora_unet_x", "bm"),
+    ("oft_unet_x.oft_blocks", "oft_unet_x", "blocks"),
+    ("lora_unet_x.oft_diag", "lora_unet_x", "diag"),
+    ("lora_unet_x.rescale", "lora_unet_x", "rescale"),
+    ("lora_unet_x.diff", "lora_unet_x", "weight"),
+    ("lora_unet_x.diff_b", "lora_unet_x", "bias"),
+    ("lora_unet_x.w_norm", "lora_unet_x", "weight"),
+    ("lora_unet_x.b_norm", "lora_unet_x", "bias"),
+    ("lora_unet_x.dora_scale", "lora_unet_x", "scale"),
+    ("unet.x.lora_magnitude_vector", "unet.x", "vector"),
+    ("unet.x.lora_magnitude_vector.weight", "unet.x", "vector.weight"),
+    ("unet.x.lora_magnitude_vector.default.weight", "unet.x", "vector.weight"),
+    ("diffusion_model.x.magnitude", "diffusion_model.x", "magnitude"),
 ]
 
 
@@ -32,30 +59,46 @@ def test_a_key_is_a_stem_and_a_role(key: str, stem: str, role: str) -> None:
     parts = split_key(key)
     assert parts is not None
     assert (parts.stem, parts.role) == (stem, role)
-    assert parts.owner is None if role == "alpha" else isinstance(parts.owner, Algorithm)
+    shared = key.endswith((".alpha", ".scale"))
+    assert parts.owner is None if shared else isinstance(parts.owner, Algorithm)
 
 
 @pytest.mark.parametrize(
-    ("key", "algorithm", "on_weight"),
+    ("key", "algorithm"),
     [
-        ("lora_unet_x.dora_scale", "DoRA", True),
-        ("unet.x.lora_magnitude_vector", "DoRA", True),
-        ("unet.x.lora_magnitude_vector.weight", "DoRA", True),
-        ("unet.x.lora_magnitude_vector.default.weight", "DoRA", True),
-        ("lora_unet_x.hada_w1_a", "LoHa", True),
-        ("lora_unet_x.lokr_w2_b", "LoKr", True),
-        ("lora_unet_x.on_input", "IA³", True),
-        ("oft_unet_x.oft_blocks", "OFT", True),
-        ("lora_unet_x.diff", "full difference", True),
-        ("lora_unet_x.diff_b", "difference of a bias", False),
-        ("unet.x.lora_B.bias", "LoRA with a bias", False),
-        ("x.lora_embedding_A.default", "LoRA of an embedding", True),
+        ("unet.x.ia3_l", "IA³ of PEFT"),
+        ("unet.x.oft_R.weight", "OFT of PEFT"),
+        ("oft_unet_x.oft_blocks.0", "OFT of several parts"),
+        ("unet.x.boft_R", "BOFT of PEFT"),
+        ("blocks.0.diff_m", "a modulation"),
+        ("img_in.set_weight", "replacement"),
+        ("img_in.reshape_weight", "replacement"),
+        ("lora_unet_x.lambda_layer", "T-LoRA"),
+        ("x.lora_embedding_A.default", "LoRA of an embedding"),
     ],
 )
-def test_an_algorithm_without_support_is_known_by_name(key: str, algorithm: str, on_weight: bool) -> None:
+def test_an_algorithm_without_support_is_known_by_name(key: str, algorithm: str) -> None:
     parts = split_key(key)
     assert parts is not None
-    assert parts.owner == Pending(algorithm, on_weight)
+    assert parts.owner == Pending(algorithm)
+
+
+def test_what_is_known_is_never_pending_too() -> None:
+    known = {ending for algorithm in ALGORITHMS for ending in (*algorithm.endings, *algorithm.companions)}
+    assert not known & set(PENDING)
+
+
+@pytest.mark.parametrize("key", ["lora_unet_x.weight", "model.diffusion_model.out.2.weight"])
+def test_a_companion_is_what_counts_only_beside_others(key: str) -> None:
+    assert split_key(key) is None
+    parts = companion(key)
+    assert parts is not None
+    assert (parts.stem, parts.role) == (key.removesuffix(".weight"), "weight")
+
+
+@pytest.mark.parametrize("key", ["", "x", "x.bias", "weight"])
+def test_few_endings_are_companions(key: str) -> None:
+    assert companion(key) is None
 
 
 @pytest.mark.parametrize(
@@ -84,4 +127,4 @@ def test_two_adapters_of_one_module_stay_apart() -> None:
 
 def test_no_ending_is_owned_twice() -> None:
     endings = [ending for algorithm in ALGORITHMS for ending in algorithm.endings]
-    assert len(endings) == len(set(endings)) == 13
+    assert len(endings) == len(set(endings))

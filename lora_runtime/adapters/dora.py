@@ -1,0 +1,107 @@
+"""DoRA: W′ = m · V / ‖V‖ with V = W₀ + D, where D is the sum of whatever else the module's weight has at strength 1.
+
+Liu et al. 2024, arXiv:2402.09353. D may be a LoRA, LoHa, LoKr, …; the norm is that of each output, or of each input.
+A strength s is that of the sum of all adapters, W₀ + s·(W′ − W₀).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
+
+__all__ = ["ALGORITHM", "Dora", "build", "dora_delta"]
+
+
+def dora_delta(weight: Tensor, inner: Tensor, magnitude: Tensor, axis: int) -> Tensor:
+    """Return m · V/‖V‖ − W₀ with V = W₀ + D, from W₀ and D (out, in, k…) and m, a number for each place of `axis`."""
+    total = weight + inner
+    others = tuple(dim for dim in range(weight.ndim) if dim != axis)
+    norm = torch.linalg.vector_norm(total, dim=others, keepdim=True)
+    # What has no length has no direction either, and stays zero.
+    factor = magnitude.reshape(norm.shape) / torch.where(norm > 0, norm, 1.0)
+    return inner * factor + weight * (factor - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Dora(Dense):
+    """Other adapters of the same weight, with a length for each output or input."""
+
+    algorithm: ClassVar[str] = "dora"
+    base_dependent: ClassVar[bool] = True
+
+    inner: tuple[Adapter, ...]
+    magnitude: Tensor  # (out,), (1, out, 1…), (out, 1…) or (1, in, 1…)
+    on_output: bool  # whether the key says that the lengths are those of the outputs, whatever the shape
+    keys: tuple[str, ...]
+    rank: int
+    alpha: float | None
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where all of the inner adapters and the lengths fit a weight of that shape."""
+        for adapter in self.inner:
+            if (reason := adapter.misfit(shape)) is not None:
+                return reason
+        if len(shape) < 2 or self._axis(shape) is None:
+            return f"its magnitude is {tuple(self.magnitude.shape)}, the weight is {tuple(shape)}"
+        return None
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return m · V/‖V‖ − W₀."""
+        axis = self._axis(weight.shape)
+        assert axis is not None, "misfit was not asked"
+        inner = self.inner[0].delta(weight)
+        for adapter in self.inner[1:]:
+            inner = inner + adapter.delta(weight)
+        return dora_delta(cast(weight), inner, cast(self.magnitude), axis)
+
+    def _axis(self, shape: torch.Size) -> int | None:
+        """Return the axis of a weight that the lengths belong to: 0 outputs, 1 inputs; None where they fit neither.
+
+        The name of the key goes first, then the shape: (out, 1…) is by output even for a square weight. A single
+        dimension that fits both is the inputs: such files are older than the outputs.
+        """
+        own = tuple(self.magnitude.shape)
+        count = self.magnitude.numel()
+        fits_output, fits_input = count == shape[0], count == shape[1]
+        if self.on_output:
+            return 0 if fits_output else None
+        if len(own) >= 2 and math.prod(own[1:]) == 1 and fits_output:
+            return 0
+        if len(own) >= 2 and own[1] != count:
+            return None
+        return 1 if fits_input else 0 if len(own) < 2 and fits_output else None
+
+
+def build(group: Group) -> list[Dora]:
+    """Return the adapter that takes the place of `group.inner`; ValueError says what is missing or contradictory."""
+    (role, magnitude), *others = group.tensors.items()
+    if others:
+        raise ValueError(f"two magnitudes on one module: {group.shapes()}")
+    if not group.inner:
+        raise ValueError("a magnitude (DoRA) without factors")
+    if magnitude.numel() == 0 or max(magnitude.shape, default=1) != magnitude.numel():
+        raise ValueError(f"the magnitude (DoRA) is no vector: {group.shapes()}")
+    keys = (*(key for adapter in group.inner for key in adapter.keys), *group.keys)
+    first = group.inner[0]
+    return [Dora(group.inner, magnitude, role != "scale", keys, first.rank, first.alpha)]
+
+
+ALGORITHM = Algorithm(
+    "dora",
+    {
+        ".dora_scale": "dora/scale",
+        ".lora_magnitude_vector": "dora/vector",
+        ".lora_magnitude_vector.weight": "dora/vector.weight",
+        ".magnitude": "dora/magnitude",
+    },
+    build,
+    shared=(),
+    wraps=True,
+)

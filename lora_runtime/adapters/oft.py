@@ -1,0 +1,139 @@
+"""OFT and BOFT: W′ = rescale · R · W₀, where R turns the outputs of a layer and keeps the angles between them.
+
+OFT: Qiu et al. 2023, arXiv:2306.07280. BOFT: Liu et al. 2023, arXiv:2311.06243. As kohya's trainer and LyCORIS
+(arXiv:2309.14859, "diag-oft" and "boft") store them: what is learnt is the upper part of a skew matrix Q, and
+R = (I + Q)(I − Q)⁻¹ (Cayley). PEFT's `oft_R` turns the inputs and is not read here.
+
+A strength s is that of the sum of all adapters, W₀ + s·(W′ − W₀).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lora_runtime.adapters.base import Algorithm, Dense, Group
+
+__all__ = ["ALGORITHM", "Butterfly", "Rotation", "build", "butterfly", "cayley", "rotate"]
+
+
+def cayley(blocks: Tensor, limit: float | None) -> Tensor:
+    """Return R = (I + Q)(I − Q)⁻¹ for each of `blocks` (…, b, b), where Q is a block minus its transpose.
+
+    `limit`: what the norm of all Q together is cut to; None for none.
+    """
+    skew = blocks - blocks.mT
+    if limit is not None:
+        norm = torch.linalg.vector_norm(skew).clamp(min=torch.finfo(skew.dtype).tiny)
+        skew = skew * (limit / norm).clamp(max=1.0)
+    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    # Both commute, so the inverse may stand on either side.
+    turns: Tensor = torch.linalg.solve(identity - skew, identity + skew)
+    return turns
+
+
+def rotate(turns: Tensor, weight: Tensor) -> Tensor:
+    """Return Rᵀ·W₀ by blocks of rows: turns (n, b, b) on a weight (n·b, …)."""
+    rows = weight.reshape(turns.shape[0], turns.shape[1], -1)
+    return (turns.mT @ rows).reshape(weight.shape)
+
+
+def butterfly(turns: Tensor, weight: Tensor) -> Tensor:
+    """Return the product of m butterfly stages with W₀: turns (m, n, b, b) on a weight (n·b, …).
+
+    Stage i turns rows that lie 2ⁱ·b/2 apart: it mixes within stretches of 2ⁱ·b rows.
+    """
+    stages, count, size, _ = turns.shape
+    rows = weight.reshape(weight.shape[0], -1)
+    columns = rows.shape[1]
+    for stage in range(stages):
+        apart = 2**stage * (size // 2)
+        paired = rows.reshape(-1, 2, apart, columns).transpose(1, 2).reshape(count, size, columns)
+        turned = turns[stage] @ paired
+        rows = turned.reshape(-1, apart, 2, columns).transpose(1, 2).reshape(-1, columns)
+    return rows.reshape(weight.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation(Dense):
+    """Rotations of blocks of neighbouring outputs."""
+
+    algorithm: ClassVar[str] = "oft"
+    base_dependent: ClassVar[bool] = True
+
+    blocks: Tensor  # (n, b, b); for BOFT (m, n, b, b)
+    learnt: bool  # whether the blocks make R by Cayley's formula; False: they are R (old LyCORIS)
+    rescale: Tensor | None  # (out, 1…)
+    keys: tuple[str, ...]
+    alpha: float | None  # of the norm of Q, by output; None and 0 for none
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs that the blocks cover."""
+        return int(self.blocks.shape[-3] * self.blocks.shape[-1])
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the weight has as many outputs."""
+        if len(shape) >= 2 and shape[0] == self.outputs:
+            return None
+        made_for = " × ".join(str(extent) for extent in self.blocks.shape[-3:-1])
+        return f"made for {made_for} outputs, the weight is {tuple(shape)}"
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return rescale · R · W₀ − W₀."""
+        blocks, base = cast(self.blocks), cast(weight)
+        if self.learnt:
+            limit = self.alpha * self.outputs if self.alpha is not None and self.alpha > 0 else None
+            blocks = cayley(blocks, limit)
+        turned = self.turn(blocks, base)
+        if self.rescale is not None:
+            turned = turned * cast(self.rescale).reshape(-1, *(1 for _ in weight.shape[1:]))
+        return turned - base
+
+    def turn(self, turns: Tensor, weight: Tensor) -> Tensor:
+        """Return R · W₀."""
+        return rotate(turns, weight)
+
+
+class Butterfly(Rotation):
+    """Rotations in stages, which mix ever more distant outputs."""
+
+    algorithm: ClassVar[str] = "boft"
+
+    def turn(self, turns: Tensor, weight: Tensor) -> Tensor:
+        """Return the product of all stages with W₀."""
+        return butterfly(turns, weight)
+
+
+def build(group: Group) -> list[Rotation]:
+    """Return the adapter of one module, an OFT or, where the blocks have four dimensions, a BOFT."""
+    blocks, diag, rescale = (group.tensors.get(role) for role in ("blocks", "diag", "rescale"))
+    if blocks is not None and diag is not None:
+        raise ValueError("both oft_blocks and oft_diag on one module")
+    learnt = blocks is not None
+    blocks = diag if blocks is None else blocks
+    if blocks is None:
+        (blocks,) = group.need("blocks")
+    kind = Butterfly if blocks.ndim == 4 and learnt else Rotation
+    if blocks.ndim != (4 if kind is Butterfly else 3) or blocks.shape[-1] != blocks.shape[-2]:
+        raise ValueError(f"the blocks are not square: {group.shapes()}")
+    if blocks.numel() == 0:
+        raise ValueError(f"the blocks are empty: {group.shapes()}")
+    made = kind(blocks, learnt, rescale, group.keys, group.alpha)
+    if rescale is not None and rescale.numel() != made.outputs:
+        raise ValueError(f"the rescale has another number of outputs: {group.shapes()}")
+    if kind is Butterfly and (blocks.shape[-1] % 2 or made.outputs % (2 ** (blocks.shape[0] - 1) * blocks.shape[-1])):
+        raise ValueError(f"the blocks make no butterfly of that many stages: {group.shapes()}")
+    return [made]
+
+
+ALGORITHM = Algorithm(
+    "oft",
+    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"},
+    build,
+    shared=("alpha",),
+)
