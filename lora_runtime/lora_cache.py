@@ -16,9 +16,10 @@ _Stamp = tuple[int, int, int] | None
 class LoraCache:
     """The files loaded last, up to a limit in bytes; a file that was written since is read again."""
 
-    def __init__(self, limit: int = 1 << 30) -> None:
-        """Hold at most `limit` bytes of tensors, and always the file asked for last."""
+    def __init__(self, limit: int = 1 << 30, files: int | None = None) -> None:
+        """Hold at most `limit` bytes of tensors and `files` files, and always the file asked for last."""
         self.limit = limit
+        self.files = files
         self._loras: OrderedDict[Path, tuple[_Stamp, Lora]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -36,7 +37,8 @@ class LoraCache:
     def _trim(self) -> None:
         """Drop the files used longest ago until the rest fit."""
         size = sum(lora.nbytes for _, lora in self._loras.values())
-        while size > self.limit and len(self._loras) > 1:
+        most = len(self._loras) if self.files is None else self.files
+        while (size > self.limit or len(self._loras) > most) and len(self._loras) > 1:
             _, (_, dropped) = self._loras.popitem(last=False)
             size -= dropped.nbytes
 

@@ -2,6 +2,8 @@
 
 Ranks concatenate: all low-rank terms of a target are one product [s₁U₁ … sₙUₙ]·[D₁; …; Dₙ] of summed rank R, so the
 cost is one read of W₀, one write of W′ and one GEMM, however many adapters there are.
+
+An adapter for a part of a weight (q of a fused q, k and v) sees that part as its weight; its delta is added there.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters import Adapter, Factors, no_autocast
+from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["Term", "Workspace", "merge_into"]
+__all__ = ["Term", "Workspace", "merge_into", "region_of"]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
@@ -34,6 +37,23 @@ class Term:
     adapter: Adapter
     strength: float
     dyn: int | None = None
+    part: Part = WHOLE
+
+
+def region_of(weight: Tensor, part: Part) -> Tensor:
+    """Return a view of a part of a weight, in the shape in which files have it."""
+    if part is WHOLE:
+        return weight
+    rows = weight.shape[0] // part.count
+    view = weight[part.index * rows : (part.index + 1) * rows]
+    if part.inputs is not None:
+        view = view[:, : part.inputs]
+    return view.t() if part.transposed else view
+
+
+def _swap(rows: Tensor, part: Part) -> Tensor:
+    """Return rows with their halves swapped where those of files are: both ways the same."""
+    return torch.roll(rows, rows.shape[0] // 2, 0) if part.swapped else rows
 
 
 class Workspace:
@@ -65,12 +85,14 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     workspace = workspace or Workspace()
     with no_autocast(out.device), _full_precision():
         factors = [(term, term.adapter.factors()) for term in terms]
+        joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
+        others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
         order = _storage_order(weight)
         block = _Block(
             _as_rows(out, order),
             _as_rows(weight, order),
-            _concatenate([(t, f) for t, f in factors if f is not None], out, order, workspace),
-            _dense([t for t, f in factors if f is None], weight, out, order),
+            _concatenate(joined, out, order, workspace),
+            _dense(others, weight, out, order),
             workspace,
         )
         for rows in _row_blocks(block.out):
@@ -145,12 +167,25 @@ def _concatenate(
     return ups, downs
 
 
-def _dense(terms: Sequence[Term], weight: Tensor, out: Tensor, order: tuple[int, ...]) -> Tensor | None:
-    """Return the sum of the deltas that have no factors, (rows, columns), or None without any terms."""
+def _dense(
+    terms: Sequence[tuple[Term, Factors | None]], weight: Tensor, out: Tensor, order: tuple[int, ...]
+) -> Tensor | None:
+    """Return the sum of the deltas without factors and of those for parts, (rows, columns), or None without any."""
     total: Tensor | None = None
-    for term in terms:
-        delta = term.adapter.delta(weight.to(out.device)).to(_sum_dtype(weight))
-        total = delta * term.strength if total is None else total.add_(delta, alpha=term.strength)
+    dtype = _sum_dtype(weight)
+    for term, factors in terms:
+        here = region_of(weight, term.part)
+        if factors is None:
+            delta = term.adapter.delta(_swap(here.to(out.device), term.part)).to(dtype)
+        else:
+            up, down = factors.up[:, : term.dyn], factors.down[: term.dyn]
+            delta = (up.to(out.device, dtype) @ down.to(out.device, dtype)).mul_(factors.scale).reshape(here.shape)
+        if total is None and term.part == WHOLE:
+            total = delta * term.strength
+            continue
+        if total is None:
+            total = torch.zeros(weight.shape, dtype=dtype, device=out.device)
+        region_of(total, term.part).add_(_swap(delta, term.part), alpha=term.strength)
     return None if total is None else _as_rows(total, order)
 
 

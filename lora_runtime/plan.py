@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from lora_runtime.adapters import Adapter
+from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.lora import Lora
-from lora_runtime.merge import Term
+from lora_runtime.merge import Term, region_of
 from lora_runtime.targets import Target, Targets
 
 __all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "make_plan"]
@@ -110,14 +113,13 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
     for request in _add_up(requests):
         placed, unused = _place(request, targets)
         reports.append(_report(request, placed, unused))
-        for stem, (target, parameter) in placed.items():
-            strength = request.strength(target.component)
+        for place in placed:
+            strength = request.strength(place.target.component)
             if strength == 0:
                 continue
-            for index, adapter in enumerate(request.lora.adapters[stem]):
-                identity = (request.lora.sha256, stem, index, strength, request.dyn)
-                term = Term(adapter, strength, request.dyn)
-                terms.setdefault(id(parameter), []).append((target, parameter, term, identity))
+            identity = (request.lora.sha256, place.stem, place.number, strength, request.dyn, place.part)
+            term = Term(place.adapter, strength, request.dyn, place.part)
+            terms.setdefault(id(place.parameter), []).append((place.target, place.parameter, term, identity))
     assignments = tuple(
         Assignment(found[0][0], found[0][1], tuple(f[2] for f in found), tuple(f[3] for f in found))
         for found in terms.values()
@@ -137,29 +139,82 @@ def _add_up(requests: Sequence[Request]) -> Iterator[Request]:
         yield Request(same[0].lora, te, unet, same[0].dyn)
 
 
-def _place(request: Request, targets: Targets) -> tuple[dict[str, tuple[Target, nn.Parameter]], dict[str, str]]:
-    """Return where each stem of a file goes, and for each key without a place the reason."""
-    placed: dict[str, tuple[Target, nn.Parameter]] = {}
+_ROLES = ("weight", "bias")
+
+
+class _Placed(NamedTuple):
+    """One adapter of a file, the `number`-th of its stem, and the parameter, or the part of it, that it changes."""
+
+    stem: str
+    number: int
+    adapter: Adapter
+    target: Target
+    parameter: nn.Parameter
+    part: Part
+
+
+def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str, str]]:
+    """Return where each adapter of a file goes, and for each key without a place the reason."""
+    placed: list[_Placed] = []
     unused = dict(request.lora.unused)
-    taken: dict[int, str] = {}
+    taken: dict[int, list[tuple[Part, str]]] = {}  # by id(parameter)
     for stem, adapters in request.lora.adapters.items():
         target = targets.find(stem)
         reason = targets.reason(stem) if target is None else None
-        parameter = None
-        if target is not None:
-            parameter = target.module._parameters.get(target.parameter)
-            reason = _unfit(parameter)
-            if parameter is not None and reason is None:
-                misfits = (adapter.misfit(parameter.shape) for adapter in adapters)
-                reason = next((misfit for misfit in misfits if misfit is not None), None)
-                if reason is None and id(parameter) in taken:
-                    reason = f"for a weight that {taken[id(parameter)]} of the same file changes already"
-        if target is None or parameter is None or reason is not None:
-            unused.update((key, reason or "") for adapter in adapters for key in adapter.keys)
-        else:
-            placed[stem] = target, parameter
-            taken[id(parameter)] = stem
+        for name in _ROLES:  # weights first: a bias without the change of its weight would be wrong
+            group = [(index, adapter) for index, adapter in enumerate(adapters) if adapter.parameter == name]
+            if not group:
+                continue
+            if target is not None and reason is None:
+                found = _fit(target, name, [adapter for _, adapter in group], taken)
+                if isinstance(found, str):
+                    reason = found
+                else:
+                    parameter, part = found
+                    placed += [_Placed(stem, index, adapter, target, parameter, part) for index, adapter in group]
+                    taken.setdefault(id(parameter), []).append((part, stem))
+                    continue
+            unused.update((key, reason or "") for _, adapter in group for key in adapter.keys)
     return placed, unused
+
+
+def _fit(
+    target: Target, name: str, adapters: Sequence[Adapter], taken: Mapping[int, Sequence[tuple[Part, str]]]
+) -> tuple[nn.Parameter, Part] | str:
+    """Return what of which parameter these adapters change, or the reason why none."""
+    role = target.role(name)
+    parameter = None if role is None else target.module._parameters.get(role[0])
+    if role is None or (parameter is None and name == "bias"):
+        return "for a bias that this module does not have"
+    reason = _unfit(parameter)
+    if parameter is None or reason is not None:
+        return reason or ""
+    part = role[1]
+    reason = _misfit(adapters, region_of(parameter.data, part).shape)
+    if reason is not None and _takes_a_mask(parameter) and part == WHOLE:
+        part = replace(part, inputs=_LATENT_CHANNELS)
+        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
+            reason = None
+    if reason is not None:
+        return reason
+    for known, other in taken.get(id(parameter), ()):
+        if known.overlaps(part):
+            return f"for a {name} that {other} of the same file changes already"
+    return parameter, part
+
+
+_LATENT_CHANNELS = 4
+_WITH_A_MASK = 9  # the latent, the mask and the masked latent, in this order
+
+
+def _takes_a_mask(parameter: nn.Parameter) -> bool:
+    """Return whether this is the first convolution of an inpainting model; adapters for the plain one fit it too."""
+    return parameter.ndim == 4 and parameter.shape[1] == _WITH_A_MASK
+
+
+def _misfit(adapters: Sequence[Adapter], shape: torch.Size) -> str | None:
+    misfits = (adapter.misfit(shape) for adapter in adapters)
+    return next((misfit for misfit in misfits if misfit is not None), None)
 
 
 def _unfit(parameter: nn.Parameter | None) -> str | None:
@@ -179,10 +234,9 @@ def _storage_name(parameter: nn.Parameter) -> str:
     return str(parameter.dtype).removeprefix("torch.") if kind == "Tensor" else kind
 
 
-def _report(request: Request, placed: Mapping[str, tuple[Target, nn.Parameter]], unused: dict[str, str]) -> LoraReport:
+def _report(request: Request, placed: Sequence[_Placed], unused: dict[str, str]) -> LoraReport:
     """Return the report of one file."""
-    counts = Counter(target.component for target, _ in placed.values())
-    used = sum(len(adapter.keys) for stem in placed for adapter in request.lora.adapters[stem])
+    parameters = {id(place.parameter): place.target.component for place in placed}
     return LoraReport(
         name=request.lora.name,
         path=str(request.lora.path),
@@ -190,7 +244,7 @@ def _report(request: Request, placed: Mapping[str, tuple[Target, nn.Parameter]],
         te=request.te,
         unet=request.unet,
         keys=request.lora.key_count,
-        used=used,
-        targets=dict(counts),
+        used=sum(len(place.adapter.keys) for place in placed),
+        targets=dict(Counter(parameters.values())),
         unused=unused,
     )

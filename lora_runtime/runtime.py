@@ -21,7 +21,7 @@ from lora_runtime.pipelines import ModelView, view
 from lora_runtime.plan import LoraReport, Report, Request, make_plan
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 
-__all__ = ["Applied", "Loras", "apply", "restore"]
+__all__ = ["Applied", "Loras", "apply", "judge", "restore"]
 
 logger = logging.getLogger("lora_runtime")
 _cache = LoraCache()
@@ -159,6 +159,13 @@ class _Problems:
         """Take note of what the user should know."""
         self._note(Diagnostic("warning", span, message, hint))
 
+    def judgement(self, diagnostic: Diagnostic | None) -> None:
+        """Take note of what `judge` says, or raise NoMatchError."""
+        if diagnostic is not None and diagnostic.severity == "error":
+            self.error(NoMatchError(diagnostic.message), diagnostic.span)
+        elif diagnostic is not None:
+            self._note(diagnostic)
+
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
         self.diagnostics += (diagnostic,)
         if diagnostic.severity != "info":
@@ -235,30 +242,33 @@ def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> Non
     for request in applied._requests:
         for report in plan.report.loras:
             if report.sha256 == request.lora.sha256:
-                _judge(report, request, model, problems)
+                problems.judgement(judge(report, request, model))
     state.holder = None
     state.patcher.apply(plan.assignments, applied._originals)
     state.holder = applied._token
     applied.report = plan.report
 
 
-def _judge(report: LoraReport, request: Request, model: ModelView, problems: _Problems) -> None:
-    """Note a file of which nothing belongs to the model, and one that was made for a model of another family.
+def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic | None:
+    """Return what the user should know about a file of which not all keys were used, or None.
 
-    A file for another family can fit in part by chance: the first text encoder of SDXL is that of SD1.
+    An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
+    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
     """
     if report.used == report.keys:
-        return
+        return None
     family, span = request.lora.family, request.span
     if report.used == 0:
         made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
         reason = next(iter(report.unused.values()), "it has no keys")
         message = f'LoRA "{report.name}" ({report.path}): none of its {report.keys} keys belongs to {model.description}'
-        problems.error(NoMatchError(f"{message}{made_for}. The first key is {reason}"), span)
-    elif "unknown" not in (family, model.family) and family != model.family:
-        problems.warning(
+        return Diagnostic("error", span, f"{message}{made_for}. The first key is {reason}")
+    if "unknown" not in (family, model.family) and family != model.family:
+        return Diagnostic(
+            "warning",
+            span,
             f'LoRA "{report.name}" seems to be made for {family}, this model is {model.family}: '
             f"{report.used} of {report.keys} keys fit and are applied",
             "use a file for this model",
-            span,
         )
+    return None

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from lora_runtime.dialects import ANY, DENOISERS, component_of, normalise, prefixes, spellings
+from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, normalise, prefixes, spellings
 from lora_runtime.pipelines import ModelView
 
 __all__ = ["Target", "Targets"]
+
+
+# The parameters that files have names for, each with the bias that goes with it.
+_BIASES = MappingProxyType(
+    {
+        "weight": "bias",
+        "in_proj_weight": "in_proj_bias",  # torch.nn.MultiheadAttention: q, k and v in one
+        "positional_embedding": None,  # bare parameters of OpenCLIP
+        "text_projection": None,
+    }
+)
+_OF_THEIR_MODULE = ("weight", "in_proj_weight")  # what the module's name means; the others have names of their own
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,7 @@ class Target:
     # Weak, so that keeping the places of a model does not keep the model.
     reference: weakref.ref[nn.Module] = field(repr=False, compare=False)
     parameter: str = "weight"
+    part: Part = WHOLE  # of the parameter
 
     @property
     def module(self) -> nn.Module:
@@ -32,13 +46,21 @@ class Target:
             raise ReferenceError(f"{self} is gone")
         return module
 
+    def role(self, name: str) -> tuple[str, Part] | None:
+        """Return the parameter and what of it is the "weight" or "bias" of this place, or None without a bias."""
+        if name == "weight":
+            return self.parameter, self.part
+        bias = _BIASES.get(self.parameter)
+        return None if bias is None else (bias, replace(self.part, inputs=None, transposed=False))
+
     def __str__(self) -> str:
         """Return the place as people write it."""
-        return f"{self.component}.{self.path}" if self.path else self.component
+        place = f"{self.component}.{self.path}" if self.path else self.component
+        return f"{place} ({self.part})" if str(self.part) else place
 
 
 class Targets:
-    """The modules of a model that own a weight. Built once for a model, in milliseconds; finding is a table look-up."""
+    """What of a model files have names for. Built once for a model, in milliseconds; finding is a table look-up."""
 
     def __init__(self, view: ModelView) -> None:
         self._kind = view.kind
@@ -97,20 +119,26 @@ def _all_modules(view: ModelView) -> Iterator[nn.Module]:
 def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]]:
     """Return the targets of a component by normalised name; more than one where modules share it."""
     places: dict[str, Target] = {}
-    first: dict[int, Target] = {}  # a module reached by two paths is one place
-    for path, owner in _weighted(module):
-        places[path] = first.setdefault(id(owner), Target(component, path, weakref.ref(owner)))
+    first: dict[tuple[int, str], Target] = {}  # a module reached by two paths is one place
+    for path, owner, parameter in _parameters(module):
+        key = id(owner), parameter
+        if key not in first:
+            first[key] = Target(component, path, weakref.ref(owner), parameter)
+        places[path] = first[key]
+    parts: dict[tuple[int, Part], Target] = {}
     names: dict[str, tuple[Target, ...]] = {}
-    for path, spelling in spellings(tuple(places)):
+    for path, spelling, part in spellings(tuple(places)):
         name, target = normalise(spelling), places[path]
+        if part is not WHOLE:
+            target = parts.setdefault((id(target), part), replace(target, part=part))
         known = names.setdefault(name, (target,))
         if not any(target is other for other in known):
             names[name] = (*known, target)
     return names
 
 
-def _weighted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, module) for every module that owns a weight, as the model would call it without its wrappers.
+def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield (path, module, parameter) for all that files may name, as the model would call it without its wrappers.
 
     Unlike `named_modules`, a module that is reached by two paths comes twice, since files use either.
     """
@@ -120,10 +148,12 @@ def _weighted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         module = _unwrap(module)
         if id(module) in above:
             continue
-        if _owns_weight(module):
-            yield path, module
-        above = (*above, id(module))
         inner = f"{path}." if path else ""
+        if module._parameters or "parametrizations" in module._modules:
+            for name in _BIASES:
+                if _owns(module, name):
+                    yield path if name in _OF_THEIR_MODULE else inner + name, module, name
+        above = (*above, id(module))
         waiting += [
             (inner + name, child, above) for name, child in reversed(module._modules.items()) if child is not None
         ]
@@ -135,12 +165,14 @@ _WRAPPED = ("_orig_mod", "base_layer", "_fsdp_wrapped_module", "_checkpoint_wrap
 
 def _unwrap(module: nn.Module) -> nn.Module:
     inner = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
+    if inner is None and list(module._modules) == ["wrapped"] and not module._parameters:
+        inner = module._modules["wrapped"]  # the WebUI puts its embeddings of words of its own around a layer so
     return module if inner is None else _unwrap(inner)
 
 
-def _owns_weight(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        parametrised = module._modules.get("parametrizations")
+def _owns(module: nn.Module, name: str) -> bool:
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        parametrised = module._modules.get("parametrizations") if name == "weight" else None
         return parametrised is not None and "weight" in parametrised._modules
-    return isinstance(weight, Tensor) and weight.ndim > 0
+    return isinstance(parameter, Tensor) and parameter.ndim > 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from formula import DTYPES, Dense, LowRank, assert_rounded_once, random_terms, reference
+from formula import DTYPES, Dense, LowRank, assert_rounded_once, random_terms, reference, ulp
+from torch import Tensor
 
 from lora_runtime.adapters import no_autocast
+from lora_runtime.dialects import Part
 from lora_runtime.merge import Term, merge_into
 
 
@@ -147,3 +151,98 @@ def test_the_same_terms_give_the_same_bits_again() -> None:
 def test_a_device_without_autocast_needs_none() -> None:
     with no_autocast(torch.device("meta")):
         pass
+
+
+# (shape of the weight, part, shape that files have, how a person adds a delta of that shape to the whole)
+PARTS: list[tuple[tuple[int, ...], Part, tuple[int, ...], Callable[[Tensor, Tensor], object]]] = [
+    ((36, 20), Part(0, 3), (12, 20), lambda total, delta: total[:12].add_(delta)),
+    ((36, 20), Part(1, 3), (12, 20), lambda total, delta: total[12:24].add_(delta)),
+    ((36, 20), Part(2, 3), (12, 20), lambda total, delta: total[24:].add_(delta)),
+    ((36,), Part(1, 3), (12,), lambda total, delta: total[12:24].add_(delta)),
+    ((16, 9, 3, 3), Part(inputs=4), (16, 4, 3, 3), lambda total, delta: total[:, :4].add_(delta)),
+    ((20, 14), Part(transposed=True), (14, 20), lambda total, delta: total.add_(delta.t())),
+    ((10, 7), Part(swapped=True), (10, 7), lambda total, delta: total.add_(torch.cat([delta[5:], delta[:5]]))),
+    ((10,), Part(swapped=True), (10,), lambda total, delta: total.add_(torch.cat([delta[5:], delta[:5]]))),
+]
+
+
+def terms_for(part: Part, shape: tuple[int, ...], dense: bool) -> list[Term]:
+    """Return two terms for a part of that shape."""
+    terms = [replace(term, part=part) for term in random_terms(2, shape if len(shape) > 1 else (*shape, 1))]
+    if not dense:
+        return terms
+    return [replace(t, adapter=Dense(*_factors(t), t.adapter.scale)) for t in terms]
+
+
+def _factors(term: Term) -> tuple[Tensor, Tensor]:
+    factors = term.adapter._factors  # type: ignore[attr-defined]
+    return factors.up, factors.down
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("shape", "part", "seen", "add"), PARTS)
+def test_a_delta_for_a_part_of_a_weight_is_added_there_with_one_rounding(
+    shape: tuple[int, ...],
+    part: Part,
+    seen: tuple[int, ...],
+    add: Callable[[Tensor, Tensor], object],
+    dense: bool,
+    dtype: torch.dtype,
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(11)).to(dtype)
+    whole = random_terms(1, shape) if len(shape) > 1 else []
+    terms = terms_for(part, seen, dense)
+    merged = torch.empty_like(weight)
+    merge_into(merged, weight, [*terms[:1], *whole, *terms[1:]])
+    exact, size = reference(weight, whole)
+    for term in terms:
+        up, down = _factors(term)
+        delta = (term.strength * term.adapter.scale * (up.double() @ down.double())).reshape(seen)
+        add(exact, delta)
+        add(size, delta.abs())
+    error = (merged.double() - exact).abs()
+    assert not (error > 0.51 * ulp(exact, dtype) + 2e-6 * size).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elements_outside_of_a_part_keep_their_bits(dtype: torch.dtype) -> None:
+    weight = torch.randn(16, 9, 3, 3).to(dtype).to(memory_format=torch.channels_last)
+    merged = torch.empty_like(weight)
+    merge_into(merged, weight, terms_for(Part(inputs=4), (16, 4, 3, 3), dense=False))
+    assert torch.equal(merged[:, 4:], weight[:, 4:])
+    assert not torch.equal(merged[:, :4], weight[:, :4])
+
+
+def test_dyn_uses_only_the_first_ranks_in_a_part_too() -> None:
+    weight = torch.zeros(12, 5)
+    term = replace(random_terms(1, (4, 5))[0], dyn=2, part=Part(2, 3))
+    merged = torch.empty_like(weight)
+    merge_into(merged, weight, [term])
+    up, down = _factors(term)
+    expected = term.strength * term.adapter.scale * (up.double()[:, :2] @ down.double()[:2])
+    torch.testing.assert_close(merged[8:].double(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_an_adapter_for_a_part_is_given_that_part_of_the_original_weight() -> None:
+    class Doubled(LowRank):
+        def factors(self) -> None:
+            return None
+
+        def delta(self, weight: Tensor) -> Tensor:
+            return weight.float()
+
+    weight = torch.randn(6, 4)
+    adapter = Doubled(torch.zeros(2, 1), torch.zeros(1, 4))
+    merged = torch.empty_like(weight)
+    merge_into(merged, weight, [Term(adapter, 1.0, part=Part(1, 3)), Term(adapter, -0.5, part=Part(2, 3))])
+    assert torch.equal(merged, torch.cat([weight[:2], 2 * weight[2:4], 0.5 * weight[4:]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bias_is_merged_like_a_weight(dtype: torch.dtype) -> None:
+    bias = torch.randn(5000, generator=torch.Generator().manual_seed(12)).to(dtype)
+    terms = terms_for(Part(), (5000,), dense=True)
+    merged = torch.empty_like(bias)
+    merge_into(merged, bias, terms)
+    assert_rounded_once(merged[:, None], bias[:, None], terms)

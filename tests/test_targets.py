@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import tiny
 import torch
 from torch import nn
 
+from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.targets import Target, Targets
 
@@ -297,3 +299,52 @@ def test_places_fit_while_the_modules_are_the_same() -> None:
     model.deep[1] = linear()
     assert not targets.fits(viewed)
     assert not targets.fits(ModelView({"unet": model, "prior": linear()}, "", "pipeline"))
+
+
+def test_the_fused_weight_of_an_attention_and_its_projection_are_two_places() -> None:
+    attention = nn.MultiheadAttention(4, 2)
+    found = targets_of(unet=Model(attn=attention))
+    fused, projection = found.find("unet.attn"), found.find("unet.attn.out_proj")
+    assert fused is not None and projection is not None
+    assert (fused.module, fused.parameter, fused.role("bias")) == (attention, "in_proj_weight", ("in_proj_bias", WHOLE))
+    assert (projection.module, projection.parameter) == (attention.out_proj, "weight")
+
+
+def test_the_bias_of_a_place_is_beside_its_weight() -> None:
+    target = targets_of(unet=Model(proj=linear())).find("unet.proj")
+    assert target is not None
+    assert target.role("weight") == ("weight", WHOLE)
+    assert target.role("bias") == ("bias", WHOLE)
+    part = replace(target, part=Part(1, 3, swapped=True, inputs=4, transposed=True))
+    assert part.role("bias") == ("bias", Part(1, 3, swapped=True))
+    assert str(part) == "unet.proj (2/3)"
+    assert replace(target, parameter="text_projection").role("bias") is None
+
+
+def test_bare_parameters_of_open_clip_are_places_under_their_own_names() -> None:
+    model = Model(transformer=Model(resblocks=nn.ModuleList([Model(ln_1=nn.LayerNorm(2))])))
+    model.positional_embedding = nn.Parameter(torch.zeros(3, 2))
+    model.logit_scale = nn.Parameter(torch.ones(()))
+    found = targets_of(text_encoder=model)
+    target = found.find("text_encoder.text_model.embeddings.position_embedding")
+    assert target is not None
+    assert (target.module, target.parameter, target.path) == (model, "positional_embedding", "positional_embedding")
+    assert found.find("text_encoder.logit_scale") is None
+
+
+def test_a_layer_that_only_wraps_another_leaves_no_name() -> None:
+    inner = linear()
+    assert place(targets_of(unet=Model(proj=Model(wrapped=inner))), "unet.proj") == "unet.proj"
+    beside = Model(proj=Model(wrapped=linear(), other=linear()))
+    assert place(targets_of(unet=beside), "unet.proj.wrapped") == "unet.proj.wrapped"
+
+
+def test_parts_of_one_parameter_are_different_places() -> None:
+    layer = Model(ln_1=nn.LayerNorm(4), attn=nn.MultiheadAttention(4, 2))
+    found = targets_of(text_encoder=Model(transformer=Model(resblocks=nn.ModuleList([layer]))))
+    names = [f"text_encoder.text_model.encoder.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    q, k, v = (found.find(name) for name in names)
+    assert q is not None and k is not None and v is not None
+    assert len({q, k, v}) == 3
+    assert q.module is k.module is v.module is layer.attn
+    assert [str(target) for target in (q, v)] == [f"text_encoder.transformer.resblocks.0.attn ({i}/3)" for i in (1, 3)]

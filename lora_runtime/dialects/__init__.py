@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from lora_runtime.dialects.base import ANY, DENOISERS, Dialect
+from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
 from lora_runtime.dialects.clip import CLIP
 from lora_runtime.dialects.kohya import KOHYA
 from lora_runtime.dialects.ldm import LDM
+from lora_runtime.dialects.ldm_unet import LDM_UNET
+from lora_runtime.dialects.mmdit import MMDIT
+from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.dialects.peft import PEFT
 from lora_runtime.dialects.processor import PROCESSOR
 
-__all__ = ["ANY", "DENOISERS", "DIALECTS", "Dialect", "component_of", "normalise", "prefixes", "spellings"]
+__all__ = [
+    "ANY",
+    "DENOISERS",
+    "DIALECTS",
+    "WHOLE",
+    "Dialect",
+    "Part",
+    "component_of",
+    "normalise",
+    "prefixes",
+    "spellings",
+]
 
-DIALECTS: tuple[Dialect, ...] = (KOHYA, LDM, PEFT, PROCESSOR, CLIP)
+DIALECTS: tuple[Dialect, ...] = (KOHYA, LDM, PEFT, PROCESSOR, CLIP, LDM_UNET, OPEN_CLIP, MMDIT)
 
 _BARE = ("", "base_model.model.")
 
@@ -53,8 +67,22 @@ def component_of(stem: str) -> str | None:
     return None if found is None else found[1]
 
 
-def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (path, name) for every name that a module of a component has in any dialect, its own included."""
+def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
+    """Yield (path, name, what of it) for every name that a module of a component has in any dialect, its own included.
+
+    A model that is built otherwise has two sets of names: those made of its own paths, and those made of the paths
+    that diffusers or transformers have in their place.
+    """
+    translated = {theirs: (path, part) for dialect in DIALECTS for path, theirs, part in dialect.translations(paths)}
+    for path, name in _spell(paths):
+        if name not in translated:  # a name that both have means what it means in files: theirs
+            yield path, name, WHOLE
+    for theirs, name in _spell(tuple(translated)):
+        path, part = translated[theirs]
+        yield path, name, part
+
+
+def _spell(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield from zip(paths, paths, strict=True)
     for dialect in DIALECTS:
         yield from dialect.spellings(paths)

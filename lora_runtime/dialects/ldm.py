@@ -20,9 +20,9 @@ from types import MappingProxyType
 
 from lora_runtime.dialects.base import DENOISERS, Dialect
 
-__all__ = ["LDM"]
+__all__ = ["LDM", "RESNET", "TOP"]
 
-_TOP = {
+TOP = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -34,7 +34,7 @@ _TOP = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_RESNET = {
+RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -57,8 +57,8 @@ def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         parts[match[1]][match[2]].add(int(match[3]))
     names = dict(_part_names(parts))
     for path in paths:
-        if path in _TOP:
-            yield path, _TOP[path]
+        if path in TOP:
+            yield path, TOP[path]
         elif path in matches:
             block, kind, index, inner = matches[path].groups()
             name = names.get((block, kind, int(index)))
@@ -68,7 +68,7 @@ def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _inner_name(kind: str, inner: str) -> str:
     if kind == "resnets":
-        return _RESNET.get(inner, inner)
+        return RESNET.get(inner, inner)
     if kind == "downsamplers":
         return "op" if inner == "conv" else inner
     return inner
@@ -108,6 +108,22 @@ def _row_names(
 
 LDM = Dialect(
     "ldm",
-    MappingProxyType(dict.fromkeys(DENOISERS, ("diffusion_model.", "model.diffusion_model."))),
+    MappingProxyType(
+        {
+            **dict.fromkeys(DENOISERS, ("diffusion_model.", "model.diffusion_model.")),
+            "text_encoder": (
+                "cond_stage_model.transformer.",
+                "cond_stage_model.model.",
+                "conditioner.embedders.0.transformer.",
+                "text_encoders.clip_l.transformer.",
+            ),
+            "text_encoder_2": (
+                "conditioner.embedders.1.model.",
+                "conditioner.embedders.0.model.",  # the refiner has no other
+                "text_encoders.clip_g.transformer.",
+            ),
+            "text_encoder_3": ("text_encoders.t5xxl.transformer.",),
+        }
+    ),
     spellings,
 )

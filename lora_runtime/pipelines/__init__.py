@@ -7,11 +7,12 @@ from typing import Any
 from lora_runtime.errors import ModelError
 from lora_runtime.pipelines.base import Host, ModelView
 from lora_runtime.pipelines.diffusers import view_pipeline
+from lora_runtime.pipelines.ldm import view_ldm
 from lora_runtime.pipelines.module import view_module
 
 __all__ = ["HOSTS", "ModelView", "view"]
 
-HOSTS: tuple[Host, ...] = (view_pipeline, view_module)
+HOSTS: tuple[Host, ...] = (view_pipeline, view_ldm, view_module)
 
 
 def view(model: Any) -> ModelView:

@@ -17,8 +17,8 @@ class ModelView:
 
     components: Mapping[str, nn.Module]
     description: str  # "StableDiffusionPipeline (SD1: unet, text_encoder)"
-    kind: str  # "pipeline" or "model": how messages call it
-    family: str = "unknown"  # SD1, SD2, SDXL, as far as the denoiser's sizes tell
+    kind: str  # "pipeline", "model" or "checkpoint": how messages call it
+    family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
 
 
 class Host(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_runtime.dialects import DIALECTS, component_of, normalise, prefixes, spellings
+from lora_runtime.dialects import DIALECTS, WHOLE, component_of, normalise, prefixes, spellings
 from lora_runtime.dialects.clip import CLIP
 from lora_runtime.dialects.processor import PROCESSOR
 
@@ -25,6 +25,14 @@ PIPELINE = ("unet", "text_encoder", "text_encoder_2")
         ("text_encoder.text_model", "text_encoder"),
         ("text_encoder_2.text_model", "text_encoder_2"),
         ("transformer.blocks.0", "transformer"),
+        ("oft_unet_input_blocks_1_1", "unet"),
+        ("oft_te_text_model_encoder", "text_encoder"),
+        ("oft_te1_text_model_encoder", "text_encoder"),
+        ("oft_te2_text_model_encoder", "text_encoder_2"),
+        ("cond_stage_model.transformer.text_model", "text_encoder"),
+        ("conditioner.embedders.0.transformer.text_model", "text_encoder"),
+        ("conditioner.embedders.1.model.transformer", "text_encoder_2"),
+        ("text_encoders.t5xxl.transformer.encoder", "text_encoder_3"),
         ("diffusion_model.input_blocks.0.0", "unet"),
         ("base_model.model.unet.down_blocks.0", "unet"),
         ("down_blocks.0", None),
@@ -107,11 +115,20 @@ def test_other_encoders_have_no_second_layout() -> None:
 
 
 def test_every_module_has_its_own_name_first() -> None:
-    assert next(spellings(["a.b"])) == ("a.b", "a.b")
+    assert next(spellings(["a.b"])) == ("a.b", "a.b", WHOLE)
 
 
 def test_the_dialects_are_in_order_and_named_once() -> None:
-    assert [dialect.name for dialect in DIALECTS] == ["kohya", "ldm", "peft", "processor", "clip"]
+    assert [dialect.name for dialect in DIALECTS] == [
+        "kohya",
+        "ldm",
+        "peft",
+        "processor",
+        "clip",
+        "ldm unet",
+        "open clip",
+        "mmdit",
+    ]
 
 
 def test_normalising_keeps_case() -> None:

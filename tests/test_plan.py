@@ -1,0 +1,178 @@
+"""Which adapter of a file goes to which parameter, and to what of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_ldm
+import torch
+from formula import Dense
+from torch import Tensor, nn
+
+from lora_runtime.adapters import Adapter
+from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.lora import Lora
+from lora_runtime.merge import merge_into
+from lora_runtime.pipelines import view
+from lora_runtime.plan import Plan, Request, make_plan
+from lora_runtime.targets import Targets
+
+
+class Change(Dense):
+    """A random dense change of a weight or a bias of one shape."""
+
+    def __init__(self, shape: tuple[int, ...], parameter: str = "weight", name: str = "x") -> None:
+        self.shape = shape
+        self.parameter = parameter
+        self.keys = (f"{name}.{parameter}",)
+        self.value = torch.randn(shape)
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        return None if tuple(shape) == self.shape else f"made for {self.shape}, the weight is {tuple(shape)}"
+
+    def delta(self, weight: Tensor) -> Tensor:
+        assert weight.shape == self.shape
+        return self.value
+
+
+def file(adapters: dict[str, tuple[Adapter, ...]], sha256: str = "a") -> Lora:
+    count = sum(len(adapter.keys) for found in adapters.values() for adapter in found)
+    return Lora("a", Path("a.safetensors"), sha256, {}, "unknown", adapters, {}, count)
+
+
+def plan_for(model: nn.Module, adapters: dict[str, tuple[Adapter, ...]], strength: float = 1.0) -> Plan:
+    targets = Targets(view(SimpleNamespace(components={"unet": model})))
+    return make_plan([Request(file(adapters), strength, strength)], targets)
+
+
+def patched(plan: Plan) -> dict[int, Tensor]:
+    """Return what each parameter becomes, by its id."""
+    found = {}
+    for assignment in plan.assignments:
+        out = torch.empty_like(assignment.parameter.data)
+        merge_into(out, assignment.parameter.data, assignment.terms)
+        found[id(assignment.parameter)] = out
+    return found
+
+
+def test_a_weight_and_a_bias_of_one_stem_go_to_the_parameters_of_their_names() -> None:
+    model = tiny_ldm.Tree(proj=nn.Linear(3, 2))
+    weight, bias = Change((2, 3)), Change((2,), "bias")
+    plan = plan_for(model, {"unet.proj": (bias, weight)})
+    assert patched(plan).keys() == {id(model.proj.weight), id(model.proj.bias)}
+    found = patched(plan)
+    assert torch.equal(found[id(model.proj.weight)], model.proj.weight.data + weight.value)
+    assert torch.equal(found[id(model.proj.bias)], model.proj.bias.data + bias.value)
+    (report,) = plan.report.loras
+    assert (report.used, report.targets, plan.report.weights) == (2, {"unet": 2}, 2)
+
+
+def test_a_bias_that_the_module_lacks_is_an_unused_key_and_the_weight_is_changed() -> None:
+    model = tiny_ldm.Tree(proj=nn.Linear(3, 2, bias=False))
+    plan = plan_for(model, {"unet.proj": (Change((2, 3)), Change((2,), "bias"))})
+    (report,) = plan.report.loras
+    assert report.unused == {"x.bias": "for a bias that this module does not have"}
+    assert len(plan.assignments) == report.used == 1
+
+
+def test_the_bias_of_a_weight_that_does_not_fit_is_left_out_with_it() -> None:
+    model = tiny_ldm.Tree(proj=nn.Linear(3, 2))
+    plan = plan_for(model, {"unet.proj": (Change((2,), "bias"), Change((9, 9)))})
+    reason = "made for (9, 9), the weight is (2, 3)"
+    assert plan.report.loras[0].unused == {"x.weight": reason, "x.bias": reason}
+    assert plan.assignments == ()
+
+
+ATTENTION = "lora_te_text_model_encoder_layers_0_self_attn_"
+
+
+def test_q_k_and_v_of_one_file_are_terms_of_one_parameter() -> None:
+    model = tiny_ldm.model("sd2")
+    targets = Targets(view(model))
+    changes = {name: (Change((16, 16)), Change((16,), "bias")) for name in ("q_proj", "k_proj", "v_proj")}
+    lora = file({ATTENTION + name: found for name, found in changes.items()})
+    plan = make_plan([Request(lora, 0.5, 0.0)], targets)
+    attention = view(model).components["text_encoder"].get_submodule("transformer.resblocks.0.attn")
+    assert isinstance(attention, nn.MultiheadAttention)
+    found = patched(plan)
+    for parameter, index in ((attention.in_proj_weight, 0), (attention.in_proj_bias, 1)):
+        delta = torch.cat([change[index].value for change in changes.values()])
+        assert torch.equal(found[id(parameter)], parameter.data + 0.5 * delta)
+    assert len(found) == plan.report.weights == 2
+    (report,) = plan.report.loras
+    assert (report.used, report.targets, dict(report.unused)) == (6, {"text_encoder": 2}, {})
+
+
+def test_two_names_for_one_part_in_one_file_are_not_both_applied() -> None:
+    model = tiny_ldm.model("sd2")
+    targets = Targets(view(model))
+    other = "text_encoder.encoder.layers.0.self_attn.to_q"
+    whole = "lora_te_transformer_resblocks_0_attn"
+    lora = file(
+        {
+            ATTENTION + "q_proj": (Change((16, 16)),),
+            ATTENTION + "k_proj": (Change((16, 16)),),
+            other: (Change((16, 16), name="other"),),
+            whole: (Change((48, 16), name="whole"),),
+        }
+    )
+    plan = make_plan([Request(lora, 1.0, 1.0)], targets)
+    reason = f"for a weight that {ATTENTION}q_proj of the same file changes already"
+    assert plan.report.loras[0].unused == {"other.weight": reason, "whole.weight": reason}
+    assert [term.part for term in plan.assignments[0].terms] == [Part(0, 3), Part(1, 3)]
+
+
+def test_a_strength_of_zero_leaves_a_part_alone() -> None:
+    model = tiny_ldm.model("sd2")
+    targets = Targets(view(model))
+    lora = file({ATTENTION + "q_proj": (Change((16, 16)),)})
+    assert make_plan([Request(lora, 0.0, 1.0)], targets).assignments == ()
+
+
+def test_the_part_belongs_to_the_identity() -> None:
+    model = tiny_ldm.model("sd2")
+    targets = Targets(view(model))
+    change = Change((16, 16))
+    identities = {
+        make_plan([Request(file({ATTENTION + name: (change,)}), 1.0, 1.0)], targets).assignments[0].identity
+        for name in ("q_proj", "k_proj", "v_proj")
+    }
+    assert len(identities) == 3
+    assert {identity[0][-1] for identity in identities} == {Part(0, 3), Part(1, 3), Part(2, 3)}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_an_adapter_for_the_plain_model_changes_the_latent_channels_of_an_inpainting_model(kind: str) -> None:
+    model = tiny_ldm.model(kind, inputs=9)
+    change, bias = Change((4, 4, 3, 3)), Change((4,), "bias")
+    lora = file({"lora_unet_conv_in": (change, bias)})
+    plan = make_plan([Request(lora, 1.0, 1.0)], Targets(view(model)))
+    convolution = view(model).components["unet"].get_submodule("input_blocks.0.0")
+    weight = convolution.get_parameter("weight").data
+    assert plan.report.loras[0].used == 2
+    found = patched(plan)[id(convolution.weight)]
+    assert torch.equal(found[:, 4:], weight[:, 4:])
+    assert torch.equal(found[:, :4], weight[:, :4] + change.value)
+
+
+def test_an_adapter_made_for_the_inpainting_model_changes_all_its_channels() -> None:
+    model = tiny_ldm.model("sd1", inputs=9)
+    lora = file({"lora_unet_conv_in": (Change((4, 9, 3, 3)),)})
+    (assignment,) = make_plan([Request(lora, 1.0, 1.0)], Targets(view(model))).assignments
+    assert assignment.terms[0].part == WHOLE
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 4, 3, 3), (4, 9, 1, 1)])
+def test_what_fits_neither_shape_of_an_inpainting_model_is_unused(shape: tuple[int, ...]) -> None:
+    model = tiny_ldm.model("sd1", inputs=9)
+    lora = file({"lora_unet_conv_in": (Change(shape),)})
+    plan = make_plan([Request(lora, 1.0, 1.0)], Targets(view(model)))
+    assert plan.report.loras[0].unused == {"x.weight": f"made for {shape}, the weight is (4, 9, 3, 3)"}
+
+
+def test_no_other_convolution_takes_a_smaller_adapter() -> None:
+    model = tiny_ldm.Tree(conv=nn.Conv2d(8, 4, 3))
+    plan = plan_for(model, {"unet.conv": (Change((4, 4, 3, 3)),)})
+    assert plan.assignments == ()
