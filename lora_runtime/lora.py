@@ -28,10 +28,10 @@ from lora_runtime.adapters import (
 )
 from lora_runtime.adapters.training import Training, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
-from lora_runtime.header import Header, TensorInfo, header_of, open_file
+from lora_runtime.header import Header, TensorInfo, header_of, open_file, read_header
 from lora_runtime.metadata import family
 
-__all__ = ["Lora", "load_lora"]
+__all__ = ["Lora", "load_lora", "outline"]
 
 # Read and hashed in pieces that stay in the cache between the two.
 _PIECE = 4 << 20
@@ -117,6 +117,30 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     )
 
 
+def outline(path: str | os.PathLike[str]) -> Lora:
+    """Return the adapters of a file without their values: what `make_plan` needs to say where they would go.
+
+    Only the header is read; tensors are on the meta device, numbers such as alpha are 1. Raises as `load_lora` does.
+    """
+    path = Path(path)
+    header = read_header(path)
+    with torch.inference_mode(False), torch.no_grad(), _no_collection():
+        found = _Builder(_Shapes(header.tensors), read_training(header.metadata))
+        found.build()
+    if not (found.adapters or found.embeddings):
+        raise _nothing_usable(path, found)
+    return Lora(
+        name=path.stem,
+        path=path,
+        sha256="",
+        metadata=header.metadata,
+        family=family(header),
+        adapters=MappingProxyType(found.adapters),
+        unused=MappingProxyType(found.unused),
+        key_count=len(header.tensors) - sum(map(len, found.embeddings.values())),
+    )
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Let the garbage collector wait: nothing that loading makes is garbage.
@@ -193,6 +217,22 @@ class _Tensors:
         return self._typed[info.dtype].as_strided(info.shape, _strides(info.shape), info.begin // size)
 
 
+class _Shapes:
+    """The tensors of a header: of the right shape and dtype, and without values."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
+        self.infos = infos
+
+    def finite(self, key: str) -> Tensor:
+        """Return a tensor on the meta device, or a 1 for a single number; ValueError says why it cannot be used."""
+        info = self.infos[key]
+        if info.dtype not in _DTYPES:
+            raise ValueError(f"{key} is stored as {info.dtype}, which this torch cannot read")
+        if math.prod(info.shape) == 1:
+            return torch.ones(info.shape, dtype=_DTYPES[info.dtype])
+        return torch.empty(info.shape, dtype=_DTYPES[info.dtype], device="meta")
+
+
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a contiguous tensor."""
     strides = [1] * len(shape)
@@ -252,7 +292,7 @@ class _Module:
 class _Builder:
     """Makes adapters of keys, and notes why a key is in none of them."""
 
-    tensors: _Tensors
+    tensors: _Tensors | _Shapes
     training: Training
     adapters: dict[str, tuple[Adapter, ...]] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)

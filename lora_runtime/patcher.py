@@ -147,13 +147,15 @@ class Patcher:
         if in_place:
             if patch is None:
                 patch = self._begin(parameter, _copy_to_host(parameter, self._buffer(key)), in_place=True)
-            merge_into(_plain_data(parameter), patch.original, assignment.terms, workspace)
+            weight = patch.original if assignment.precise is None else assignment.precise
+            merge_into(_plain_data(parameter), weight, assignment.terms, workspace)
             return patch.original
         original = _plain_data(parameter) if patch is None else patch.original
         buffer = self._buffer(key)
         if buffer is None or not _same_layout(buffer, torch.empty_like(original, device="meta"), original.device):
             buffer = torch.empty_like(original)
-        merge_into(buffer, original, assignment.terms, workspace)
+        weight = original if assignment.precise is None else assignment.precise
+        merge_into(buffer, weight, assignment.terms, workspace)
         return buffer
 
     def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
@@ -42,6 +42,7 @@ class Assignment:
     parameter: nn.Parameter
     terms: tuple[Term, ...]
     identity: tuple[object, ...]
+    precise: Tensor | None = None  # W₀ in more digits than the parameter has, which the sum starts from
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +122,26 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
             term = Term(place.adapter, strength, request.dyn, place.part)
             terms.setdefault(id(place.parameter), []).append((place.target, place.parameter, term, identity))
     assignments = tuple(
-        Assignment(found[0][0], found[0][1], tuple(f[2] for f in found), tuple(f[3] for f in found))
+        Assignment(
+            found[0][0],
+            found[0][1],
+            tuple(f[2] for f in found),
+            tuple(f[3] for f in found),
+            _precise(targets, found[0][0], found[0][1]),
+        )
         for found in terms.values()
     )
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model))
+
+
+def _precise(targets: Targets, target: Target, parameter: nn.Parameter) -> Tensor | None:
+    """Return W₀ as the host keeps it beside a parameter of 8 bits, or None where the parameter is all there is."""
+    if parameter.element_size() > 1:
+        return None
+    name = next(name for name, own in target.module._parameters.items() if own is parameter)
+    values = targets.precise(target, name)
+    return values if values is not None and values.shape == parameter.shape else None
 
 
 def _add_up(requests: Sequence[Request]) -> Iterator[Request]:

@@ -64,6 +64,7 @@ class Targets:
 
     def __init__(self, view: ModelView) -> None:
         self._kind = view.kind
+        self._precise = view.precise
         self._modules = tuple(weakref.ref(module) for module in _all_modules(view))
         self._components = tuple(view.components)
         self._names = {name: _names(name, module) for name, module in view.components.items()}
@@ -84,6 +85,11 @@ class Targets:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)
         return found[0] if len(found) == 1 else None
+
+    def precise(self, target: Target, name: str) -> Tensor | None:
+        """Return the values of a parameter in more digits than it has itself, where the host keeps them, or None."""
+        values = getattr(target.module, self._precise.get(name, ""), None)
+        return values if isinstance(values, Tensor) else None
 
     def reason(self, stem: str) -> str:
         """Return why `find` has no answer."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import lora_runtime.lora as loading
 from lora_runtime.errors import CorruptFileError, LoraFileError, RefusedFileError
-from lora_runtime.lora import Lora, load_lora
+from lora_runtime.lora import Lora, load_lora, outline
 
 UP, DOWN = torch.randn(6, 2), torch.randn(2, 4)
 
@@ -452,3 +452,23 @@ def test_a_tensor_of_any_shape_is_that_of_the_file(shape: tuple[int, ...], tmp_p
     found = load_lora(path).embeddings["x"]["clip_l"]
     assert found.is_contiguous()
     assert torch.equal(found, tensor)
+
+
+def test_an_outline_has_the_adapters_of_the_file_without_their_values(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "x.lora_up.weight": torch.ones(4, 2),
+        "x.lora_down.weight": torch.ones(2, 3),
+        "x.alpha": torch.tensor(2.0),
+        "y.diff": torch.ones(5, 5),
+        "z.unknown": torch.ones(1),
+    }
+    save_file(tensors, path)
+    whole, found = load_lora(path), outline(path)
+    assert {stem: [type(a) for a in adapters] for stem, adapters in found.adapters.items()} == {
+        stem: [type(a) for a in adapters] for stem, adapters in whole.adapters.items()
+    }
+    assert found.unused == whole.unused
+    assert found.key_count == whole.key_count
+    assert found.adapters["x"][0].misfit(torch.Size((4, 3))) is None
+    assert found.adapters["x"][0].misfit(torch.Size((4, 4))) is not None

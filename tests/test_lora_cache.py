@@ -52,3 +52,11 @@ def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(LoraFileError, match="cannot be read"):
         cache.load(path)
+
+
+def test_a_limit_of_files_drops_those_used_longest_ago(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abc"]
+    cache = LoraCache(files=2)
+    first, second, _ = (cache.load(path) for path in paths)
+    assert cache.load(paths[1]) is second
+    assert cache.load(paths[0]) is not first

@@ -15,6 +15,7 @@ from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.lora import Lora
 from lora_runtime.merge import merge_into
+from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import view
 from lora_runtime.plan import Plan, Request, make_plan
 from lora_runtime.targets import Targets
@@ -176,3 +177,24 @@ def test_no_other_convolution_takes_a_smaller_adapter() -> None:
     model = tiny_ldm.Tree(conv=nn.Conv2d(8, 4, 3))
     plan = plan_for(model, {"unet.conv": (Change((4, 4, 3, 3)),)})
     assert plan.assignments == ()
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no fp8")
+def test_fp8_weights_are_summed_from_the_values_that_they_were_rounded_from() -> None:
+    model = tiny_ldm.model("sd1")
+    module = model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn1.to_q
+    whole = module.weight.data.clone().half()
+    module.fp16_weight = whole
+    module.to(torch.float8_e4m3fn)
+    rounded = module.weight.data.clone()
+    change = Change(tuple(whole.shape))
+    stem = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    plan = make_plan([Request(file({stem: (change,)}), 0.5, 0.5)], Targets(view(model)))
+    patcher = Patcher()
+    patcher.apply(plan.assignments)
+    expected = (whole.double() + 0.5 * change.value.double()).float().to(torch.float8_e4m3fn)
+    from_rounded = (rounded.double() + 0.5 * change.value.double()).float().to(torch.float8_e4m3fn)
+    assert torch.equal(module.weight.data.view(torch.uint8), expected.view(torch.uint8))
+    assert not torch.equal(expected.view(torch.uint8), from_rounded.view(torch.uint8))
+    patcher.restore()
+    assert torch.equal(module.weight.data.view(torch.uint8), rounded.view(torch.uint8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,6 +19,8 @@ class ModelView:
     description: str  # "StableDiffusionPipeline (SD1: unet, text_encoder)"
     kind: str  # "pipeline", "model" or "checkpoint": how messages call it
     family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
+    # Where a module keeps a parameter in more digits than the parameter itself has: "weight" → name of the attribute.
+    precise: Mapping[str, str] = field(default_factory=dict)
 
 
 class Host(Protocol):

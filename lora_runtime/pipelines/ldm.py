@@ -22,6 +22,8 @@ from lora_runtime.pipelines.family import family_of, is_mmdit
 
 __all__ = ["view_ldm"]
 
+# Beside weights stored as fp8 the WebUI can keep what they were rounded from.
+_PRECISE = MappingProxyType({"weight": "fp16_weight", "bias": "fp16_bias"})
 _SD3_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 
 
@@ -40,7 +42,7 @@ def view_ldm(model: Any) -> ModelView | None:
     listed = ", ".join(found)
     title = type(root).__name__
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
-    return ModelView(MappingProxyType(found), description, "checkpoint", family)
+    return ModelView(MappingProxyType(found), description, "checkpoint", family, _PRECISE)
 
 
 def _text_encoders(root: nn.Module, family: str) -> Iterator[tuple[str, nn.Module]]:
