@@ -1,0 +1,66 @@
+"""Two axes for the XYZ plot: the strength of a LoRA, and which LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import scripts
+
+from lora_runtime.errors import LoraError
+
+from ...shelf import Shelf
+from ...variations import strengths, with_lora, with_strength
+from .settings import Settings
+
+_STRENGTH, _WHICH = "[LoRA] Strength (name: 0-1(+0.25))", "[LoRA] Which"
+
+
+def add(shelf: Shelf, settings: Settings) -> None:
+    """Add the axes to the XYZ plot script, if that is there; once, though Reload UI may keep its module."""
+    grid = next((data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options")), None)
+    if grid is None:
+        return
+
+    def same(name: str, other: str) -> bool:
+        try:
+            return shelf.find(name)[0].path == shelf.find(other)[0].path
+        except LoraError:
+            return False
+
+    def set_strength(p: Any, value: str, values: list[str]) -> None:
+        for prompt in _prompts(p):
+            setattr(p, prompt, with_strength(getattr(p, prompt), value, same))
+
+    def set_lora(p: Any, value: str, values: list[str]) -> None:
+        for prompt in _prompts(p):
+            setattr(p, prompt, with_lora(getattr(p, prompt), value, settings.default_strength))
+
+    def check_strengths(p: Any, values: list[str]) -> None:
+        check_names(p, [value.rpartition(":")[0] for value in values])
+
+    def check_names(p: Any, values: list[str]) -> None:
+        for name in dict.fromkeys(values):
+            if name != "None":
+                try:
+                    shelf.find(name)
+                except LoraError as error:
+                    raise RuntimeError(str(error)) from error
+
+    option, plain = grid.AxisOption, grid.format_value
+    grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in (_STRENGTH, _WHICH)] + [
+        option(_STRENGTH, str, set_strength, format_value=plain, confirm=check_strengths, prepare=strengths),
+        option(
+            _WHICH,
+            str,
+            set_lora,
+            format_value=plain,
+            confirm=check_names,
+            choices=lambda: ["None", *shelf.names()],
+        ),
+    ]
+
+
+def _prompts(p: Any) -> list[str]:
+    """Return the prompts of a job that are one text each and not empty; an empty hires prompt follows the first."""
+    names = ["prompt", *(["hr_prompt"] if getattr(p, "hr_prompt", "") else [])]
+    return [name for name in names if isinstance(getattr(p, name, None), str)]

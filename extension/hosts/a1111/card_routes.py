@@ -1,0 +1,79 @@
+"""What javascript/lora_runtime.js fetches: more cards, the files of a folder in the tree, pictures out of metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import Query
+from fastapi.responses import JSONResponse, Response
+
+__all__ = ["add_routes"]
+
+_TABS = ("txt2img", "img2img")
+_SORTS = ("default", "name", "date_created", "date_modified")
+_MAX_CARDS = 300
+
+
+def add_routes(app: Any, pages: Iterable[Any]) -> None:
+    """Add the routes for a LoraPage, the last of `pages`, in place of those of an earlier one."""
+    page = list(pages)[-1]
+
+    # Plain functions, not coroutines: FastAPI runs these in threads, so that a slow disk does not stop the UI.
+
+    def cards(
+        tabname: str = Query(_TABS[0], max_length=20),
+        q: str = Query("", max_length=1000),
+        folder: str = Query("", max_length=4000),
+        sort: str = Query("default", max_length=20),
+        dir: str = Query("Ascending", max_length=20),
+        offset: int = Query(0, ge=0),
+        limit: int = Query(60, ge=1, le=_MAX_CARDS),
+    ) -> Any:
+        """Return some of the cards that a search finds, and how many it finds."""
+        names = page.search(
+            q,
+            folder=folder,
+            sort=sort if sort in _SORTS else "default",
+            descending=dir == "Descending",
+        )
+        part = names[offset : offset + limit]
+        answer = {"total": len(names), "shown": offset + len(part), "html": page.cards_html(_tab(tabname), part)}
+        if not names and not q and not folder:
+            answer["html"] = page.nothing_html()
+        if offset + len(part) >= len(names):
+            answer["note"] = page.refused_html()
+        return JSONResponse(answer)
+
+    def card(tabname: str = Query(_TABS[0], max_length=20), name: str = Query(..., max_length=4000)) -> Any:
+        """Return one card as it is now."""
+        return JSONResponse({"html": page.cards_html(_tab(tabname), [name])})
+
+    def files(tabname: str = Query(_TABS[0], max_length=20), folder: str = Query(..., max_length=4000)) -> Any:
+        """Return the files of one folder of the tree."""
+        return JSONResponse({"html": page.tree_files_html(_tab(tabname), folder)})
+
+    def cover(name: str = Query(..., max_length=4000)) -> Any:
+        """Return a picture from a file's metadata."""
+        found = page.cover(name)
+        if found is None:
+            return Response(status_code=404)
+        data, media_type = found
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
+        return Response(content=data, media_type=media_type, headers=headers)
+
+    own = {
+        "/lora-runtime/cards": cards,
+        "/lora-runtime/card": card,
+        "/lora-runtime/files": files,
+        "/lora-runtime/cover": cover,
+    }
+    # After a Reload UI the app is new, as a rule; an old route would show the files of an old shelf.
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in own]
+    for path, function in own.items():
+        app.add_api_route(path, function, methods=["GET"])
+
+
+def _tab(given: str) -> str:
+    """Return a tab of the WebUI: the name goes into the cards' buttons."""
+    return given if given in _TABS else _TABS[0]

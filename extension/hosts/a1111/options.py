@@ -1,0 +1,61 @@
+"""The options: those of the built-in extension under the same keys, so that a user's values stay."""
+
+from __future__ import annotations
+
+import gradio as gr
+from modules import shared
+
+from ...shelf import Shelf
+
+
+def define(shelf: Shelf) -> None:
+    """Put the options into the settings; done again before the UI is built, since the built-in may come after us."""
+
+    def names() -> dict[str, list[str]]:
+        return {"choices": ["None", *shelf.names()]}
+
+    option = shared.OptionInfo
+    shared.options_templates.update(
+        shared.options_section(
+            ("extra_networks", "Extra Networks"),
+            {
+                "sd_lora": option("None", "Always-on LoRA", gr.Dropdown, names, refresh=shelf.refresh).info(
+                    "added to every prompt at the default multiplier"
+                ),
+                "lora_preferred_name": option(
+                    "Alias from file",
+                    "A click on a LoRA's card writes",
+                    gr.Radio,
+                    {"choices": ["Alias from file", "Filename"]},
+                ),
+                "lora_add_hashes_to_infotext": option(True, "Write the hashes of LoRAs into the infotext"),
+                "lora_bundled_ti_to_infotext": option(
+                    True, "Write a LoRA's name as the hash of the embeddings bundled in it"
+                ).info("where hashes of embeddings are written at all"),
+                "lora_show_all": option(False, "List LoRAs for other models among the rest").info(
+                    "otherwise they come last, dimmed, with what of them fits"
+                ),
+                "lora_hide_unknown_for_versions": option(
+                    [],
+                    "Hide LoRAs for an unknown model when the checkpoint is",
+                    gr.CheckboxGroup,
+                    {"choices": ["SD1", "SD2", "SDXL", "SD3"]},
+                ),
+                "lora_in_memory_limit": option(0, "LoRA files to keep in memory", gr.Number, {"precision": 0}).info(
+                    "0: as many as fit into 1 GB"
+                ),
+                "lora_not_found_warning_console": option(False, "Print LoRA notices in the console"),
+                "lora_not_found_gradio_warning": option(False, "Show LoRA errors in a popup"),
+            },
+        )
+    )
+    shared.options_templates.update(
+        shared.options_section(
+            ("compatibility", "Compatibility"),
+            {
+                "lora_functional": option(False, "LoRA: the old, slower method").info(
+                    "without effect: LoRA Runtime adds all LoRAs up before rounding"
+                )
+            },
+        )
+    )

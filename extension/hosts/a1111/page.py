@@ -1,0 +1,433 @@
+"""The Lora tab: the WebUI's own page of cards, filled from the shelf.
+
+Only the first cards are in the page's HTML; javascript/lora_runtime.js fetches the others while the user scrolls, and
+what a search finds (card_routes.py). So a page takes about as long with 10,000 files as with 100.
+
+Which files are shown. The built-in extension hides what it takes for another model's. Here a guess never hides: a file
+whose family is known to differ from the loaded model's comes after the others, dimmed, with its family on it, and any
+file that fits only in part says how much. Hidden are, unless `lora_show_all` is on, files whose side-car names another
+family under "sd version" (somebody said so), and files of unknown family where `lora_hide_unknown_for_versions` lists
+the loaded model's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import html
+import json
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from modules import sd_models, shared, ui_extra_networks
+
+from lora_runtime.catalog import Entry
+from lora_runtime.errors import LoraError
+from lora_runtime.header import read_header
+
+from ...cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
+from ...shelf import Shelf
+from ...sidecar import Sidecar, find_description, find_preview
+from .editor import LoraEditor
+
+__all__ = ["LoraPage"]
+
+FIRST_CARDS = 60
+_TREE_FILES = 200
+_SORT_KEYS = {
+    "Path": "default",
+    "Name": "name",
+    "Date Created": "date_created",
+    "Date Modified": "date_modified",
+}
+# Pictures in metadata: what they begin with, and what they are. Anything else is not handed to a browser.
+_IMAGE_TYPES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+)
+_COVER_KEYS = ("ssmd_cover_images", "modelspec.thumbnail")
+_MAX_HEADER_FOR_COVER = 32 << 20
+
+
+class LoraPage(ui_extra_networks.ExtraNetworksPage):
+    """The page "Lora"; the WebUI builds it once for each of its tabs."""
+
+    def __init__(self, shelf: Shelf, settings: Any, coverage: Callable[[Entry], str | None] | None = None) -> None:
+        """Show `shelf`; `coverage` says what of a file fits the loaded model, or None where all of it does."""
+        super().__init__("Lora")
+        self.shelf = shelf
+        self.settings = settings
+        self.coverage = coverage
+        # The WebUI's routes and other extensions look things up here by the cards' names.
+        self.items = _OnDemand(lambda name: self.create_item(name, enable_filter=False), shelf.names)
+        self.metadata = _OnDemand(self.metadata_of, shelf.names)
+        self._warm = False
+        self._covers: dict[Path, tuple[tuple[int, int], str]] = {}
+
+    # --- what the WebUI calls ---
+
+    def refresh(self) -> None:
+        """Look at the folders again."""
+        self.shelf.refresh()
+        self.items.clear()
+        self.metadata.clear()
+
+    def allowed_directories_for_previews(self) -> list[str]:
+        """Return the folders out of which the WebUI may hand pictures to the browser."""
+        return [str(folder) for folder in self.shelf.folders]
+
+    def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
+        """Return what the WebUI and other extensions expect to know of a card; None where there is no such file."""
+        entry = self.shelf.entry(name)
+        if entry is None:
+            return None
+        notes = self.shelf.sidecar(entry)
+        if enable_filter and not self._counts(entry, notes):
+            return None
+        card = self.card(entry)
+        weight = card.weight_text or "opts.extra_networks_default_multiplier"
+        prompt = f"{_js(f'<lora:{card.tag_name}:')} + {weight} + {_js('>')}"
+        if card.activation_text:
+            prompt += f" + {_js(' ' + card.activation_text)}"
+        stem = str(entry.path.with_suffix(""))
+        return {
+            "name": name,
+            "filename": str(entry.path),
+            "shorthash": self.shelf.known_short_hash(entry),
+            "preview": card.preview or None,
+            "description": card.description,
+            "search_terms": [card.place, entry.alias or ""],
+            "local_preview": f"{stem}.{shared.opts.samples_format}",
+            "metadata": self.metadata_of(name) or {},
+            "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
+            "sd_version": _stated(notes) or entry.family,
+            "user_metadata": {
+                **notes.rest,
+                "description": notes.description,
+                "sd version": notes.sd_version,
+                "activation text": notes.activation_text,
+                "preferred weight": notes.preferred_weight,
+                "negative text": notes.negative_text,
+                "notes": notes.notes,
+            },
+            "prompt": prompt,
+            "negative_prompt": _js(f"({card.negative_text}:1)" if card.negative_text else ""),
+        }
+
+    def list_items(self) -> Iterator[dict[str, Any]]:
+        """Yield an item for every file that is shown; this reads the header of each."""
+        for index, name in enumerate(self.search()):
+            item = self.create_item(name, index)
+            if item is not None:
+                yield item
+
+    def read_user_metadata(self, item: dict[str, Any] | None, use_cache: bool = True) -> None:
+        """Do nothing: an item is made from the side-car as it is at that moment."""
+
+    def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> Any:
+        """Return the card of an item; the WebUI asks for it after an edit."""
+        entry = self.shelf.entry(item["name"]) if item else None
+        return card_html(self.card(entry), self.look(tabname)) if entry else ""
+
+    def create_html(self, tabname: str, *, empty: bool = False) -> str:
+        """Return the whole page with its first cards; `empty` stands for it until the browser asks."""
+        opts = shared.opts
+        cards = "Loading..."
+        if empty:
+            self._warm_up()
+        else:
+            self.items.clear()
+            self.metadata.clear()
+            names = self.search(
+                sort=_SORT_KEYS.get(opts.extra_networks_card_order_field, "default"),
+                descending=opts.extra_networks_card_order == "Descending",
+            )
+            cards = self.cards_html(tabname, names[:FIRST_CARDS]) or self.nothing_html()
+        shown = bool(opts.extra_networks_tree_view_default_enabled)
+        values: dict[str, Any] = {
+            "tabname": tabname,
+            "extra_networks_tabname": self.extra_networks_tabname,
+            "items_html": cards,
+            "data_sortdir": opts.extra_networks_card_order,
+            "extra_networks_tree_view_default_width": opts.extra_networks_tree_view_default_width,
+            "tree_view_btn_extra_class": "extra-network-control--enabled" if shown else "",
+            "tree_view_div_default_display_class": "" if shown else "extra-network-dirs-hidden",
+        }
+        for field, key in _SORT_KEYS.items():
+            active = opts.extra_networks_card_order_field == field
+            name = "path" if key == "default" else key
+            values[f"sort_{name}_active"] = " extra-network-control--enabled" if active else ""
+        if opts.extra_networks_tree_view_style == "Tree":
+            folders = "" if empty else self.create_tree_view_html(tabname)
+            values["pane_content"] = self.pane_content_tree_tpl.format(**values, tree_html=folders)
+        else:
+            folders = "" if empty else self.create_dirs_view_html(tabname)
+            values["pane_content"] = self.pane_content_dirs_tpl.format(**values, dirs_html=folders)
+        # The mark by which the script knows our page from the built-in's, which has the same ids.
+        return '<div class="lora-runtime-page" hidden></div>' + self.pane_tpl.format(**values)
+
+    def create_tree_view_html(self, tabname: str) -> str:
+        """Return the folders as a tree; the files in them are fetched when one is opened."""
+        return tree_html(self.shelf.tree(hidden=self._shows_hidden_folders()))
+
+    def create_dirs_view_html(self, tabname: str) -> str:
+        """Return a button for each folder."""
+        folders = self.shelf.subfolders(hidden=self._shows_hidden_folders())
+        return dirs_html(folders, len(self.shelf.names()), slash=bool(shared.opts.extra_networks_dir_button_function))
+
+    def create_user_metadata_editor(self, ui: Any, tabname: str) -> LoraEditor:
+        """Return the editor that opens from a card."""
+        return LoraEditor(ui, tabname, self)
+
+    def find_preview(self, path: str) -> str | None:
+        """Return the address of the picture beside a file, which is given with or without its suffix."""
+        stem = path.removesuffix(".safetensors")
+        found = find_preview(Path(f"{stem}.safetensors"), self._picture_types())
+        return _picture_url(found) if found else None
+
+    # --- what our routes and the editor call ---
+
+    def search(self, words: str = "", **options: Any) -> list[str]:
+        """Return the names of the files that are shown, as `Shelf.search` orders them."""
+        hidden = shared.opts.extra_networks_hidden_models
+        if not getattr(shared.opts, "list_hidden_files", True):
+            hidden = "Never"
+        return self.shelf.search(words, hidden=hidden, family=self._counts, last=self._is_for_another, **options)
+
+    def cards_html(self, tabname: str, names: Iterable[str]) -> str:
+        """Return the cards of these files."""
+        look = self.look(tabname)
+        return "".join(card_html(self.card(entry), look) for entry in map(self.shelf.entry, names) if entry)
+
+    def tree_files_html(self, tabname: str, folder: str) -> str:
+        """Return what lies directly in a folder of the tree, as far as it is reasonable there."""
+        names = self.shelf.files_in(folder)
+        shown = [entry for entry in map(self.shelf.entry, names[:_TREE_FILES]) if entry]
+        return files_html(map(self.card, shown), max(0, len(names) - _TREE_FILES), self.look(tabname))
+
+    def refused_html(self) -> str:
+        """Return which files cannot be used, and why."""
+        folders = self.shelf.folders
+        rows = []
+        for path, reason in self.shelf.refused.items():
+            top = next((folder for folder in folders if path.is_relative_to(folder)), None)
+            rows.append((path.relative_to(top).as_posix() if top else path.name, reason))
+        return refused_html(rows)
+
+    def nothing_html(self) -> str:
+        """Return what stands in an empty page: where to put files."""
+        template: str = shared.html("extra-networks-no-cards.html")
+        return template.format(dirs="".join(f"<li>{html.escape(str(folder))}</li>" for folder in self.shelf.folders))
+
+    def card(self, entry: Entry) -> Card:
+        """Return the card of a file, with its notes as they are now."""
+        notes = self.shelf.sidecar(entry)
+        files = self.shelf.neighbours(entry)
+        try:
+            tag_name = self.shelf.tag_name(entry, self.settings.prefer_alias)
+        except LoraError:  # its name cannot be written, and it is gone, so that its hash cannot either
+            tag_name = self.shelf.name_of(entry)
+        return Card(
+            name=self.shelf.name_of(entry),
+            tag_name=tag_name,
+            names=tuple(dict.fromkeys([tag_name, *self.shelf.names_for(entry)])),
+            path=str(entry.path),
+            place=self.shelf.place_of(entry),
+            weight=notes.preferred_weight,
+            activation_text=notes.activation_text,
+            negative_text=notes.negative_text,
+            description=notes.description or find_description(entry.path, files),
+            family=_family(entry, notes),
+            coverage=(self.coverage(entry) if self.coverage else None) or "",
+            other_family=self._differs(entry, notes),
+            preview=self.preview_url(entry),
+            problem=notes.problem,
+        )
+
+    def look(self, tabname: str) -> Look:
+        """Return how the options want cards to look."""
+        opts = shared.opts
+        sizes = [("height", opts.extra_networks_card_height), ("width", opts.extra_networks_card_width)]
+        style = "".join(f"{side}: {size}px; " for side, size in sizes if size)
+        return Look(
+            tab=tabname,
+            page=self.extra_networks_tabname,
+            style=f"{style}font-size: {opts.extra_networks_card_text_scale * 100:g}%",
+            show_description=bool(opts.extra_networks_card_show_desc),
+            description_is_html=bool(opts.extra_networks_card_description_is_html),
+        )
+
+    def preview_url(self, entry: Entry) -> str:
+        """Return the address of a file's picture: the one beside it, else one in its metadata, else ""."""
+        found = find_preview(entry.path, self._picture_types(), self.shelf.neighbours(entry))
+        if found:
+            return _picture_url(found)
+        if self._cover_key(entry):
+            name = urllib.parse.quote(self.shelf.name_of(entry), safe="")
+            return f"./lora-runtime/cover?name={name}&mtime={entry.mtime_ns}"
+        return ""
+
+    def cover(self, name: str) -> tuple[bytes, str] | None:
+        """Return a picture from a file's metadata and its media type, or None."""
+        entry = self.shelf.entry(name)
+        metadata = self.metadata_of(name) if entry and self._cover_key(entry) else None
+        for data in _pictures(metadata or {}):
+            for magic, media_type in _IMAGE_TYPES:
+                if data.startswith(magic):
+                    return data, media_type
+        return None
+
+    def metadata_of(self, name: str) -> dict[str, str] | None:
+        """Return what a file's header says in words; None where it cannot be read."""
+        entry = self.shelf.entry(name)
+        try:
+            return dict(read_header(entry.path).metadata) if entry else None
+        except LoraError:
+            return None
+
+    def _warm_up(self) -> None:
+        """Read the folders while the WebUI goes on starting: its first page then waits for less, or not at all."""
+
+        def read() -> None:
+            with contextlib.suppress(LoraError):  # the page will say so
+                self.search()
+
+        if not self._warm:
+            self._warm = True
+            threading.Thread(target=read, name="lora-runtime-warm-up", daemon=True).start()
+
+    # --- which files are shown ---
+
+    def _counts(self, entry: Entry, notes: Sidecar | None) -> bool:
+        model = "" if self.settings.show_all else loaded_family()
+        if not model:
+            return True
+        if stated := _stated(notes):
+            return stated == model
+        return bool(_family(entry, notes)) or model not in self.settings.hide_unknown_for
+
+    def _is_for_another(self, entry: Entry, notes: Sidecar | None) -> bool:
+        return not self.settings.show_all and self._differs(entry, notes)
+
+    def _differs(self, entry: Entry, notes: Sidecar | None) -> bool:
+        model, known = loaded_family(), _family(entry, notes)
+        return bool(model and known) and model != known
+
+    def _shows_hidden_folders(self) -> bool:
+        return bool(shared.opts.extra_networks_show_hidden_directories)
+
+    # --- pictures ---
+
+    def _picture_types(self) -> list[str]:
+        # "Replace preview" writes in this format, and what was replaced last is to be seen.
+        first = str(shared.opts.samples_format).lower()
+        return list(dict.fromkeys([first, *ui_extra_networks.default_allowed_preview_extensions]))
+
+    def _cover_key(self, entry: Entry) -> str:
+        """Return the key of the metadata that holds a picture, or ""; remembered while the file is unchanged.
+
+        The header is searched as bytes: parsing it takes twenty times as long, for every card on the page.
+        """
+        known = self._covers.get(entry.path)
+        if known is None or known[0] != entry.stamp:
+            raw = _raw_header(entry.path)
+            key = next((key for key in _COVER_KEYS if f'"{key}"'.encode() in raw), "")
+            known = self._covers[entry.path] = entry.stamp, key
+        return known[1]
+
+
+class _OnDemand(MutableMapping[str, Any]):
+    """A table whose values are made when they are asked for; what is put in is kept until it is cleared."""
+
+    def __init__(self, make: Callable[[str], Any], names: Callable[[], Iterable[str]]) -> None:
+        self._make = make
+        self._names = names
+        self._kept: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._kept[name] if name in self._kept else self._make(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._kept[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        self._kept.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._names()))
+
+    def __len__(self) -> int:
+        return len(list(self._names()))
+
+    def clear(self) -> None:
+        """Forget what was put in."""
+        self._kept.clear()
+
+
+def loaded_family() -> str:
+    """Return the family of the model that is loaded, or "" while there is none."""
+    # Not shared.sd_model: asking for that loads a model.
+    model = sd_models.model_data.sd_model
+    if model is None:
+        return ""
+    families = (("is_sdxl", "SDXL"), ("is_sd3", "SD3"), ("is_sd2", "SD2"), ("is_sd1", "SD1"))
+    return next((name for attribute, name in families if getattr(model, attribute, False)), "")
+
+
+def _stated(notes: Sidecar | None) -> str:
+    """Return the family that somebody has chosen in the editor, or ""."""
+    stated = notes.sd_version if notes else ""
+    return "" if stated == "Unknown" else stated
+
+
+def _family(entry: Entry, notes: Sidecar | None) -> str:
+    return _stated(notes) or ("" if entry.family == "unknown" else entry.family)
+
+
+def _picture_url(path: Path) -> str:
+    """Return the WebUI's address for a picture; the time makes browsers fetch a new one."""
+    try:
+        mtime = path.stat().st_mtime_ns
+    except OSError:
+        mtime = 0
+    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(path.as_posix())}&mtime={mtime}"
+
+
+def _raw_header(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return file.read(length) if length <= _MAX_HEADER_FOR_COVER else b""
+    except OSError:
+        return b""
+
+
+def _pictures(metadata: dict[str, str]) -> Iterator[bytes]:
+    """Yield the pictures in metadata: a list in base64 by some tools, a data address by others."""
+    try:
+        covers = json.loads(metadata.get("ssmd_cover_images") or "[]")
+    except (ValueError, RecursionError):
+        covers = []
+    texts = [cover for cover in covers if isinstance(cover, str)] if isinstance(covers, list) else []
+    texts.append(metadata.get("modelspec.thumbnail", ""))
+    for text in texts:
+        try:
+            data = base64.b64decode(text.rpartition(",")[2])
+        except (binascii.Error, ValueError):
+            continue
+        if data:
+            yield data
+
+
+def _js(text: str) -> str:
+    """Return a text as a string of JavaScript, which may also stand in HTML."""
+    return json.dumps(text).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

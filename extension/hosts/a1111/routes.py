@@ -1,0 +1,94 @@
+"""The HTTP API: that of the built-in extension, and `explain`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fastapi import Body
+from fastapi.responses import JSONResponse
+
+from lora_runtime.errors import LoraError
+from lora_runtime.header import read_header
+from lora_runtime.plan import LoraReport
+from lora_runtime.prompt import LoraTag
+from lora_runtime.prompt.excerpt import line_and_column
+
+from . import card_routes
+from .network import LoraNetwork
+
+
+def add(app: Any, network: LoraNetwork, page: Any) -> None:
+    """Add the routes to the WebUI's app, in place of any others at the same paths."""
+    shelf = network.session.shelf
+
+    # Plain functions and not coroutines: FastAPI runs them in threads, and a slow disk does not stop the UI.
+    def get_loras() -> list[dict[str, Any]]:
+        """List the LoRA files, with the metadata that they carry."""
+        return [_described(shelf, name) for name in shelf.names()]
+
+    def refresh_loras() -> None:
+        """Look at the folders again."""
+        shelf.refresh()
+
+    def explain(prompt: str = Body(..., embed=True, max_length=100_000)) -> Any:
+        """Say how a prompt is read and what it would do to the checkpoint that is loaded, without painting."""
+        return JSONResponse(explanation(network, prompt))
+
+    own = {
+        ("/sdapi/v1/loras", "GET"): get_loras,
+        ("/sdapi/v1/refresh-loras", "POST"): refresh_loras,
+        ("/lora-runtime/explain", "POST"): explain,
+    }
+    taken = {path for path, _ in own}
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in taken]
+    for (path, method), function in own.items():
+        app.add_api_route(path, function, methods=[method])
+    card_routes.add_routes(app, [page])
+
+
+def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:
+    """Return what `network.explain` says, as JSON can hold it."""
+    prompt, requests, report, notices = network.explain(text)
+    by_span = {request.span: request for request in requests}
+    reports = {lora.sha256: lora for lora in report.loras}
+    return {
+        "text": prompt.text,
+        "model": report.model,
+        "weights": report.weights,
+        "bytes": report.bytes,
+        "tags": [_tag(tag, text, by_span, reports) for tag in prompt.tags],
+        "notices": [notice.as_dict() for notice in notices],
+    }
+
+
+def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) -> dict[str, Any]:
+    line, column = line_and_column(text, tag.span[0])
+    request = by_span.get(tag.span)
+    lora = request.lora if request else None
+    report = reports.get(lora.sha256) if lora else None
+    return {
+        "tag": tag.raw,
+        "line": line,
+        "column": column,
+        "name": tag.name,
+        "te": tag.te,
+        "unet": tag.unet,
+        "dyn": tag.dyn,
+        "file": str(lora.path) if lora else None,
+        "sha256": lora.sha256 if lora else None,
+        "family": lora.family if lora else None,
+        "keys": report.keys if report else None,
+        "used": report.used if report else None,
+        "targets": dict(report.targets) if report else {},
+        "unused": dict(Counter(report.unused.values())) if report else {},
+    }
+
+
+def _described(shelf: Any, name: str) -> dict[str, Any]:
+    entry = shelf.entry(name)
+    try:
+        metadata: dict[str, Any] = dict(read_header(entry.path).metadata)
+    except LoraError:  # gone or damaged since the folders were looked at
+        metadata = {}
+    return {"name": name, "alias": entry.alias or entry.name, "path": str(entry.path), "metadata": metadata}

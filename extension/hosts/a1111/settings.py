@@ -1,0 +1,67 @@
+"""The options as the extension reads them: at the time of use, so that a changed setting works at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Settings:
+    """A reader of the WebUI's options by what they mean here."""
+
+    def __init__(self, opts: Any) -> None:
+        self._opts = opts
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = getattr(self._opts, key, None)
+        return default if value is None else value
+
+    @property
+    def always_on(self) -> str | None:
+        """The LoRA that is added to every prompt, by name."""
+        name = str(self._get("sd_lora", "None"))
+        return None if name in ("", "None") else name
+
+    @property
+    def default_strength(self) -> float:
+        """The strength of a LoRA that is added without one."""
+        return float(self._get("extra_networks_default_multiplier", 1.0))
+
+    @property
+    def prefer_alias(self) -> bool:
+        """Whether a click on a card writes the name that the file gives itself, instead of the file's name."""
+        return bool(self._get("lora_preferred_name", "Alias from file") == "Alias from file")
+
+    @property
+    def show_all(self) -> bool:
+        """Whether the page makes no difference between files for this model and for others."""
+        return bool(self._get("lora_show_all", False))
+
+    @property
+    def hide_unknown_for(self) -> list[str]:
+        """The model families for which files of unknown family are hidden."""
+        return list(self._get("lora_hide_unknown_for_versions", []))
+
+    @property
+    def hashes_in_infotext(self) -> bool:
+        """Whether the hashes of the files are written beside the picture's parameters."""
+        return bool(self._get("lora_add_hashes_to_infotext", True))
+
+    @property
+    def embedding_hashes_in_infotext(self) -> bool:
+        """Whether a bundled embedding is listed with the LoRA's name as its hash."""
+        return bool(self._get("lora_bundled_ti_to_infotext", True))
+
+    @property
+    def files_in_memory(self) -> int:
+        """How many files to keep in memory; 0: as many as the library's limit in bytes allows."""
+        return max(0, int(self._get("lora_in_memory_limit", 0)))
+
+    @property
+    def warn_in_console(self) -> bool:
+        """Whether notices are printed too."""
+        return bool(self._get("lora_not_found_warning_console", False))
+
+    @property
+    def warn_in_popup(self) -> bool:
+        """Whether errors open a popup too."""
+        return bool(self._get("lora_not_found_gradio_warning", False))

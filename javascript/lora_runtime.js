@@ -1,0 +1,416 @@
+/*
+ * The Lora tab in the browser: what a click on a card does to the prompts, searching and sorting on the server, and more
+ * cards while the user scrolls. Only for our own page; the WebUI's other pages keep its functions.
+ *
+ * Everything a card needs stands in its data attributes (extension/cards.py). The first half of this file are functions
+ * from text to text, which `node` can run: tests/extension/test_page_script.py.
+ */
+(function() {
+    "use strict";
+
+    // --- text to text ------------------------------------------------------------------------------------------
+
+    const TAG = /<(?:lora|lyco):([^>]+)>/;
+
+    /** Return the spellings of a name under which a tag may have it. */
+    function spellings(name) {
+        const tidy = name.trim().normalize("NFC").replace(/\\/g, "/");
+        return [tidy, tidy.replace(/\.safetensors$/i, "")];
+    }
+
+    /** Return whether the name in a tag means a file that has these names. */
+    function means(written, names) {
+        const wanted = spellings(written);
+        return names.some((name) => {
+            const known = name.normalize("NFC");
+            if (wanted.includes(known)) return true;
+            // A hash may be written with more digits, or fewer, than the card has.
+            const digits = wanted[0].toLowerCase();
+            return /^#[0-9a-f]{8,64}$/.test(digits) && known.startsWith("#") &&
+                (known.startsWith(digits) || digits.startsWith(known));
+        });
+    }
+
+    /** Return {name, start, end} of each tag in the text. */
+    function allTags(text) {
+        const found = [];
+        const tag = new RegExp(TAG, "g"); // its own: it remembers how far it has come
+        for (let match = tag.exec(text); match; match = tag.exec(text)) {
+            found.push({name: match[1].split(":")[0], start: match.index, end: tag.lastIndex});
+        }
+        return found;
+    }
+
+    /** Return those of its tags that mean this file. */
+    function findTags(text, names) {
+        return allTags(text).filter((tag) => means(tag.name, names));
+    }
+
+    /** Return the text without [start, end), and without one separator that stood before it, or at the very start behind. */
+    function cut(text, start, end, separator) {
+        const before = text.slice(0, start);
+        const after = text.slice(end);
+        if (separator && before.endsWith(separator)) return before.slice(0, before.length - separator.length) + after;
+        if (separator && !before && after.startsWith(separator)) return after.slice(separator.length);
+        return before + after;
+    }
+
+    /** Return the text with an addition at its end; an empty text gets no separator. */
+    function append(text, addition, separator) {
+        return text ? text + separator + addition : addition;
+    }
+
+    /** Return the prompt without the file's tags and the activation text behind each. */
+    function removeTags(text, card, separator) {
+        for (const {start, end} of findTags(text, card.names).reverse()) {
+            const words = card.activation ? " " + card.activation : "";
+            const last = words && text.startsWith(words, end) ? end + words.length : end;
+            text = cut(text, start, last, separator);
+        }
+        return text;
+    }
+
+    /** Return the negative prompt without the last place where the file's negative text stands with a weight. */
+    function removeNegative(text, negative, separator) {
+        let found = null;
+        for (let start = text.indexOf("(" + negative + ":"); start >= 0; start = text.indexOf("(" + negative + ":", start + 1)) {
+            const rest = /^[-+]?[0-9.]+\)/.exec(text.slice(start + negative.length + 2));
+            if (rest) found = [start, start + negative.length + 2 + rest[0].length];
+        }
+        return found ? cut(text, found[0], found[1], separator) : text;
+    }
+
+    /**
+     * Return both prompts after a click on the card: its tag is taken out where there is one, and otherwise added with
+     * the activation text and the negative text. Clicking twice gives back the same texts.
+     *
+     * card: {tag, names, weight, activation, negative}; options: {separator, weight}, the WebUI's.
+     */
+    function toggle(prompts, card, options) {
+        const separator = options.separator;
+        let {positive, negative} = prompts;
+        if (findTags(positive, card.names).length) {
+            positive = removeTags(positive, card, separator);
+            if (card.negative) negative = removeNegative(negative, card.negative, separator);
+        } else {
+            const words = card.activation ? " " + card.activation : "";
+            positive = append(positive, `<lora:${card.tag}:${card.weight || options.weight}>${words}`, separator);
+            if (card.negative) negative = append(negative, `(${card.negative}:1)`, separator);
+        }
+        return {positive, negative};
+    }
+
+    if (typeof module === "object" && module.exports) {
+        module.exports = {findTags, means, toggle};
+        return;
+    }
+
+    // --- the page ----------------------------------------------------------------------------------------------
+
+    const TABS = ["txt2img", "img2img"];
+    const FIRST = 60;
+    const MORE = 120;
+    const TYPING_MS = 150;
+    const LOOK_MS = 300;
+
+    const byId = (id) => gradioApp().getElementById(id);
+
+    /** Return the parts of one tab's Lora page; null where it is not there, or is the built-in extension's. */
+    function partsOf(tab) {
+        const holder = byId(`${tab}_lora_cards_html`);
+        const cards = byId(`${tab}_lora_cards`);
+        if (!holder || !cards || !holder.querySelector(".lora-runtime-page")) return null;
+        return {
+            holder,
+            cards,
+            search: byId(`${tab}_lora_extra_search`),
+            direction: byId(`${tab}_lora_extra_sort_dir`),
+            controls: byId(`${tab}_lora_controls`),
+        };
+    }
+
+    function promptArea(tab, negative) {
+        return gradioApp().querySelector(`#${tab}_${negative ? "neg_prompt" : "prompt"} > label > textarea`);
+    }
+
+    async function ask(path, values) {
+        const answer = await fetch(`./lora-runtime/${path}?${new URLSearchParams(values)}`);
+        if (!answer.ok) throw new Error(`${path}: ${answer.status} ${answer.statusText}`);
+        return answer.json();
+    }
+
+    /** What one tab shows. */
+    class Shelf {
+        constructor(tab) {
+            this.tab = tab;
+            this.folder = "";
+            this.shown = 0;
+            this.total = 0;
+            this.asked = 0; // the number of the last question; answers to earlier ones are dropped
+            this.loading = false;
+            this.first = ""; // the first cards as they came, to see whether anything has changed
+            this.timer = 0;
+            this.marked = null; // the prompt for which cards were marked
+            this.watcher = null;
+        }
+
+        question(offset, limit) {
+            const parts = partsOf(this.tab);
+            const sort = parts.controls && parts.controls.querySelector(
+                ".extra-network-control--sort.extra-network-control--enabled");
+            return {
+                tabname: this.tab,
+                q: parts.search ? parts.search.value : "",
+                folder: this.folder,
+                sort: sort ? sort.dataset.sortkey : "default",
+                dir: parts.direction ? parts.direction.dataset.sortdir : "Ascending",
+                offset,
+                limit,
+            };
+        }
+
+        /** Fetch the first cards again; the page stays as it is, scrolled as it is, if they are still the same. */
+        async reload() {
+            if (!partsOf(this.tab)) return;
+            const number = ++this.asked;
+            const question = this.question(0, FIRST);
+            this.loading = true;
+            try {
+                const answer = await ask("cards", question);
+                const parts = partsOf(this.tab);
+                if (number !== this.asked || !parts) return;
+                const same = JSON.stringify([question, answer]);
+                if (same !== this.first || !parts.cards.querySelector(".card[data-tag]")) {
+                    this.first = same;
+                    parts.cards.innerHTML = answer.html;
+                    parts.cards.scrollTop = 0;
+                    this.took(answer);
+                } else {
+                    // The WebUI's search on another page hides cards on all pages.
+                    parts.cards.querySelectorAll(".card.hidden").forEach((card) => card.classList.remove("hidden"));
+                }
+            } catch (error) {
+                console.error("LoRA Runtime:", error);
+            } finally {
+                if (number === this.asked) this.loading = false;
+            }
+            this.watch();
+        }
+
+        async more() {
+            if (this.loading || this.shown >= this.total || !partsOf(this.tab)) return;
+            const number = ++this.asked;
+            this.loading = true;
+            try {
+                const answer = await ask("cards", this.question(this.shown, MORE));
+                const parts = partsOf(this.tab);
+                if (number !== this.asked || !parts) return;
+                parts.cards.insertAdjacentHTML("beforeend", answer.html);
+                this.took(answer);
+            } catch (error) {
+                console.error("LoRA Runtime:", error);
+            } finally {
+                if (number === this.asked) this.loading = false;
+            }
+            this.watch();
+        }
+
+        took(answer) {
+            this.shown = answer.shown;
+            this.total = answer.total;
+            const parts = partsOf(this.tab);
+            if (answer.note) parts.cards.insertAdjacentHTML("beforeend", answer.note);
+            this.count(parts);
+            this.marked = null;
+            this.mark();
+        }
+
+        /** Say how many cards there are, beside the search. */
+        count(parts) {
+            if (!parts.controls) return;
+            let line = parts.controls.querySelector(".lora-runtime-count");
+            if (!line) {
+                line = document.createElement("small");
+                line.className = "lora-runtime-count";
+                parts.controls.insertBefore(line, parts.controls.querySelector("small"));
+            }
+            const number = (value) => value.toLocaleString("en");
+            line.textContent = this.shown < this.total
+                ? `${number(this.shown)} of ${number(this.total)}` : number(this.total);
+        }
+
+        /** Fetch more when the last card comes near. */
+        watch() {
+            if (this.watcher) this.watcher.disconnect();
+            const parts = partsOf(this.tab);
+            const last = parts && parts.cards.querySelector(".card:last-of-type");
+            if (!last || this.shown >= this.total) return;
+            this.watcher = new IntersectionObserver((seen) => {
+                if (seen.some((item) => item.isIntersecting)) this.more();
+            }, {root: parts.cards, rootMargin: "0px 0px 800px 0px"});
+            this.watcher.observe(last);
+        }
+
+        /** Mark the cards whose tag is in the prompt. */
+        mark() {
+            const area = promptArea(this.tab, false);
+            const parts = partsOf(this.tab);
+            if (!area || !parts || area.value === this.marked) return;
+            this.marked = area.value;
+            const written = allTags(area.value).map((tag) => tag.name);
+            for (const card of parts.holder.querySelectorAll("[data-tag]")) {
+                const names = written.length ? namesOf(card) : [];
+                card.classList.toggle("lora-runtime-chosen", written.some((name) => means(name, names)));
+            }
+        }
+    }
+
+    const shelves = Object.fromEntries(TABS.map((tab) => [tab, new Shelf(tab)]));
+
+    /** Return the tab in whose Lora page an element lies, or "". */
+    function tabOf(element) {
+        return TABS.find((tab) => {
+            const parts = partsOf(tab);
+            return parts && parts.holder.contains(element);
+        }) || "";
+    }
+
+    function namesOf(card) {
+        try {
+            return JSON.parse(card.dataset.names);
+        } catch (error) {
+            return [card.dataset.tag];
+        }
+    }
+
+    function clickCard(tab, card) {
+        const areas = [promptArea(tab, false), promptArea(tab, true)];
+        if (!areas[0] || !areas[1]) return;
+        const separator = opts.extra_networks_add_text_separator;
+        const data = card.dataset;
+        const after = toggle(
+            {positive: areas[0].value, negative: areas[1].value},
+            {tag: data.tag, names: namesOf(card), weight: data.weight, activation: data.activation, negative: data.negative},
+            {separator: separator === undefined ? " " : separator, weight: opts.extra_networks_default_multiplier}
+        );
+        [after.positive, after.negative].forEach((text, index) => {
+            if (areas[index].value === text) return;
+            areas[index].value = text;
+            updateInput(areas[index]);
+        });
+        shelves[tab].mark();
+    }
+
+    /** Show one folder only, or all of them again. */
+    function chooseFolder(tab, folder) {
+        const shelf = shelves[tab];
+        shelf.folder = folder;
+        for (const item of partsOf(tab).holder.querySelectorAll("[data-folder]")) {
+            const chosen = item.dataset.folder === folder;
+            item.classList.toggle("lora-runtime-chosen", chosen && folder !== "");
+            if (chosen) item.dataset.selected = ""; else delete item.dataset.selected;
+        }
+        shelf.reload();
+    }
+
+    /** Open or close a folder of the tree; its files are fetched when it is first opened. */
+    async function openFolder(tab, row, open) {
+        const list = row.nextElementSibling;
+        list.hidden = !open;
+        if (open) row.dataset.expanded = ""; else delete row.dataset.expanded;
+        if (!open || row.dataset.files === "0" || row.dataset.fetched) return;
+        row.dataset.fetched = "1";
+        try {
+            const answer = await ask("files", {tabname: tab, folder: row.dataset.folder});
+            list.insertAdjacentHTML("beforeend", answer.html);
+            shelves[tab].marked = null;
+        } catch (error) {
+            delete row.dataset.fetched;
+            console.error("LoRA Runtime:", error);
+        }
+    }
+
+    function clickTree(tab, row, onChevron) {
+        const open = "expanded" in row.dataset;
+        if (onChevron) {
+            openFolder(tab, row, !open);
+        } else if (shelves[tab].folder === row.dataset.folder && open) {
+            openFolder(tab, row, false);
+            chooseFolder(tab, "");
+        } else {
+            if (!open) openFolder(tab, row, true);
+            chooseFolder(tab, row.dataset.folder);
+        }
+    }
+
+    // On the document: the WebUI replaces a page's elements whenever it is refreshed.
+    document.addEventListener("click", (event) => {
+        const place = event.target.closest && event.target.closest("[data-tag], [data-folder]");
+        if (!place || event.target.closest(".card-button, a, details")) return;
+        const tab = tabOf(place);
+        if (!tab) return;
+        if (place.dataset.tag !== undefined) clickCard(tab, place);
+        else if (place.matches(".lora-runtime-dir")) chooseFolder(tab, place.dataset.folder);
+        else clickTree(tab, place, Boolean(event.target.closest(".tree-list-item-action--leading")));
+    });
+
+    // Captured on its way down: the WebUI's own listener would search the cards that are there.
+    document.addEventListener("input", (event) => {
+        const tab = TABS.find((name) => event.target.id === `${name}_lora_extra_search`);
+        if (!tab || !partsOf(tab)) return;
+        event.stopPropagation();
+        clearTimeout(shelves[tab].timer);
+        shelves[tab].timer = setTimeout(() => shelves[tab].reload(), TYPING_MS);
+    }, true);
+
+    /** Put our functions where the WebUI looks for those that filter and sort a page, once it has put its own there. */
+    function takeOver() {
+        if (typeof extraNetworksApplyFilter !== "object" || typeof extraNetworksApplySort !== "object") return;
+        for (const tab of TABS) {
+            const page = `${tab}_lora`;
+            const own = shelves[tab];
+            const theirs = extraNetworksApplyFilter[page];
+            if (!theirs || theirs === own.apply || !partsOf(tab)) continue;
+            own.apply = () => own.reload();
+            extraNetworksApplyFilter[page] = own.apply;
+            extraNetworksApplySort[page] = own.apply;
+            own.reload();
+        }
+    }
+
+    setInterval(() => {
+        if (document.hidden || typeof gradioApp !== "function") return;
+        takeOver();
+        // Prompts also change without an event: pasted parameters, styles, other extensions.
+        TABS.forEach((tab) => shelves[tab].mark());
+    }, LOOK_MS);
+
+    // --- what the editor calls -------------------------------------------------------------------------------------
+
+    /** Replace one card by what it is now, in all tabs. */
+    async function refreshCard(tab, name) {
+        for (const each of TABS) {
+            const parts = partsOf(each);
+            const old = parts && [...parts.cards.querySelectorAll(".card")].find((card) => card.dataset.name === name);
+            if (!old) continue;
+            try {
+                const answer = await ask("card", {tabname: each, name});
+                if (answer.html) old.outerHTML = answer.html;
+            } catch (error) {
+                console.error("LoRA Runtime:", error);
+            }
+            shelves[each].first = "";
+            shelves[each].marked = null;
+            shelves[each].watch();
+        }
+    }
+
+    /** Close the editor and show the new card, unless saving has left something to say. */
+    function saved(tab, name, status) {
+        if (status) return;
+        closePopup();
+        refreshCard(tab, name);
+    }
+
+    window.loraRuntime = {refreshCard, saved, toggle};
+})();

@@ -1,0 +1,146 @@
+"""What a click on a card does to the prompts: javascript/lora_runtime.js, run by Node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from extension_package import REPOSITORY
+
+NODE = shutil.which("node")
+SCRIPT = REPOSITORY / "javascript" / "lora_runtime.js"
+
+pytestmark = pytest.mark.skipif(NODE is None, reason="Node is not installed; the script runs in browsers")
+
+INK = {"tag": "ink", "names": ["ink", "style/ink", "wash"], "weight": "", "activation": "", "negative": ""}
+FULL = {**INK, "weight": "0.8", "activation": "ink wash, sea", "negative": "photo (real)"}
+
+
+def call(function: str, arguments: list[list[Any]]) -> list[Any]:
+    """Return what a function of the script gives for each list of arguments."""
+    program = (
+        f"const script = require({json.dumps(str(SCRIPT))});"
+        "const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+        f"process.stdout.write(JSON.stringify(given.map((each) => script.{function}(...each))));"
+    )
+    assert NODE is not None
+    done = subprocess.run(
+        [NODE, "-e", program], input=json.dumps(arguments), capture_output=True, check=True, text=True
+    )
+    answers: list[Any] = json.loads(done.stdout)
+    return answers
+
+
+def click(positive: str, card: dict[str, Any], negative: str = "", separator: str = " ") -> tuple[str, str]:
+    options = {"separator": separator, "weight": 1}
+    [after] = call("toggle", [[{"positive": positive, "negative": negative}, card, options]])
+    return after["positive"], after["negative"]
+
+
+def test_a_click_adds_the_tag_with_the_default_weight() -> None:
+    assert click("a boat", INK) == ("a boat <lora:ink:1>", "")
+
+
+def test_an_empty_prompt_gets_no_separator() -> None:
+    assert click("", INK) == ("<lora:ink:1>", "")
+
+
+def test_preferred_weight_activation_and_negative_text_come_along() -> None:
+    assert click("a boat", FULL, "blurry", ", ") == (
+        "a boat, <lora:ink:0.8> ink wash, sea",
+        "blurry, (photo (real):1)",
+    )
+
+
+TEXTS = [
+    "",
+    " ",
+    "a boat",
+    "a boat ",
+    "a, b, ",
+    "x <lora:other:1> y",
+    "ink",
+    "<lora:inky:1>",
+    "(photo (real):1)",
+    "a\nb\n",
+]
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", "", "\n", "$&", "|"])
+def test_clicking_twice_gives_back_both_prompts_exactly(separator: str) -> None:
+    options = {"separator": separator, "weight": 0.7}
+    cases = [
+        ({"positive": positive, "negative": negative}, card)
+        for card in (INK, FULL)
+        for positive in TEXTS
+        for negative in TEXTS
+    ]
+    once = call("toggle", [[prompts, card, options] for prompts, card in cases])
+    assert all(after["positive"] != before["positive"] for after, (before, _) in zip(once, cases, strict=True))
+    twice = call("toggle", [[after, card, options] for after, (_, card) in zip(once, cases, strict=True)])
+    assert twice == [prompts for prompts, _ in cases]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "<lora:ink:1>",
+        "<lora:ink:-0.8>",
+        "<lora:ink>",
+        "<lora:ink:0.5:1:8>",
+        "<lora:ink:te=0.5:unet=1:dyn=8>",
+        "<lora: ink :1>",
+        "<lyco:ink:1>",
+        "<lora:style/ink:1>",
+        "<lora:style\\ink:1>",
+        "<lora:ink.safetensors:1>",
+        "<lora:wash:.5>",
+    ],
+)
+def test_every_way_to_write_the_tag_is_taken_out(tag: str) -> None:
+    assert click(f"a {tag} b", INK) == ("a b", "")
+    assert click(f"{tag} b", INK) == ("b", "")
+    assert click(f"a {tag}", INK) == ("a", "")
+
+
+def test_all_tags_of_the_file_go_and_no_others() -> None:
+    text = "a <lora:ink:1> b <lora:inky:1> <lora:photo/ink:1> <hypernet:ink:1> <lyco:wash:2> c"
+    assert click(text, INK) == ("a b <lora:inky:1> <lora:photo/ink:1> <hypernet:ink:1> c", "")
+
+
+def test_a_hash_is_known_by_its_first_digits() -> None:
+    card = {**INK, "names": ["ink", "#0123456789ab"]}
+    assert click("a <lora:#01234567:1>", card) == ("a", "")
+    assert click("a <lora:#0123456789ABcdef:1>", card) == ("a", "")
+    assert click("a <lora:#0123:1>", card) == ("a <lora:#0123:1> <lora:ink:1>", "")
+
+
+def test_accents_are_one_letter() -> None:
+    assert click("a <lora:cafe\u0301:1>", {**INK, "names": ["caf\u00e9"]}) == ("a", "")
+
+
+def test_activation_text_goes_only_where_it_follows_the_tag() -> None:
+    assert click("ink wash, sea, a <lora:ink:0.8> ink wash, sea, b", FULL) == ("ink wash, sea, a, b", "")
+    assert click("<lora:ink:0.8> ink wash and sea", FULL) == ("ink wash and sea", "")
+
+
+def test_the_negative_text_goes_whatever_its_weight_is_now() -> None:
+    assert click("<lora:ink:1>", FULL, "a, (photo (real):1.3), b", ", ") == ("", "a, b")
+    assert click("<lora:ink:1>", FULL, "photo (real)") == ("", "photo (real)")
+
+
+def test_signs_of_regular_expressions_are_only_signs() -> None:
+    card = {**INK, "names": ["a.b(c)*[d]$"], "tag": "a.b(c)*[d]$", "activation": "$& $1", "negative": "x|y (z"}
+    once = click("t", card)
+    assert once == ("t <lora:a.b(c)*[d]$:1> $& $1", "(x|y (z:1)")
+    assert click(once[0], card, once[1]) == ("t", "")
+
+
+def test_the_script_needs_nothing_that_a_browser_of_2018_lacks() -> None:
+    """No bundler stands between this file and the browser: optional chaining and the like would stop it as a whole."""
+    text = SCRIPT.read_text("utf-8")
+    for sign in ("?.", "??", "||=", "&&=", "replaceAll", "matchAll", "import ", "export "):
+        assert sign not in text, sign

@@ -1,0 +1,116 @@
+"""Installed beside the extension by the tests: shows over HTTP what the WebUI does not, and breaks what they ask for."""
+
+import hashlib
+from pathlib import Path
+
+import open_clip
+import torch
+from fastapi import Body
+from modules import script_callbacks, scripts, sd_models, shared
+
+# The tiny OpenCLIP text encoders of the tests' checkpoints are known by these names.
+open_clip.add_model_config(Path(__file__).resolve().parent.parent / "open_clip")
+
+failures = set()  # where the next generation should raise: "process_batch", "cfg_denoiser"
+
+
+def parts(model):
+    """Yield the parts of a checkpoint whose weights LoRAs change."""
+    yield "unet", model.model.diffusion_model
+    for name in ("cond_stage_model", "conditioner"):
+        if getattr(model, name, None) is not None:
+            yield name, getattr(model, name)
+
+
+def weights(model):
+    """Return the weights by name."""
+    return {
+        f"{part}.{name}": parameter.detach()
+        for part, module in parts(model)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def digest(tensors):
+    """Return a hash of all bits."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        data = tensors[name].cpu().contiguous().reshape(-1)
+        found.update(name.encode() + str(data.dtype).encode() + data.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def add_routes(_, app):
+    """Add what the tests ask for."""
+
+    @app.get("/probe/state")
+    def state():
+        model = sd_models.model_data.sd_model
+        if model is None:
+            return {"checkpoint": None}
+        return {
+            "checkpoint": Path(model.sd_model_checkpoint).stem,
+            "digest": digest(weights(model)),
+            "devices": sorted({str(w.device) for w in weights(model).values()}),
+            "dtypes": sorted({str(w.dtype) for w in weights(model).values()}),
+            "loaded": [Path(m.sd_model_checkpoint).stem for m in sd_models.model_data.loaded_sd_models],
+            "loaded_digests": [digest(weights(m)) for m in sd_models.model_data.loaded_sd_models],
+        }
+
+    @app.post("/probe/save")
+    def save(path: str = Body(..., embed=True)):
+        torch.save({k: v.cpu().clone() for k, v in weights(sd_models.model_data.sd_model).items()}, path)
+
+    @app.post("/probe/fail")
+    def fail(where: str = Body(..., embed=True)):
+        failures.add(where)
+
+    @app.post("/probe/reload-ui")
+    def reload_ui():
+        shared.state.server_command = "restart"
+
+    @app.get("/probe/axes")
+    def axes():
+        grid = next(data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options"))
+        return [{"label": axis.label} for axis in grid.axis_options if not getattr(axis, "is_img2img", False)]
+
+    @app.get("/probe/owner")
+    def owner():
+        from modules import extra_networks, ui_extra_networks
+
+        return {
+            "lora": type(extra_networks.extra_network_registry["lora"]).__module__,
+            "lyco": type(extra_networks.extra_network_aliases["lyco"]).__module__,
+            "pages": [(page.name, type(page).__module__) for page in ui_extra_networks.extra_pages],
+            "routes": [route.path for route in app.router.routes if "lora" in getattr(route, "path", "")],
+            "wrapped": hasattr(sd_models.reload_model_weights, "__wrapped__"),
+        }
+
+
+class Probe(scripts.Script):
+    """Raises where a test wants it to, once."""
+
+    def title(self):
+        return "probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def process_batch(self, p, *args, **kwargs):
+        if "process_batch" in failures:
+            failures.discard("process_batch")
+            raise RuntimeError("the probe was asked to fail")
+
+
+def denoise(params):
+    """Fail, or ask for an interruption, in the middle of a picture."""
+    if "interrupt" in failures and params.sampling_step >= 1:
+        failures.discard("interrupt")
+        shared.state.interrupt()
+    if "model" in failures:
+        failures.discard("model")
+        params.x = params.x[:, :1]  # the UNet raises
+
+
+script_callbacks.on_app_started(add_routes)
+script_callbacks.on_cfg_denoiser(denoise)
