@@ -63,6 +63,7 @@ class _Patch:
     in_place: bool
     identity: tuple[object, ...]
     stamp: int | tuple[torch.dtype, int]
+    pointer: int = 0  # to W′
 
     def is_as_we_left_it(self, parameter: nn.Parameter, buffer: Tensor | None) -> bool:
         """Return whether the parameter still shows the W′ that we bound or wrote."""
@@ -112,6 +113,14 @@ class Patcher:
             self.restore()
             raise
         return len(changed)
+
+    def intact(self) -> bool:
+        """Return whether every parameter still shows what the last `apply` bound; a look of 0.3 µs at each."""
+        for patch in self._patches.values():
+            parameter = patch.parameter()
+            if parameter is None or parameter.data_ptr() != patch.pointer or _written(parameter, patch.stamp):
+                return False
+        return True
 
     @_plain_mode
     def restore(self, *, release: bool = False) -> int:
@@ -176,6 +185,7 @@ class Patcher:
         self._buffers[key] = weakref.ref(parameter), buffer
         patch.identity = assignment.identity
         patch.stamp = _stamp(parameter)
+        patch.pointer = parameter.data_ptr()
 
     def _restore(self, key: int) -> None:
         """Give one parameter its original back, in the form that it has by now (see the table above)."""
@@ -225,9 +235,9 @@ def _stamp(parameter: nn.Parameter) -> int | tuple[torch.dtype, int]:
 
 def _written(parameter: nn.Parameter, stamp: int | tuple[torch.dtype, int]) -> bool:
     """Return whether somebody has written into the parameter since `stamp`; a cast is no write."""
-    if isinstance(stamp, tuple) and stamp[0] != parameter.dtype:
-        return False
-    return _stamp(parameter) != stamp
+    if isinstance(stamp, int):
+        return parameter._version != stamp
+    return stamp[0] == parameter.dtype and _stamp(parameter) != stamp
 
 
 def _plain_data(parameter: nn.Parameter) -> Tensor:

@@ -75,7 +75,8 @@ class WebUI:
         options: dict[str, Any] | None = None,
     ) -> None:
         self.webui, self.data = webui, data
-        self.arguments = [*COMMON, *arguments, "--data-dir", str(data)]
+        # The program's own scripts are served only below its working directory, which is the data folder here.
+        self.arguments = [*COMMON, *arguments, "--data-dir", str(data), "--gradio-allowed-path", str(webui)]
         self.arguments += ["--ckpt", str(data / "models" / "Stable-diffusion" / f"{checkpoint}.safetensors")]
         extensions = data / "extensions"
         shutil.rmtree(extensions, ignore_errors=True)

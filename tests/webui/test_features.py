@@ -142,7 +142,26 @@ def test_the_same_tags_again_cost_nothing_to_speak_of(run: program.WebUI) -> Non
 def test_xyz_plot_of_strengths(run: program.WebUI) -> None:
     labels = [axis["label"] for axis in run.get("/probe/axes")]
     which = next(index for index, label in enumerate(labels) if label.startswith("[LoRA] Strength"))
-    arguments = [which, "sd1: 0-1(+0.5)", [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0, False]
+    arguments = [
+        which,
+        "sd1: 0-1(+0.5)",
+        [],
+        0,
+        "",
+        [],
+        0,
+        "",
+        [],
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        0,
+        False,
+    ]
     grid = run.txt2img("a cat", script_name="x/y/z plot", script_args=arguments)
     singles = [run.txt2img(f"a cat<lora:sd1:{strength}>") for strength in ("0", "0.5", "1")]
     assert len(grid.info["all_prompts"]) >= 3

@@ -223,5 +223,3 @@ def test_any_folder_name_with_and_without_the_builtin(webui: Path, data: Path, f
         run.reload_ui()
         assert run.digest() == digest
         assert run.txt2img(PLAIN).difference(plain) == 0
-
-

@@ -1,4 +1,4 @@
-"""Installed beside the extension by the tests: shows over HTTP what the WebUI does not, and breaks what they ask for."""
+"""Installed beside the extension by the tests: shows what the WebUI does not, and breaks what they ask for."""
 
 import hashlib
 from pathlib import Path
