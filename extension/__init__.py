@@ -16,6 +16,8 @@ def start(root: Path) -> type[Any]:
 
     Raises before anything was registered where this host cannot be served: the built-in extension then stays.
     """
+    import lark  # noqa: F401 - the library imports it at the first prompt: too late to leave the tags to others
+
     from .hosts import host_of_this_process
 
     return host_of_this_process().start(root)

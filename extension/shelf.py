@@ -498,7 +498,7 @@ class Shelf:
         roots = _roots(self._folders)
         if self._catalog is None or roots != self._roots:
             self._roots = roots
-            self._catalog = LoraCatalog(*(root.path for root in roots))
+            self._catalog = LoraCatalog(*(root.path for root in roots), linked_files=True)
             self._index = None
 
     def _now(self) -> _Index:

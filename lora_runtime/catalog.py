@@ -37,10 +37,15 @@ class LoraCatalog:
     several threads.
     """
 
-    def __init__(self, *folders: str | os.PathLike[str]) -> None:
-        """Take the folders, the first ones first; raises CatalogError for one that is not there."""
+    def __init__(self, *folders: str | os.PathLike[str], linked_files: bool = False) -> None:
+        """Take the folders, the first ones first; raises CatalogError for one that is not there.
+
+        Links stay within the folders; with `linked_files` a link to a file may lead anywhere, for people who keep one
+        copy for several programs. Whoever can write into the folders can then have any safetensors file read.
+        """
         self._folders = {path: LoraFolder(path) for path in map(Path, folders)}
         self._roots = tuple(folder.real for folder in self._folders.values())
+        self._file_roots = ("",) if linked_files else self._roots
         self._lock = threading.RLock()
         self._scanned = False
         self._entries: tuple[Entry, ...] = ()
@@ -123,7 +128,7 @@ class LoraCatalog:
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         for folder in self._folders.values():
-            usable, refused = folder.scan(self._roots)
+            usable, refused = folder.scan(self._roots, self._file_roots)
             entries += usable
             refusals += refused
         self._entries, self._refusals = tuple(entries), tuple(refusals)
@@ -135,7 +140,7 @@ class LoraCatalog:
         self._scanned = True
 
     def _is_one(self, found: list[Entry]) -> bool:
-        return len(found) == 1 and self._folders[found[0].folder].unchanged(found[0], self._roots)
+        return len(found) == 1 and self._folders[found[0].folder].unchanged(found[0], self._file_roots)
 
     # --- looking up ---
 

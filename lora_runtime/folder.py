@@ -66,8 +66,8 @@ class LoraFolder:
         self._unsaved = False
         _check_folder(path)
 
-    def scan(self, roots: tuple[str, ...]) -> tuple[list[Entry], list[Refusal]]:
-        """Return what is there now; links are followed as far as they stay within `roots` (real paths).
+    def scan(self, roots: tuple[str, ...], file_roots: tuple[str, ...]) -> tuple[list[Entry], list[Refusal]]:
+        """Return what is there now; links are followed as far as they stay within these real paths, "" for anywhere.
 
         Only files that are new or changed are read. Raises CatalogError where the folder itself cannot be listed.
         """
@@ -77,7 +77,7 @@ class LoraFolder:
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         try:
-            for found in _walk(self.path, self.real, roots):
+            for found in _walk(self.path, self.real, roots, file_roots):
                 if isinstance(found, Refusal):
                     refusals.append(found)
                     continue
@@ -101,9 +101,9 @@ class LoraFolder:
         self.save()
         return entries, refusals
 
-    def unchanged(self, entry: Entry, roots: tuple[str, ...]) -> bool:
-        """Return whether the file is still as it was when it was scanned, and within `roots`."""
-        return _stamp_now(entry.path) == entry.stamp and _is_inside(os.path.realpath(entry.path), roots)
+    def unchanged(self, entry: Entry, file_roots: tuple[str, ...]) -> bool:
+        """Return whether the file is still as it was when it was scanned, and within `file_roots`."""
+        return _stamp_now(entry.path) == entry.stamp and _is_inside(os.path.realpath(entry.path), file_roots)
 
     def known_hashes(self, entry: Entry) -> Hashes | None:
         """Return the hashes of the file as it was at the last scan, if they were computed before."""
@@ -170,7 +170,7 @@ def _stamp_now(path: Path) -> tuple[int, int] | None:
 
 
 def _is_inside(real: str, roots: tuple[str, ...]) -> bool:
-    return any(PurePath(real).is_relative_to(root) for root in roots)
+    return any(not root or PurePath(real).is_relative_to(root) for root in roots)
 
 
 def _read(path: Path, size: int, mtime_ns: int) -> FileFacts | Refusal:
@@ -186,7 +186,9 @@ def _read(path: Path, size: int, mtime_ns: int) -> FileFacts | Refusal:
     return FileFacts(size, mtime_ns, alias, family(header), tuple(counts), ranks)
 
 
-def _walk(folder: Path, real: str, roots: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int]] | Refusal]:
+def _walk(
+    folder: Path, real: str, roots: tuple[str, ...], file_roots: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[int, int]] | Refusal]:
     """Yield (path within `folder` with `/`, stamp) of each safetensors file in a fixed order, and what is refused.
 
     Hidden files and folders are left out: macOS keeps a `._ink.safetensors` beside each file on foreign disks.
@@ -218,7 +220,7 @@ def _walk(folder: Path, real: str, roots: tuple[str, ...]) -> Iterator[tuple[str
             elif suffix in PICKLE_SUFFIXES:
                 yield Refusal(folder / key, f"{suffix} files are pickles, which can run code when read; never opened.")
             elif suffix == SUFFIX:
-                found = _file(item, roots)
+                found = _file(item, file_roots)
                 yield found if isinstance(found, Refusal) else (key, found)
         waiting += reversed(folders)
 

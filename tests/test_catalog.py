@@ -422,6 +422,15 @@ class TestLinks:
         assert "outside the folder" in failure(catalog, "leak")
         failure(catalog, "away/secret")
 
+    def test_a_link_to_a_file_may_lead_anywhere_where_that_is_asked_for(self, loras: Path, tmp_path: Path) -> None:
+        target = write(tmp_path / "elsewhere" / "secret.safetensors")
+        link(loras / "leak.safetensors", target)
+        catalog = LoraCatalog(loras, linked_files=True)
+        assert catalog.resolve("leak").path == loras / "leak.safetensors"
+        target.unlink()
+        with pytest.raises(UnknownLoraError):
+            catalog.resolve("leak")
+
     def test_a_link_into_another_folder_of_the_catalog_is_followed(self, loras: Path, tmp_path: Path) -> None:
         target = write(tmp_path / "more/pen.safetensors")
         link(loras / "quill.safetensors", target)

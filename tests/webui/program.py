@@ -73,8 +73,10 @@ class WebUI:
         checkpoint: str = "sd1-a",
         arguments: Sequence[str] = FULL,
         options: dict[str, Any] | None = None,
+        wait_for_checkpoint: bool = True,
+        repository: Path = REPOSITORY,
     ) -> None:
-        self.webui, self.data = webui, data
+        self.webui, self.data, self.wait_for_checkpoint = webui, data, wait_for_checkpoint
         # The program's own scripts are served only below its working directory, which is the data folder here.
         self.arguments = [*COMMON, *arguments, "--data-dir", str(data), "--gradio-allowed-path", str(webui)]
         self.arguments += ["--ckpt", str(data / "models" / "Stable-diffusion" / f"{checkpoint}.safetensors")]
@@ -83,7 +85,7 @@ class WebUI:
         extensions.mkdir(parents=True)
         (extensions / "probe").symlink_to(HERE / "probe")
         if ours:
-            (extensions / folder).symlink_to(REPOSITORY)
+            (extensions / folder).symlink_to(repository)
         config = {"disabled_extensions": [] if builtin else ["Lora"], "live_previews_enable": False, **(options or {})}
         (data / "config.json").write_text(json.dumps(config), encoding="utf-8")
         for left in ("cache.json", "ui-config.json", "params.txt"):
@@ -125,7 +127,7 @@ class WebUI:
             # Not before: a request that comes while the API is being built stops the program.
             if self.log.count("Startup time") > self._starts:
                 try:
-                    if self.get("/probe/state")["checkpoint"]:
+                    if self.get("/probe/state")["checkpoint"] or not self.wait_for_checkpoint:
                         self._starts += 1
                         return
                 except (OSError, urllib.error.URLError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modules import script_callbacks, shared
+from modules import script_callbacks, sd_models, shared
 
 from ...session import Session
 from ...shelf import Shelf
@@ -37,9 +37,11 @@ def start(root: Path) -> type[Any]:
 
     def before_ui() -> None:
         options.define(shelf)
+        takeover.calm_builtin(sd_models.model_data.loaded_sd_models)
         takeover.take_tags(network)
         takeover.take_page(page)
         axes.add(shelf, settings)
+        takeover.tell_owner()
 
     def app_started(_: Any, app: Any) -> None:
         routes.add(app, network, page)

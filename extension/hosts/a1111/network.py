@@ -18,6 +18,7 @@ from ...notices import Notice, Notices, notice_of
 from ...session import Session, identity
 from .embeddings import BundledEmbeddings
 from .settings import Settings
+from .takeover import calm_builtin, owner_of_tags, owns_tags
 
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
@@ -32,6 +33,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self.settings = settings
         self.report = Report()
         self._embeddings = embeddings
+        self._builtin_may_have_patched = False
 
     # --- what the WebUI calls ---
 
@@ -65,8 +67,13 @@ class LoraNetwork(extra_networks.ExtraNetwork):
     # --- what our script calls ---
 
     def before_batch(self, p: Any) -> None:
-        """Hide what a picture before this one showed, where the WebUI will not call `activate`."""
-        if getattr(p, "disable_extra_networks", False):
+        """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
+        if not owns_tags(self):
+            self.session.show(None, ())
+            self._builtin_may_have_patched = True
+            taken = f"{owner_of_tags()} has taken the tag <lora:…> for this picture; LoRA Runtime is idle"
+            self._say(p, [Notice("note", taken)])
+        elif getattr(p, "disable_extra_networks", False):
             self.session.show(None, ())
 
     def notices(self, p: Any) -> list[Notice]:
@@ -75,8 +82,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def stop(self) -> None:
         """Give everything back: the extension is being unloaded."""
-        self._embeddings.show((), None)
         self.session.forget()
+        self._embeddings.show((), _loaded_model())
 
     # --- for the page and the API ---
 
@@ -107,9 +114,13 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self.session.cache.files = max(limit, len(tags)) if limit else None
         requests, said = self.session.load(tags, source)
         notices += said
-        self.report, said = self.session.show(shared.sd_model, requests, source)
+        model = shared.sd_model
+        if self._builtin_may_have_patched:
+            calm_builtin([model])
+            self._builtin_may_have_patched = False
+        self.report, said = self.session.show(model, requests, source)
         notices += said
-        self._embeddings.show(requests, shared.sd_model, listed=self.settings.embedding_hashes_in_infotext)
+        self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
         self._write_hashes(p, tags, hires)
         return requests
 

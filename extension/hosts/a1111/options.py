@@ -33,7 +33,7 @@ def define(shelf: Shelf) -> None:
                     True, "Write a LoRA's name as the hash of the embeddings bundled in it"
                 ).info("where hashes of embeddings are written at all"),
                 "lora_show_all": option(False, "List LoRAs for other models among the rest").info(
-                    "otherwise they come last, dimmed, with what of them fits"
+                    "otherwise they come last and dimmed; those that you have marked for another version are hidden"
                 ),
                 "lora_hide_unknown_for_versions": option(
                     [],

@@ -7,7 +7,6 @@ from typing import Any
 from modules import scripts
 
 from .network import LoraNetwork
-from .takeover import others
 
 API_FIELD = "LoRA notices"
 
@@ -32,10 +31,4 @@ def script_class(network: LoraNetwork) -> type[Any]:
                 fields = processed.extra_generation_params or {}
                 processed.extra_generation_params = {**fields, API_FIELD: [notice.as_dict() for notice in notices]}
 
-    names = others()
-    if names:
-        print(
-            f"[lora-runtime] owns the tags <lora:…> and <lyco:…>; {', '.join(names)} acts on the built-in extension's "
-            "LoRAs and has no effect on these"
-        )
     return LoraRuntimeScript

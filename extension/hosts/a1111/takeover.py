@@ -8,11 +8,11 @@ built-in is changed: without our registrations, after the next Reload UI, it is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from modules import extra_networks, script_callbacks, ui_extra_networks
+from modules import extra_networks, script_callbacks, scripts, ui_extra_networks
 
 
 def run_last(category: str, function: Callable[..., Any]) -> None:
@@ -58,15 +58,46 @@ def builtin_folder() -> Path | None:
     return Path(networks.__file__ or "").parent
 
 
-def others() -> list[str]:
-    """Return the names of loaded extensions that work on the built-in's LoRAs, and so have no effect on ours."""
-    from modules import scripts
+def owns_tags(network: Any) -> bool:
+    """Return whether `<lora:…>` is still ours: loractl takes it at the start of each picture, while it is enabled."""
+    return extra_networks.extra_network_registry.get(network.name) is network
 
-    known = {
-        "sd_webui_loractl": "loractl",
-        "sd-webui-loractl": "loractl",
-        "sd-webui-lora-block-weight": "LoRA Block Weight",
-        "sd-webui-additional-networks": "Additional Networks",
-    }
-    folders = {Path(data.basedir).name.lower() for data in scripts.scripts_data}
-    return sorted({name for folder, name in known.items() if folder in folders})
+
+def owner_of_tags() -> str:
+    """Return the name of the extension whose the tag is, for a notice."""
+    owner = type(extra_networks.extra_network_registry.get("lora")).__module__.partition(".")[0]
+    return {"extra_networks_lora": "the built-in extension"}.get(owner, owner)
+
+
+def calm_builtin(models: Iterable[Any]) -> None:
+    """Make the built-in give back what it has patched, before weights are patched here.
+
+    It would do so at some later forward pass, by writing its copies over what is there by then. It has patched
+    something if it was the owner until the last Reload UI, or if loractl had the tag.
+    """
+    networks = sys.modules.get("networks")
+    if networks is None or not hasattr(networks, "network_restore_weights_from_backup"):
+        return
+    networks.load_networks([])
+    for model in models:
+        for module in model.modules():
+            # Not by its list of what is patched: loractl empties that at every step.
+            if any(getattr(module, f"network_{kind}_backup", None) is not None for kind in ("weights", "bias")):
+                networks.network_restore_weights_from_backup(module)
+                networks.network_reset_cached_weight(module)
+
+
+# Extensions that work on the LoRAs which the built-in has loaded, by a piece of their folder's name.
+_BESIDE = {
+    "loractl": "loractl takes them for itself while it is enabled, and the built-in then does the work",
+    "lora-block-weight": "LoRA Block Weight changes the LoRAs of the built-in and has no effect on these",
+    "additional-networks": "Additional Networks applies LoRAs of its own, on top of these",
+}
+
+
+def tell_owner() -> None:
+    """Say in the console whose the tags are, where another extension is loaded that counts on the built-in."""
+    folders = {Path(data.basedir).name.lower().replace("_", "-") for data in scripts.scripts_data}
+    found = [said for piece, said in _BESIDE.items() if any(piece in folder for folder in folders)]
+    if found:
+        print(f"[lora-runtime] owns <lora:…> and <lyco:…>. {'; '.join(found)}")

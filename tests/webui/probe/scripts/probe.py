@@ -96,6 +96,11 @@ class Probe(scripts.Script):
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
+    def process(self, p, *args):
+        if "disable_extra_networks" in failures:
+            failures.discard("disable_extra_networks")
+            p.disable_extra_networks = True
+
     def process_batch(self, p, *args, **kwargs):
         if "process_batch" in failures:
             failures.discard("process_batch")
