@@ -142,7 +142,7 @@ def _badge(card: Card) -> str:
     """Return the model family that the file is for; with what fits, where that is not all of it."""
     misfit = card.other_family or bool(card.coverage)
     parts = []
-    if card.family:
+    if card.family and not card.coverage.endswith(f"made for {card.family}"):
         parts.append(f'<span class="lora-runtime-family">{escape(card.family)}</span>')
     if card.coverage:
         parts.append(f'<span class="lora-runtime-coverage">{escape(card.coverage)}</span>')

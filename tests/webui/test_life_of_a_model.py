@@ -223,3 +223,21 @@ def test_any_folder_name_with_and_without_the_builtin(webui: Path, data: Path, f
         run.reload_ui()
         assert run.digest() == digest
         assert run.txt2img(PLAIN).difference(plain) == 0
+
+
+def test_disabling_and_enabling_the_extension_leaves_clean_weights(webui: Path, data: Path) -> None:
+    """Each time with a LoRA patched by the one that goes, and Reload UI."""
+    with program.WebUI(webui, data, options={"disabled_extensions": ["lora_runtime"]}) as run:
+        assert run.get("/probe/owner")["lora"] == "extra_networks_lora"
+        plain, digest = run.txt2img(PLAIN), run.digest()
+        by_builtin = run.txt2img(WITH)
+        for disabled, owner in (([], "lora_runtime"), (["lora_runtime"], "extra_networks_lora"), ([], "lora_runtime")):
+            run.set_options(disabled_extensions=disabled)
+            run.reload_ui()
+            assert owner in run.get("/probe/owner")["lora"]
+            if owner == "lora_runtime":
+                assert run.digest() == digest
+            assert run.txt2img(WITH).difference(by_builtin) < 1
+            assert run.txt2img(PLAIN).difference(plain) == 0
+            assert run.digest() == digest
+            run.txt2img(WITH)

@@ -37,9 +37,9 @@ def start(root: Path) -> type[Any]:
 
     def before_ui() -> None:
         options.define(shelf)
-        takeover.calm_builtin(sd_models.model_data.loaded_sd_models)
         takeover.take_tags(network)
         takeover.take_page(page)
+        takeover.calm_builtin(sd_models.model_data.loaded_sd_models)
         axes.add(shelf, settings)
         takeover.tell_owner()
 

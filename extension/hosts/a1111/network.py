@@ -155,7 +155,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         said = getattr(p, "lora_runtime_notices", None)
         if said is None:
             said = p.lora_runtime_notices = Notices()
-        for notice in said.add(notices):
+        # In the order of the prompt; what is about no one place comes last.
+        for notice in sorted(said.add(notices), key=lambda new: (not new.column, new.line, new.column)):
             p.comment(str(notice))
             if self.settings.warn_in_console:
                 print(f"[lora-runtime] {notice}")

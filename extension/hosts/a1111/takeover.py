@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules import extra_networks, script_callbacks, scripts, ui_extra_networks
 
 
@@ -79,9 +80,9 @@ def calm_builtin(models: Iterable[Any]) -> None:
     if networks is None or not hasattr(networks, "network_restore_weights_from_backup"):
         return
     networks.load_networks([])
-    for model in models:
-        for module in model.modules():
-            # Not by its list of what is patched: loractl empties that at every step.
+    # Not by its list of what is patched: loractl empties that at every step.
+    with torch.no_grad():
+        for module in (module for model in models for module in model.modules()):
             if any(getattr(module, f"network_{kind}_backup", None) is not None for kind in ("weights", "bias")):
                 networks.network_restore_weights_from_backup(module)
                 networks.network_reset_cached_weight(module)
