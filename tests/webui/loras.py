@@ -122,3 +122,31 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.half() for key, tensor in tensors.items()}, path, {"ss_output_name": path.stem})
     return path
+
+
+def write_sd3(path: Path, checkpoint: Path, *, native: bool = False, seed: int = 0, rank: int = 4) -> Path:
+    """Write a LoRA for SD3's attention: q, k, v apart as diffusers has them, or `native`, fused and for CLIP too."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+
+    def add(up: str, down: str, outputs: int, inputs: int) -> None:
+        tensors[up] = torch.randn(outputs, rank, generator=generator) * 0.1
+        tensors[down] = torch.randn(rank, inputs, generator=generator) * 0.1
+
+    with safe_open(checkpoint, "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    for key, shape in shapes.items():
+        match = re.fullmatch(r"model\.diffusion_model\.joint_blocks\.(\d+)\.(x|context)_block\.attn\.qkv\.weight", key)
+        clip = re.fullmatch(r"text_encoders\.clip_(l|g)\.transformer\.(text_model\.encoder\..*\.q_proj)\.weight", key)
+        if match and native:
+            stem = f"lora_unet_joint_blocks_{match[1]}_{match[2]}_block_attn_qkv"
+            add(f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", *shape)
+        elif clip and native:
+            stem = f"lora_te{1 if clip[1] == 'l' else 2}_{clip[2].replace('.', '_')}"
+            add(f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", *shape)
+        elif match and match[2] == "x":
+            for name in ("to_q", "to_k", "to_v"):
+                stem = f"transformer.transformer_blocks.{match[1]}.attn.{name}"
+                add(f"{stem}.lora_B.weight", f"{stem}.lora_A.weight", shape[0] // 3, shape[1])
+    save_file({key: tensor.half() for key, tensor in tensors.items()}, path, {"ss_output_name": path.stem})
+    return path

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import loras
 import numpy as np
 from PIL import Image
 
@@ -182,6 +183,16 @@ class WebUI:
         path = self.data / "weights.pt"
         self.post("/probe/save", path=str(path))
         return torch.load(path)
+
+    def write_sd3(self) -> None:
+        """Write a tiny SD3 checkpoint and LoRAs for it, once: its classes load only within the program."""
+        checkpoint, files = self.data / "models" / "Stable-diffusion" / "sd3.safetensors", self.data / "models" / "Lora"
+        if not checkpoint.exists():
+            self.post("/probe/write-sd3", path=str(checkpoint))
+            loras.write_sd3(files / "sd3.safetensors", checkpoint)
+            loras.write_sd3(files / "sd3-native.safetensors", checkpoint, native=True, seed=1)
+        self.post("/sdapi/v1/refresh-checkpoints")
+        self.post("/sdapi/v1/refresh-loras")
 
     def reload_ui(self) -> None:
         """Do what the button Reload UI does, and wait until all is there again."""

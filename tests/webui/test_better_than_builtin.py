@@ -61,6 +61,35 @@ def test_the_last_layers_of_a_text_encoder_are_patched_whether_they_run_or_not(r
     assert not torch.equal(run.weights()[name], before)
 
 
+def test_sd3_files_with_fused_attention_and_both_clip_encoders(run: program.WebUI, data: Path) -> None:
+    """The built-in knows only diffusers' names there."""
+    run.write_sd3()
+    run.set_options(sd_model_checkpoint="sd3.safetensors")
+    run.txt2img("a cat")
+    whole, digest = run.weights(), run.digest()
+    run.txt2img("a cat <lora:sd3-native:0.5> <lora:sd3:0.25>")
+    patched = run.weights()
+    native, split = (load_file(data / "models" / "Lora" / f"{name}.safetensors") for name in ("sd3-native", "sd3"))
+    changed = {name for name in whole if not torch.equal(whole[name], patched[name])}
+    assert {part for name in changed for part in ("unet", "clip_l", "clip_g") if part in name} == {
+        "unet",
+        "clip_l",
+        "clip_g",
+    }
+    for block, stem in (("x", "x_block"), ("context", "context_block")):
+        name = f"unet.joint_blocks.0.{stem}.attn.qkv.weight"
+        lora = f"lora_unet_joint_blocks_0_{stem}_attn_qkv"
+        expected = whole[name].double()
+        expected += 0.5 * native[f"{lora}.lora_up.weight"].double() @ native[f"{lora}.lora_down.weight"].double()
+        if block == "x":
+            parts = [f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+            deltas = [split[f"{p}.lora_B.weight"].double() @ split[f"{p}.lora_A.weight"].double() for p in parts]
+            expected += 0.25 * torch.cat(deltas)
+        torch.testing.assert_close(patched[name], expected.float(), rtol=1e-6, atol=1e-6)
+    run.txt2img("a cat")
+    assert run.digest() == digest
+
+
 def test_fp8_with_fp16_beside_it_keeps_all_loras(webui: Path, data: Path) -> None:
     """The built-in starts from the fp16 weight at each LoRA, so only the last is left."""
     options = {"fp8_storage": "Enable", "cache_fp16_weight": True}

@@ -17,7 +17,8 @@ HIRES: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Laten
 def digests(run: program.WebUI) -> dict[str, str]:
     """Return the digest of each checkpoint's weights, as loaded by the program before any LoRA."""
     found = {}
-    for name in ("sdxl", "sd2", "sd1-inpainting", "sd1-b", "sd1-a"):
+    run.write_sd3()
+    for name in ("sd3", "sdxl", "sd2", "sd1-inpainting", "sd1-b", "sd1-a"):
         run.set_options(sd_model_checkpoint=f"{name}.safetensors")
         found[name] = run.digest()
     return found
@@ -88,7 +89,7 @@ def test_the_refiner_is_patched_too(run: program.WebUI, digests: dict[str, str])
     is_whole(run, digests)
 
 
-@pytest.mark.parametrize("other", ["sd1-b", "sd2", "sdxl", "sd1-inpainting"])
+@pytest.mark.parametrize("other", ["sd1-b", "sd2", "sdxl", "sd3", "sd1-inpainting"])
 @pytest.mark.parametrize("limit", [1, 2])
 def test_another_checkpoint_is_chosen_while_patched(
     run: program.WebUI, digests: dict[str, str], other: str, limit: int

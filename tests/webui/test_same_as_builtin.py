@@ -40,8 +40,9 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     "inpainting model": ("a cat <lora:sd1:0.7>", {"override_settings": {"sd_model_checkpoint": "sd1-inpainting"}}),
     "SD2": ("a cat <lora:sd2:0.7>", {"override_settings": {"sd_model_checkpoint": "sd2"}}),
     "SDXL": ("a cat <lora:sdxl:0.7>", {"override_settings": {"sd_model_checkpoint": "sdxl"}}),
+    "SD3": ("a cat <lora:sd3:0.7>", {"override_settings": {"sd_model_checkpoint": "sd3"}}),
 }
-WEIGHTS = ("one", "several", "SD2", "SDXL", "inpainting model")
+WEIGHTS = ("one", "several", "SD2", "SDXL", "SD3", "inpainting model")
 
 
 @dataclass
@@ -57,6 +58,7 @@ def see(webui: Path, data: Path, *, ours: bool) -> Seen:
     seen = Seen({}, {})
     options = {"override_settings_restore_afterwards": False}
     with program.WebUI(webui, data, ours=ours) as run:
+        run.write_sd3()
         for name, (prompt, more) in JOBS.items():
             more = dict(more)
             more["override_settings"] = {"sd_model_checkpoint": "sd1-a", **more.get("override_settings", {})}

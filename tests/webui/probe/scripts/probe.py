@@ -1,6 +1,7 @@
 """Installed beside the extension by the tests: shows what the WebUI does not, and breaks what they ask for."""
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import open_clip
@@ -10,6 +11,14 @@ from modules import script_callbacks, scripts, sd_models, shared
 
 # The tiny OpenCLIP text encoders of the tests' checkpoints are known by these names.
 open_clip.add_model_config(Path(__file__).resolve().parent.parent / "open_clip")
+
+# SD3's sizes are constants there.
+_spec = importlib.util.spec_from_file_location(
+    "probe_small_sd3", Path(__file__).resolve().parent.parent / "small_sd3.py"
+)
+_small_sd3 = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_small_sd3)
+_small_sd3.shrink()
 
 failures = set()  # where the next generation should raise: "process_batch", "cfg_denoiser"
 
@@ -60,6 +69,10 @@ def add_routes(_, app):
     @app.post("/probe/save")
     def save(path: str = Body(..., embed=True)):
         torch.save({k: v.cpu().clone() for k, v in weights(sd_models.model_data.sd_model).items()}, path)
+
+    @app.post("/probe/write-sd3")
+    def write_sd3(path: str = Body(..., embed=True)):
+        _small_sd3.write_checkpoint(path)
 
     @app.post("/probe/fail")
     def fail(where: str = Body(..., embed=True)):
