@@ -1,5 +1,8 @@
-"""Makes `.venv` and runs the project's commands: `python tools/bootstrap.py demo|test|bench|train|format|venv|clean`.
+"""Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
+Commands: demo, test, test-webui, bench, train, format, venv, clean.
+
+A second one, `.venv-webui`, has the versions that the AUTOMATIC1111 WebUI pins: the tests of its extension run there.
 Needs Python 3.10 or newer and nothing else. Safe to repeat: what is there is kept, what is missing or broken is made,
 and a command starts at once when `pyproject.toml` has not changed since the last install. The Makefile calls this file.
 """
@@ -14,14 +17,52 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-STAMP = VENV / "lora-runtime-install.json"  # what was installed, and from which pyproject.toml
-CONSTRAINTS = VENV / "lora-runtime-constraints.txt"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment: its folder, and what must be importable there with the package that has it."""
+
+    folder: Path
+    imports: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, for messages."""
+        return self.folder.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def stamp(self) -> Path:
+        """What was installed, and from which pyproject.toml."""
+        return self.folder / "lora-runtime-install.json"
+
+    @property
+    def constraints(self) -> Path:
+        """What pip must keep as it is."""
+        return self.folder / "lora-runtime-constraints.txt"
+
+
+_IMPORTS = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "lark": "lark",
+    "transformers": "transformers",
+    "PIL.Image": "Pillow",
+}
+MAIN = Environment(ROOT / ".venv", {**_IMPORTS, "diffusers": "diffusers"})
+WEBUI = Environment(ROOT / ".venv-webui", {**_IMPORTS, "gradio": "gradio", "fastapi": "fastapi"})
+WEBUI_PYTHONS = ((3, 10), (3, 11))  # those for which the WebUI's versions of numpy, Pillow and tokenizers were built
 
 TORCH = "2.13.0"  # the CPU build of this version is taken where there is no GPU: 0.2 GB instead of several
 TORCH_OLDEST = (2, 1)
@@ -29,9 +70,7 @@ PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project 
 
 # Each set of extras names those whose packages it brings along, so that `make demo` after `make test` installs nothing.
 EXTRAS = {"demo": ("demo",), "test": ("test", "demo"), "bench": ("bench", "demo"), "all": ("test", "bench", "demo")}
-# What must be importable after an install, and the package that has it.
-IMPORTS = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors", "lark": "lark"}
-IMPORTS.update({"transformers": "transformers", "diffusers": "diffusers", "PIL.Image": "Pillow"})
+EXTRAS["webui"] = ("webui",)
 
 
 class Failed(Exception):
@@ -43,6 +82,7 @@ def main(arguments: list[str]) -> int:
     commands = {
         "demo": demo,
         "test": test,
+        "test-webui": test_webui,
         "bench": bench,
         "train": train,
         "format": reformat,
@@ -75,48 +115,74 @@ def main(arguments: list[str]) -> int:
 def demo(arguments: list[str]) -> None:
     """Paint the contact sheet."""
     install("demo")
-    run(PYTHON, "-m", "lora_runtime", "demo", *(arguments or ["--out", "out/demo.png"]))
+    run(MAIN.python, "-m", "lora_runtime", "demo", *(arguments or ["--out", "out/demo.png"]))
 
 
 def test(arguments: list[str]) -> None:
-    """Lint, types, tests; stops at the first that fails, and pytest's summary is the last line."""
+    """Lint, types, tests, then the extension's tests with the WebUI's versions; stops at the first that fails.
+
+    pytest's summary is the last line. With arguments for pytest, only the tests in `.venv` are run.
+    """
     install("test")
-    run(PYTHON, "-m", "ruff", "check", ".")
-    run(PYTHON, "-m", "ruff", "format", "--check", ".")
-    run(PYTHON, "-m", "mypy")
-    run(PYTHON, "-m", "pytest", "--cov", "--cov-branch", "--cov-fail-under=95", *arguments)
+    run(MAIN.python, "-m", "ruff", "check", ".")
+    run(MAIN.python, "-m", "ruff", "format", "--check", ".")
+    run(MAIN.python, "-m", "mypy")
+    run(MAIN.python, "-m", "pytest", "--cov", "--cov-branch", "--cov-fail-under=95", *arguments)
+    if not arguments:
+        test_extension()
+
+
+def test_extension() -> None:
+    """Run the tests of the WebUI's extension with the WebUI's versions, where these can be had."""
+    if sys.version_info[:2] not in WEBUI_PYTHONS:
+        say("Left out: the extension with the WebUI's own versions, which need Python 3.10 or 3.11")
+        return
+    # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
+    os.environ["PIP_NO_COMPILE"] = "0"
+    install("webui", WEBUI)
+    run(WEBUI.python, "-m", "pytest", "tests/extension")
+
+
+def test_webui(arguments: list[str]) -> None:
+    """Run the extension in the installed WebUI that SD_WEBUI_DIR names; see docs/webui-compat.md."""
+    if not os.environ.get("SD_WEBUI_DIR"):
+        raise Failed(
+            "SD_WEBUI_DIR names no installed WebUI: SD_WEBUI_DIR=/path/to/stable-diffusion-webui make test-webui"
+        )
+    install("test")
+    run(MAIN.python, "-m", "pytest", "tests/webui", *arguments)
 
 
 def bench(arguments: list[str]) -> None:
     """Measure, print the table and write bench.json."""
     install("bench")
-    run(PYTHON, "-m", "benchmarks.bench", *arguments)
+    run(MAIN.python, "-m", "benchmarks.bench", *arguments)
 
 
 def train(arguments: list[str]) -> None:
     """Train the embedded pipeline, then its LoRAs."""
     install("demo")
     for script in ("training/train_pipeline.py", "training/train_loras.py"):
-        run(PYTHON, script, *arguments)
+        run(MAIN.python, script, *arguments)
 
 
 def reformat(arguments: list[str]) -> None:
     """Format the code and correct what ruff can correct."""
     install("test")
-    run(PYTHON, "-m", "ruff", "check", "--fix", *(arguments or ["."]))
-    run(PYTHON, "-m", "ruff", "format", *(arguments or ["."]))
+    run(MAIN.python, "-m", "ruff", "check", "--fix", *(arguments or ["."]))
+    run(MAIN.python, "-m", "ruff", "format", *(arguments or ["."]))
 
 
 def venv(arguments: list[str]) -> None:
     """Make .venv with everything in it."""
     install("all")
-    say(f"Ready: {PYTHON.relative_to(ROOT)}")
+    say(f"Ready: {MAIN.python.relative_to(ROOT)}")
 
 
 def clean(arguments: list[str]) -> None:
-    """Remove .venv, caches and what the commands wrote; sources and trained weights stay."""
-    names = (".venv", "out", "dist", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
-    for path in [ROOT / name for name in names]:
+    """Remove both environments, caches and what the commands wrote; sources and trained weights stay."""
+    names = ("out", "dist", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
+    for path in [MAIN.folder, WEBUI.folder, *(ROOT / name for name in names)]:
         if path.is_dir():
             say(f"Removing {path.name}/")
             shutil.rmtree(path)
@@ -127,94 +193,98 @@ def clean(arguments: list[str]) -> None:
 # Installing
 
 
-def install(extra: str) -> None:
-    """Leave `.venv` with the project and the packages of `extra` in it; returns at once if they are there."""
-    stamp = read_stamp()
+def install(extra: str, env: Environment = MAIN) -> None:
+    """Leave an environment with the project and the packages of `extra` in it; returns at once if they are there."""
+    stamp = read_stamp(env)
     wanted = EXTRAS[extra]
-    if PYTHON.exists() and stamp.get("key") == stamp_key() and set(wanted) <= set(stamp.get("extras", ())):
+    if env.python.exists() and stamp.get("key") == stamp_key() and set(wanted) <= set(stamp.get("extras", ())):
         return
     started = time.monotonic()
-    STAMP.unlink(missing_ok=True)
-    if not working_venv():
-        make_venv()
-    if not working_torch():
-        install_torch()
+    env.stamp.unlink(missing_ok=True)
+    if not working_venv(env):
+        make_venv(env)
+    if not working_torch(env):
+        install_torch(env)
     # Without the constraint pip could exchange a CPU or a hand-built torch for the registry's.
-    CONSTRAINTS.write_text(f"torch=={probe()['torch']}\n", encoding="utf-8")
+    # And what a repair below takes must be the version that is wanted here: exact ones are only the WebUI's.
+    pins = re.findall(r'"([\w-]+==[\w.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    fixed = [f"torch=={probe(env)['torch']}", *(pins if env is WEBUI else ())]
+    env.constraints.write_text("".join(f"{pin}\n" for pin in fixed), encoding="utf-8")
     say(f"Installing the project with its {' and '.join(wanted)} packages")
-    pip("install", "--editable", f".[{','.join(wanted)}]", "--constraint", CONSTRAINTS)
-    check_imports()
+    pip(env, "install", "--editable", f".[{','.join(wanted)}]", "--constraint", env.constraints)
+    check_imports(env)
     before = set(stamp["extras"]) if stamp.get("key") == stamp_key() else set()
-    STAMP.write_text(json.dumps({"key": stamp_key(), "extras": sorted(before | set(wanted))}), encoding="utf-8")
+    env.stamp.write_text(json.dumps({"key": stamp_key(), "extras": sorted(before | set(wanted))}), encoding="utf-8")
     say(f"Installed in {time.monotonic() - started:.0f} s")
 
 
-def working_venv() -> bool:
-    """Return whether `.venv` starts, is new enough and has a pip that can install this project."""
-    if not VENV.exists():
+def working_venv(env: Environment) -> bool:
+    """Return whether it starts, is new enough and has a pip that can install this project."""
+    if not env.folder.exists():
         return False
-    found = probe()
+    found = probe(env)
     if version(found.get("python", "")) < (3, 10):
-        say(".venv does not start, or its Python is older than 3.10: making it anew")
+        say(f"{env.name} does not start, or its Python is older than 3.10: making it anew")
         return False
     if not found["pip"]:
-        try_run(PYTHON, "-m", "ensurepip")  # half made, or made by a tool that puts no pip in
-    bring_pip_up_to_date()
-    return version(probe()["pip"]) >= PIP_OLDEST
+        try_run(env.python, "-m", "ensurepip")  # half made, or made by a tool that puts no pip in
+    bring_pip_up_to_date(env)
+    return version(probe(env)["pip"]) >= PIP_OLDEST
 
 
-def make_venv() -> None:
-    """Make `.venv` from nothing with the Python that runs this file."""
-    say(f"Making .venv with Python {sys.version.split()[0]}")
-    if try_run(sys.executable, "-m", "venv", "--clear", VENV):
+def make_venv(env: Environment) -> None:
+    """Make it from nothing with the Python that runs this file."""
+    say(f"Making {env.name} with Python {sys.version.split()[0]}")
+    if try_run(sys.executable, "-m", "venv", "--clear", env.folder):
         raise Failed(
             "Python could not make a virtual environment (see above). On Debian and Ubuntu the part that does so is a "
             "package of its own: apt install python3-venv. Then run the same command again."
         )
-    bring_pip_up_to_date()
+    bring_pip_up_to_date(env)
 
 
-def bring_pip_up_to_date() -> None:
+def bring_pip_up_to_date(env: Environment) -> None:
     """Exchange a pip that is too old for a new one."""
-    if () < version(probe()["pip"]) < PIP_OLDEST:
+    if () < version(probe(env)["pip"]) < PIP_OLDEST:
         say("The pip that came with this Python is too old: taking a newer one")
-        pip("install", "--upgrade", "pip")
+        pip(env, "install", "--upgrade", "pip")
 
 
-def working_torch() -> bool:
-    """Return whether `.venv` holds a torch that is new enough and can be imported: that one is kept."""
-    found = probe()
+def working_torch(env: Environment) -> bool:
+    """Return whether it holds a torch that is new enough and can be imported: that one is kept."""
+    found = probe(env)
     if not found["torch"]:
         return False
     if version(found["torch"]) < TORCH_OLDEST:
         say(f"torch {found['torch']} is older than 2.1")
         return False
-    if try_run(PYTHON, "-c", "import torch", quiet=True):
-        say(f"torch {found['torch']} in .venv cannot be imported (a broken install?): taking it out")
-        pip("uninstall", "--yes", "torch")
+    if try_run(env.python, "-c", "import torch", quiet=True):
+        say(f"torch {found['torch']} in {env.name} cannot be imported (a broken install?): taking it out")
+        pip(env, "uninstall", "--yes", "torch")
         return False
     say(f"Keeping torch {found['torch']}")
     return True
 
 
-def install_torch() -> None:
-    """Put torch into `.venv`: the CPU build on Linux without a GPU, else the one the registry has for this machine."""
+def install_torch(env: Environment) -> None:
+    """Put torch in: the CPU build on Linux without a GPU, else the one the registry has for this machine."""
     if not sys.platform.startswith("linux") or has_gpu():
         say("Installing torch")
-        pip("install", f"torch>={'.'.join(map(str, TORCH_OLDEST))}")
+        pip(env, "install", f"torch>={'.'.join(map(str, TORCH_OLDEST))}")
         return
     say(f"No GPU found: installing the CPU build of torch {TORCH}")
     # Where pip's sources carry the CPU build under its own name, pip takes it; where they do not, this fails before
     # anything is downloaded. uv knows where the CPU builds are.
-    if try_run(PYTHON, "-m", "pip", "install", f"torch=={TORCH}+cpu", expect="No matching distribution") == 0:
+    if try_run(env.python, "-m", "pip", "install", f"torch=={TORCH}+cpu", expect="No matching distribution") == 0:
         return
     say("The CPU build is not among pip's own sources: asking uv for it")
-    if try_run(PYTHON, "-m", "pip", "install", "uv") == 0:
+    if try_run(env.python, "-m", "pip", "install", "uv") == 0:
         for wanted in (f"torch=={TORCH}", "torch>=2.1"):  # the second for a Python that this version was not built for
-            if try_run(PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "--torch-backend=cpu", wanted) == 0:
+            command = ("uv", "pip", "install", "--python", env.python, "--torch-backend=cpu", wanted)
+            if try_run(env.python, "-m", *command) == 0:
                 return
     say("No CPU build could be had: installing the ordinary build. On Linux this is a download of several gigabytes.")
-    pip("install", "torch>=2.1")
+    pip(env, "install", "torch>=2.1")
 
 
 def has_gpu() -> bool:
@@ -223,24 +293,26 @@ def has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None or any(Path(node).exists() for node in nodes)
 
 
-def check_imports() -> None:
+def check_imports(env: Environment) -> None:
     """Import what the commands need, once, here, and install again what an interrupted install left unusable."""
     say("Checking that everything can be imported")
-    if not try_run(PYTHON, "-W", "ignore", "-c", f"import {', '.join(IMPORTS)}", quiet=True):
+    python, imports = env.python, env.imports
+    if not try_run(python, "-W", "ignore", "-c", f"import {', '.join(imports)}", quiet=True):
         return
-    broken = [name for name in IMPORTS if try_run(PYTHON, "-c", f"import {name}", quiet=True)]
+    broken = [name for name in imports if try_run(python, "-W", "ignore", "-c", f"import {name}", quiet=True)]
     say(f"Installing again, as they cannot be imported: {', '.join(broken)}")
-    pip("install", "--force-reinstall", "--no-deps", *(IMPORTS[name] for name in broken), "--constraint", CONSTRAINTS)
+    packages = [imports[name] for name in broken]
+    pip(env, "install", "--force-reinstall", "--no-deps", *packages, "--constraint", env.constraints)
     for name in broken:
-        if try_run(PYTHON, "-c", f"import {name}"):
-            raise Failed(f"{name} cannot be imported (see above). Remove .venv and run the same command again.")
+        if try_run(python, "-c", f"import {name}"):
+            raise Failed(f"{name} cannot be imported (see above). Remove {env.name} and run the same command again.")
 
 
 # What is there
 
 
-def probe() -> dict[str, str]:
-    """Return the versions of python, pip and torch in `.venv`, "" for one that is missing, {} if it does not start."""
+def probe(env: Environment) -> dict[str, str]:
+    """Return the versions of python, pip and torch there, "" for one that is missing, {} if it does not start."""
     code = """
 import json, platform
 from importlib.metadata import PackageNotFoundError, version
@@ -252,7 +324,7 @@ def get(name):
 print(json.dumps({"python": platform.python_version(), "pip": get("pip"), "torch": get("torch")}))
 """
     try:
-        done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, cwd=VENV)
+        done = subprocess.run([env.python, "-c", code], capture_output=True, text=True, check=True, cwd=env.folder)
         return dict(json.loads(done.stdout))
     except (OSError, subprocess.CalledProcessError, json.JSONDecodeError):
         return {}
@@ -270,10 +342,10 @@ def stamp_key() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def read_stamp() -> dict[str, Any]:
+def read_stamp(env: Environment) -> dict[str, Any]:
     """Return what the last install wrote, {} if there was none or it cannot be read."""
     try:
-        return dict(json.loads(STAMP.read_text(encoding="utf-8")))
+        return dict(json.loads(env.stamp.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -286,9 +358,9 @@ def say(text: str) -> None:
     print(f"== {text}", flush=True)
 
 
-def pip(*arguments: str | Path) -> None:
-    """Run pip in `.venv`, its progress in view."""
-    run(PYTHON, "-m", "pip", *arguments)
+def pip(env: Environment, *arguments: str | Path) -> None:
+    """Run an environment's pip, its progress in view."""
+    run(env.python, "-m", "pip", *arguments)
 
 
 def run(*command: str | Path) -> None:
@@ -300,7 +372,7 @@ def run(*command: str | Path) -> None:
 
 def try_run(*command: str | Path, quiet: bool = False, expect: str = "") -> int:
     """Run a command, say which, and return its exit status; a foreseen error, with `expect` in it, is not shown."""
-    words = ["python" if word in (PYTHON, sys.executable) else str(word) for word in command]
+    words = ["python" if word in (MAIN.python, WEBUI.python, sys.executable) else str(word) for word in command]
     if quiet:
         return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
     print("$", " ".join(words), flush=True)

@@ -32,7 +32,7 @@ def start(root: Path) -> type[Any]:
     session = Session(shelf)
     settings = Settings(shared.opts)
     network = LoraNetwork(session, settings, BundledEmbeddings())
-    swaps = CheckpointSwaps(session)
+    swaps = CheckpointSwaps(session, network.show_again)
     page = LoraPage(shelf, settings, network.coverage)
 
     def before_ui() -> None:

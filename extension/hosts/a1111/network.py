@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -76,6 +77,11 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         elif getattr(p, "disable_extra_networks", False):
             self.session.show(None, ())
 
+    def show_again(self, model: Any) -> None:
+        """Make a checkpoint that was loaded in the middle of a picture show what the one before it did."""
+        self.session.show_again(model)
+        self._show_embeddings(self.session.wanted, model)
+
     def notices(self, p: Any) -> list[Notice]:
         """Return what was said about this generation."""
         return list(getattr(p, "lora_runtime_notices", ()))
@@ -109,7 +115,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
     def _show(self, p: Any, params_list: Sequence[Any], hires: bool, notices: list[Notice]) -> list[Request]:
         source, tags, said = _read(p, params_list, hires)
         notices += said
-        tags += self._always_on(p, params_list, tags)
+        tags += self._always_on(p, tags, notices)
         limit = self.settings.files_in_memory
         self.session.cache.files = max(limit, len(tags)) if limit else None
         requests, said = self.session.load(tags, source)
@@ -120,20 +126,36 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             self._builtin_may_have_patched = False
         self.report, said = self.session.show(model, requests, source)
         notices += said
-        self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
+        self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires)
         return requests
 
-    def _always_on(self, p: Any, params_list: Sequence[Any], tags: Sequence[LoraTag]) -> list[LoraTag]:
+    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> None:
+        self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
+
+    def _always_on(self, p: Any, tags: Sequence[LoraTag], notices: list[Notice]) -> list[LoraTag]:
         """Return a tag for the LoRA that every prompt gets, unless it has it; the prompts then show it too."""
         name, strength = self.settings.always_on, self.settings.default_strength
-        if name is None or any(tag.name == name for tag in tags):
+        if name is None:
+            return []
+        path = self._file(name)
+        if path is None:
+            notices.append(Notice("error", f'there is no file for the always-on LoRA "{name}"', "change the setting"))
+            return []
+        if any(self._file(tag.name) == path for tag in tags):
             return []
         written = f"<lora:{name}:{strength:g}>"
         for prompts in (p.all_prompts, getattr(p, "all_hr_prompts", None)):
             if prompts:
                 prompts[:] = [text if written in text else text + written for text in prompts]
         return [LoraTag(name, strength, strength)]
+
+    def _file(self, name: str) -> Path | None:
+        """Return the file that a name means, or None."""
+        try:
+            return self.session.shelf.find(name)[0].path
+        except LoraError:
+            return None
 
     def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool) -> None:
         """Write name and hash of each file that is used into the picture's parameters."""

@@ -26,8 +26,10 @@ _WRAPPED = ("reload_model_weights", "reuse_model_from_already_loaded")
 class CheckpointSwaps:
     """The wrappers, for as long as the extension is loaded."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, show_again: Callable[[Any], None]) -> None:
+        """Hide `session` before a swap; after one within a job call `show_again` with the model that is there then."""
         self._session = session
+        self._show_again_on = show_again
         self._originals: dict[str, Callable[..., Any]] = {}
         self._ours: dict[str, Callable[..., Any]] = {}
         self._active = False
@@ -77,6 +79,6 @@ class CheckpointSwaps:
         if model is None or not self._session.wanted or not shared.state.job:
             return
         try:
-            self._session.show_again(model)
+            self._show_again_on(model)
         except Exception:  # a host's function must not fail for us; the weights are whole
             errors.report("[lora-runtime] LoRAs could not be applied to the checkpoint loaded now", exc_info=True)

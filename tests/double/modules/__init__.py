@@ -1,0 +1,1 @@
+"""What the WebUI's package `modules` has, as far as extensions for LoRAs use it."""

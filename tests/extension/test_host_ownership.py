@@ -1,0 +1,277 @@
+"""Whose the tags, the page, the options and the routes are, whatever loads when and under whatever name."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from double import loras
+
+if TYPE_CHECKING:
+    from double.webui import WebUI
+
+HERE = Path(__file__).resolve().parent.parent / "double"
+BUILTIN, REPOSITORY, OTHERS = HERE / "builtin" / "Lora", HERE.parent.parent, HERE / "others"
+ORDERS = {
+    "after the built-in": (BUILTIN, REPOSITORY),
+    "before the built-in": (REPOSITORY, BUILTIN),
+    "between others": (OTHERS, REPOSITORY, BUILTIN),
+    "alone": (REPOSITORY,),
+}
+
+
+def plain(name: str = "a") -> dict[str, Any]:
+    from double.webui import plain_weights
+
+    return plain_weights(name)
+
+
+def is_ours(thing: Any) -> bool:
+    return type(thing).__module__.startswith("lora_runtime_webui_extension.")
+
+
+def reached_the_builtin(webui: WebUI) -> list[str]:
+    return [what for what, _ in sys.modules["networks"].calls if what in ("activate", "deactivate")]
+
+
+def owns_everything(webui: WebUI) -> None:
+    """Fail unless tags, page, routes and options are ours, and nothing of that twice."""
+    assert is_ours(webui.owner("lora"))
+    assert webui.owner("lora") is webui.owner("lyco")
+    pages = [page for page in webui.module("ui_extra_networks").extra_pages if page.title == "Lora"]
+    assert [is_ours(page) for page in pages] == [True]
+    paths = [route.path for route in webui.app.router.routes]
+    assert [paths.count(path) for path in ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")] == [1, 1]
+    assert isinstance(webui.client().get("/sdapi/v1/loras").json(), list)
+    options = webui.module("shared").options_templates
+    assert "the built-in's" not in [options[key].label for key in options if key.startswith(("lora_", "sd_lora"))]
+    assert webui.errors == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_everything_is_owned_in_every_order_of_loading(start: Callable[..., WebUI], order: str) -> None:
+    webui = start(extensions=ORDERS[order])
+    owns_everything(webui)
+    ink = loras.write(webui.loras / "ink.safetensors", plain())
+    weights = webui.generate("a <lora:ink:0.7>").passes[0].weights
+    assert loras.differences(weights, plain(), loras.patched(plain(), [(ink, 0.7)])) == []
+    if BUILTIN in ORDERS[order]:
+        assert reached_the_builtin(webui) == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_reload_ui_changes_nothing_of_that(start: Callable[..., WebUI], order: str) -> None:
+    webui = start(extensions=ORDERS[order])
+    for _ in range(2):
+        webui.reload_ui()
+        owns_everything(webui)
+    assert webui.paste("a <lora:ink:1>")["Prompt"] == "a <lora:ink:1>"
+
+
+@pytest.mark.parametrize("folder", ["lora_runtime", "0-first", "zzz last", "Lora runtime (copy)", "lora", "日本"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_folder_may_have_any_name(start: Callable[..., WebUI], tmp_path: Path, folder: str, first: bool) -> None:
+    from double.webui import install_copy
+
+    copy = install_copy(tmp_path / "extensions" / folder)
+    webui = start(extensions=(copy, BUILTIN) if first else (BUILTIN, copy))
+    owns_everything(webui)
+    assert Path(sys.modules["lora_runtime"].__file__ or "").is_relative_to(copy)
+    loras.write(webui.loras / "ink.safetensors", plain())
+    assert webui.changed(webui.generate("a <lora:ink>").passes[0].weights)
+    webui.reload_ui()
+    owns_everything(webui)
+
+
+def test_reload_ui_takes_up_new_code(start: Callable[..., WebUI], tmp_path: Path) -> None:
+    from double.webui import install_copy
+
+    copy = install_copy(tmp_path / "extensions" / "mine")
+    webui = start(extensions=(BUILTIN, copy))
+    notices = copy / "extension" / "notices.py"
+    notices.write_text(notices.read_text(encoding="utf-8").replace('f"LoRA {', 'f"Updated {'), encoding="utf-8")
+    shutil.rmtree(copy / "extension" / "__pycache__", ignore_errors=True)
+    assert webui.generate("a <lora:nobody>").comments[0].startswith("LoRA error")
+    webui.reload_ui()
+    assert webui.generate("a <lora:nobody>").comments[0].startswith("Updated error")
+
+
+def test_other_extensions_modules_keep_their_names(webui: WebUI) -> None:
+    """Ours has `extension` and `network` too; in sys.modules they would be others'."""
+    root = {name.partition(".")[0] for name, module in sys.modules.items() if _is_in(module, REPOSITORY / "extension")}
+    assert root <= {"lora_runtime_webui_extension", "lora_runtime_extension_under_test"}
+    assert str(REPOSITORY) not in sys.path[:1]
+
+
+def _is_in(module: Any, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return bool(file) and Path(file).is_relative_to(folder)
+
+
+# --- where it cannot start ---
+
+
+@pytest.mark.parametrize("order", ["after the built-in", "before the built-in"])
+def test_where_it_cannot_start_the_builtin_stays_and_one_line_says_why(
+    start: Callable[..., WebUI],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    order: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "lark", None)  # importing it raises
+    webui = start(extensions=ORDERS[order])
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("[lora-runtime] not started, the built-in Lora extension stays: ")
+    assert "lark" in line
+    the_builtin_owns_everything(webui)
+
+
+def the_builtin_owns_everything(webui: WebUI) -> None:
+    assert type(webui.owner("lora")).__name__ == type(webui.owner("lyco")).__name__ == "Network"
+    assert webui.client().get("/sdapi/v1/loras").json() == "of the built-in"
+    assert webui.paste("a")["Prompt"] == "mended by the built-in"
+    assert webui.module("shared").options_templates["sd_lora"].label == "the built-in's"
+    assert not hasattr(webui.module("sd_models").reload_model_weights, "__wrapped__")
+    assert [page.title for page in webui.module("ui_extra_networks").extra_pages] == ["Lora"]
+    webui.generate("a <lora:ink:1>")
+    assert reached_the_builtin(webui)
+    assert webui.errors == []
+
+
+def test_in_a_forge_it_does_not_start(
+    start: Callable[..., WebUI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "modules_forge").mkdir()
+    (tmp_path / "modules_forge" / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    webui = start()
+    assert "this is a Forge" in capsys.readouterr().out
+    the_builtin_owns_everything(webui)
+
+
+def test_when_it_is_removed_the_builtin_is_there_again_after_reload_ui(webui: WebUI) -> None:
+    loras.write(webui.loras / "ink.safetensors", plain())
+    webui.generate("a <lora:ink>")
+    webui.extensions.remove(REPOSITORY)
+    webui.reload_ui()
+    assert webui.not_whole() == []
+    the_builtin_owns_everything(webui)
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_user_s_values_stay(start: Callable[..., WebUI], order: str) -> None:
+    values = {"sd_lora": "ink", "lora_preferred_name": "Filename", "lora_add_hashes_to_infotext": False}
+    values |= {"lora_in_memory_limit": 3, "lora_show_all": True, "lora_hide_unknown_for_versions": ["SD2"]}
+    webui = start(extensions=ORDERS[order], options=values)
+    webui.reload_ui()
+    assert {key: getattr(webui.options, key) for key in values} == values
+
+
+def test_the_options_have_the_builtin_s_keys_defaults_and_sections(start: Callable[..., WebUI]) -> None:
+    def described(extensions: Sequence[Path]) -> dict[str, Any]:
+        webui = start(extensions=extensions)
+        options = webui.module("shared").options_templates
+        return {key: (options[key].default, options[key].section) for key in options}
+
+    assert described((REPOSITORY,)) == described((BUILTIN,))
+
+
+def test_the_list_of_always_on_loras_has_the_files_and_can_be_refreshed(webui: WebUI) -> None:
+    option = webui.module("shared").options_templates["sd_lora"]
+    assert option.component_args() == {"choices": ["None"]}
+    loras.write(webui.loras / "ink.safetensors", plain())
+    option.refresh()
+    assert option.component_args() == {"choices": ["None", "ink"]}
+
+
+# --- folders ---
+
+
+def test_the_folder_is_that_of_the_command_line(start: Callable[..., WebUI], tmp_path: Path) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder in (first, second):
+        loras.write(folder / f"{folder.name}.safetensors", plain())
+    webui = start(arguments=("--xformers", "--lora-dir", str(first), f"--lora-dir={second}"))
+    assert {page["name"] for page in webui.client().get("/sdapi/v1/loras").json()} == {"one", "two"}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to the command line", "without the built-in's folder"])
+def test_without_one_it_is_the_usual_folder(start: Callable[..., WebUI], tmp_path: Path, known: bool) -> None:
+    shutil.rmtree(tmp_path / "models", ignore_errors=True)
+    webui = start(extensions=(REPOSITORY,), lora_dir=known)
+    assert webui.loras.is_dir()
+    loras.write(webui.loras / "ink.safetensors", plain())
+    assert webui.changed(webui.generate("a <lora:ink>").passes[0].weights)
+
+
+def test_the_folder_of_lycoris_is_searched_too(start: Callable[..., WebUI], tmp_path: Path) -> None:
+    loras.write(tmp_path / "models" / "LyCORIS" / "old.safetensors", plain())
+    webui = start()
+    assert webui.changed(webui.generate("a <lyco:old>").passes[0].weights)
+
+
+# --- the XYZ plot ---
+
+
+def axes(webui: WebUI) -> dict[str, Any]:
+    grid = next(data.module for data in webui.module("scripts").scripts_data if hasattr(data.module, "axis_options"))
+    return {axis.label: axis for axis in grid.axis_options}
+
+
+@pytest.mark.parametrize("extensions", [(REPOSITORY, OTHERS), (OTHERS, REPOSITORY), (BUILTIN, OTHERS, REPOSITORY)])
+def test_the_axes_are_added_once(start: Callable[..., WebUI], extensions: Sequence[Path]) -> None:
+    webui = start(extensions=extensions)
+    grid = next(data.module for data in webui.module("scripts").scripts_data if hasattr(data.module, "axis_options"))
+    for _ in range(2):
+        webui.module("script_callbacks").before_ui_callback()
+        labels = [axis.label for axis in grid.axis_options]
+        assert labels[:2] == ["Nothing", "Seed"]
+        assert len(labels) == len(set(labels)) == 4
+
+
+def test_an_axis_of_strengths_paints_with_them(webui: WebUI) -> None:
+    ink = loras.write(webui.loras / "ink.safetensors", plain())
+    axis = next(axis for label, axis in axes(webui).items() if "Strength" in label)
+    values = axis.prepare("ink: 0-1[3]")
+    assert len(values) == 3
+    for value, strength in zip(values, (0.0, 0.5, 1.0), strict=True):
+        job = webui.module("processing").StableDiffusionProcessing(prompt="a <lora:ink:0.9>")
+        axis.apply(job, axis.type(value), values)
+        weights = webui.generate(job.prompt).passes[0].weights
+        assert loras.differences(weights, plain(), loras.patched(plain(), [(ink, strength)])) == []
+
+
+def test_an_axis_of_loras_offers_the_files_and_refuses_others(webui: WebUI) -> None:
+    loras.write(webui.loras / "ink.safetensors", plain())
+    webui.client().post("/sdapi/v1/refresh-loras")
+    axis = next(axis for label, axis in axes(webui).items() if "Which" in label)
+    assert axis.choices() == ["None", "ink"]
+    axis.confirm(None, ["None", "ink"])
+    with pytest.raises(RuntimeError, match='no LoRA named "imk"'):
+        axis.confirm(None, ["imk"])
+
+
+# --- the page ---
+
+
+def test_the_page_and_its_editor_are_made_of_the_program_s_components(webui: WebUI) -> None:
+    loras.write(webui.loras / "ink.safetensors", plain())
+    made = webui.build_ui()
+    assert len(made.pages) == 1
+    assert "Loading..." in made.pages[0].value
+    page = webui.module("ui_extra_networks").extra_pages[0]
+    page.refresh()
+    assert "ink" in page.create_html("txt2img")
+    client = webui.client()
+    card = client.get(
+        "/sd_extra_networks/get-single-card", params={"page": "lora", "tabname": "txt2img", "name": "ink"}
+    )
+    assert "ink" in card.json()["html"]
+    assert webui.errors == []
