@@ -154,11 +154,11 @@ def _badge(card: Card) -> str:
 def _buttons(card: Card, look: Look) -> str:
     # The tab and the page are the WebUI's own words, not a user's.
     return (
-        '<div class="copy-path-button card-button" title="Copy path to clipboard" '
+        '<div class="copy-path-button card-button" title="Copy the path of the file" '
         f'onclick="extraNetworksCopyCardPath(event)" data-clipboard-text="{escape(card.path)}"></div>'
-        '<div class="metadata-button card-button" title="Show internal metadata" '
+        '<div class="metadata-button card-button" title="What the trainer wrote into the file" '
         f"onclick=\"extraNetworksRequestMetadata(event, '{escape(look.page)}')\"></div>"
-        '<div class="edit-button card-button" title="Edit metadata" '
+        '<div class="edit-button card-button" title="Your notes on this file" '
         f"onclick=\"extraNetworksEditUserMetadata(event, '{escape(look.tab)}', '{escape(look.page)}')\"></div>"
     )
 

@@ -22,6 +22,8 @@ __all__ = ["LoraEditor"]
 _FAMILIES = ["SD1", "SD2", "SDXL", "SD3", "Unknown"]
 _SHOWN_TAGS = 24
 _WEIGHTS = (0.0, 2.0)
+# What gradio calls the script of an event: its fourth version dropped the underscore.
+_SCRIPT = "_js" if gr.__version__.startswith("3.") else "js"
 
 
 class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
@@ -36,18 +38,22 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
     def create_extra_default_items_in_left_column(self) -> None:
         """Add the choice of the model family under the description."""
         self.family = gr.Dropdown(
-            _FAMILIES, value="Unknown", label="Stable Diffusion version", allow_custom_value=True, interactive=True
+            _FAMILIES, value="Unknown", label="For models of the family", allow_custom_value=True, interactive=True
         )
 
     def create_editor(self) -> None:
         """Make the components, and what they do."""
         self.create_default_editor_elems()
-        tags = gr.HighlightedText(label="Training dataset tags")
-        activation = gr.Textbox(label="Activation text", info="Will be added to prompt along with Lora")
+        tags = gr.HighlightedText(label="Words in the training captions")
+        activation = gr.Textbox(label="Activation text", info="A click on the card writes it after the tag")
         weight = gr.Slider(
-            label="Preferred weight", info="Set to 0 to disable", minimum=_WEIGHTS[0], maximum=_WEIGHTS[1], step=0.01
+            label="Preferred weight",
+            info="The strength that a click writes; 0 for the default multiplier",
+            minimum=_WEIGHTS[0],
+            maximum=_WEIGHTS[1],
+            step=0.01,
         )
-        negative = gr.Textbox(label="Negative prompt", info="Will be added to negative prompts")
+        negative = gr.Textbox(label="Negative prompt", info="A click writes it into the negative prompt")
         with gr.Row() as random_row:
             with gr.Column(scale=8):
                 random_text = gr.Textbox(label="Random prompt", lines=4, max_lines=4, interactive=False)
@@ -68,7 +74,7 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
         self.button_save.click(fn=self.save, inputs=[name, *edited], outputs=[self.html_status]).then(
             # Closed only if it was saved: what somebody wrote must not vanish with the window.
             fn=None,
-            _js=f"function(name, status) {{ {_call('saved', self.tabname)} }}",
+            **{_SCRIPT: f"function(name, status) {{ {_call('saved', self.tabname)} }}"},
             inputs=[name, self.html_status],
             outputs=[],
         )
@@ -78,12 +84,12 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
         chosen = f"selected_gallery_index_id({json.dumps(self.tabname + '_gallery_container')})"
         self.button_replace_preview.click(
             fn=self.save_preview,
-            _js=f"function(index, gallery, name) {{ return [{chosen}, gallery, name]; }}",
+            **{_SCRIPT: f"function(index, gallery, name) {{ return [{chosen}, gallery, name]; }}"},
             inputs=[self.edit_name_input, gallery, self.edit_name_input],
             outputs=[self.html_preview, self.html_status],
         ).then(
             fn=None,
-            _js=f"function(name) {{ {_call('refreshCard', self.tabname)} }}",
+            **{_SCRIPT: f"function(name) {{ {_call('refreshCard', self.tabname)} }}"},
             inputs=[self.edit_name_input],
             outputs=[],
         )
@@ -147,7 +153,9 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
         """Write the chosen picture of the gallery beside the file; return its HTML, and what is wrong or ""."""
         entry = self.page.shelf.entry(name)
         if not gallery:
-            return self.get_card_html(name), "There is no image in gallery to save as a preview."
+            return self.get_card_html(
+                name
+            ), "The gallery is empty: paint a picture first, then it can become the preview."
         if entry is None:
             return "", "There is no such LoRA any more; refresh the page."
         chosen = min(max(0, int(index)), len(gallery) - 1)
