@@ -17,9 +17,10 @@ from lora_runtime.file_index import FileFacts, load_facts, save_facts
 from lora_runtime.header import PICKLE_SUFFIXES, Hashes, hashes, read_header, reason_of
 from lora_runtime.metadata import algorithms, family
 
-__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal"]
+__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "name_of"]
 
 SUFFIX = ".safetensors"
+_PEFT_STEM = "adapter_model"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class LoraFolder:
     def _entry(self, key: str, facts: FileFacts) -> Entry:
         relative = key[: -len(SUFFIX)]
         return Entry(
-            name=relative.rpartition("/")[2],
+            name=name_of(self.path / key),
             path=self.path / key,
             relative=relative,
             folder=self.path,
@@ -154,6 +155,11 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         what = "is a file; give the folder that it is in" if path.exists() else "does not exist"
         raise CatalogError(f"the LoRA folder {path} {what}")
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a file: its stem, or its folder's name where all have one stem, as PEFT saves them."""
+    return path.parent.name if path.stem == _PEFT_STEM and path.parent.name else path.stem
 
 
 def _key(entry: Entry) -> str:

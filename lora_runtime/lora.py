@@ -26,8 +26,9 @@ from lora_runtime.adapters import (
     companion,
     split_key,
 )
-from lora_runtime.adapters.training import Training, read_training
+from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
+from lora_runtime.folder import name_of
 from lora_runtime.header import Header, TensorInfo, header_of, open_file, read_header
 from lora_runtime.metadata import family
 
@@ -35,6 +36,8 @@ __all__ = ["Lora", "load_lora", "outline"]
 
 # Read and hashed in pieces that stay in the cache between the two.
 _PIECE = 4 << 20
+
+_LARGEST_CONFIG = 1 << 20  # PEFT's are a few kilobytes
 
 _ALGORITHMS = MappingProxyType({algorithm.name: algorithm for algorithm in ALGORITHMS})
 _ORDER = MappingProxyType({algorithm.name: index for index, algorithm in enumerate(ALGORITHMS)})
@@ -88,25 +91,29 @@ class Lora:
 def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """Return the adapters of a safetensors file; `name` is its stem unless given.
 
-    Keys that no adapter uses are in `.unused` with the reason. Raises CorruptFileError when the bytes are not valid or
-    all of its adapters contradict themselves, RefusedFileError for pickles, LoraFileError when it holds no adapter that
-    is supported and no embedding. Nothing is unpickled.
+    Of a folder that PEFT has saved, adapter_model.safetensors is read, with the adapter_config.json beside it, and its
+    name is the folder's. Keys that no adapter uses are in `.unused` with the reason. Nothing is unpickled.
+
+    Raises CorruptFileError when the bytes are not valid or all of its adapters contradict themselves, RefusedFileError
+    for pickles, LoraFileError when it holds no adapter that is supported and no embedding.
     """
-    path = Path(path)
+    path = _weights_in(Path(path))
     # A tensor made in inference mode could not take part in autograd later; a loaded file outlives the caller's mode.
     with torch.inference_mode(False), torch.no_grad(), _no_collection():
         header, buffer, sha256 = _read(path)
         try:
-            found = _Builder(_Tensors(header.tensors, buffer), read_training(header.metadata))
+            training, config = _training(path, header)
+            found = _Builder(_Tensors(header.tensors, buffer), training)
         except ValueError as error:
             raise CorruptFileError(f"{path}: {error}") from error
         found.build()
     if not (found.adapters or found.embeddings):
         raise _nothing_usable(path, found)
     return Lora(
-        name=path.stem if name is None else name,
+        name=name_of(path) if name is None else name,
         path=path,
-        sha256=sha256,
+        # With another alpha beside it, the same file is another change.
+        sha256=hashlib.sha256(sha256.encode() + config).hexdigest() if config else sha256,
         metadata=header.metadata,
         family=family(header),
         adapters=MappingProxyType(found.adapters),
@@ -122,7 +129,7 @@ def outline(path: str | os.PathLike[str]) -> Lora:
 
     Only the header is read; tensors are on the meta device, numbers such as alpha are 1. Raises as `load_lora` does.
     """
-    path = Path(path)
+    path = _weights_in(Path(path))
     header = read_header(path)
     with torch.inference_mode(False), torch.no_grad(), _no_collection():
         found = _Builder(_Shapes(header.tensors), read_training(header.metadata))
@@ -130,7 +137,7 @@ def outline(path: str | os.PathLike[str]) -> Lora:
     if not (found.adapters or found.embeddings):
         raise _nothing_usable(path, found)
     return Lora(
-        name=path.stem,
+        name=name_of(path),
         path=path,
         sha256="",
         metadata=header.metadata,
@@ -139,6 +146,30 @@ def outline(path: str | os.PathLike[str]) -> Lora:
         unused=MappingProxyType(found.unused),
         key_count=len(header.tensors) - sum(map(len, found.embeddings.values())),
     )
+
+
+def _weights_in(path: Path) -> Path:
+    """Return the file with the weights where the path is a folder that PEFT has saved, else the path."""
+    inside = path / WEIGHTS_NAME
+    return inside if inside.is_file() else path
+
+
+def _training(path: Path, header: Header) -> tuple[Training, bytes]:
+    """Return what is said about the training, and the bytes of the file beside this one that say it."""
+    beside = path.with_name(CONFIG_NAME)
+    if path.name != WEIGHTS_NAME or not beside.is_file():
+        return read_training(header.metadata), b""
+    try:
+        with beside.open("rb") as file:
+            raw = file.read(_LARGEST_CONFIG + 1)
+    except OSError as error:
+        raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error.strerror})") from error
+    if len(raw) > _LARGEST_CONFIG:
+        raise ValueError(f"the {CONFIG_NAME} beside it is larger than {_LARGEST_CONFIG} bytes")
+    try:
+        return read_adapter_config(raw), raw
+    except LoraFileError as error:
+        raise LoraFileError(f"{path}: {error}") from None
 
 
 @contextmanager
@@ -404,7 +435,10 @@ class _Builder:
         alpha, rank_stabilised = numbers.get("alpha"), False
         if alpha is None and algorithm.configured:
             alpha, rank_stabilised = self.training.alpha_of(stem)
-        return Group(stem, tensors, keys, alpha, rank_stabilised, numbers.get("scale"), roles, inner)
+        scale = numbers.get("scale")
+        if scale is None and not algorithm.configured and "scale" in algorithm.shared:
+            scale = self.training.scale_of(stem)
+        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner)
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

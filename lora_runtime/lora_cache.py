@@ -6,11 +6,12 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME
 from lora_runtime.lora import Lora, load_lora
 
 __all__ = ["LoraCache"]
 
-_Stamp = tuple[int, int, int] | None
+_Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class LoraCache:
@@ -44,9 +45,13 @@ class LoraCache:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Return what changes when a file is written again, or None where there is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    """Return what changes when a file, or what PEFT wrote beside it, is written again."""
+    found: list[tuple[int, int, int] | None] = []
+    for each in (path, *([path.with_name(CONFIG_NAME)] if path.name == WEIGHTS_NAME else [])):
+        try:
+            status = each.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(found)

@@ -59,6 +59,10 @@ class Target:
         return f"{place} ({self.part})" if str(self.part) else place
 
 
+_TURNED_LINEAR = "Conv1D"  # transformers (GPT-2): a linear layer whose weight is (in, out)
+_TRANSPOSED = Part(transposed=True)
+
+
 class Targets:
     """What of a model files have names for. Built once for a model, in milliseconds; finding is a table look-up."""
 
@@ -129,7 +133,8 @@ def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]
     for path, owner, parameter in _parameters(module):
         key = id(owner), parameter
         if key not in first:
-            first[key] = Target(component, path, weakref.ref(owner), parameter)
+            part = _TRANSPOSED if type(owner).__name__ == _TURNED_LINEAR else WHOLE
+            first[key] = Target(component, path, weakref.ref(owner), parameter, part)
         places[path] = first[key]
     parts: dict[tuple[int, Part], Target] = {}
     names: dict[str, tuple[Target, ...]] = {}

@@ -1,4 +1,4 @@
-"""What PEFT and diffusers write about the training into a file's metadata: the alphas that no key holds."""
+"""What PEFT and diffusers write about the training, into the metadata or beside the file: alphas that no key holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Training", "read_training"]
+from lora_runtime.errors import LoraFileError
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Training", "read_adapter_config", "read_training"]
+
+WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  # in a folder that PEFT has saved
 
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
+_WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
+# These begin by changing the weights of the model, so their factors are right only on the changed ones.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Training:
     """The settings of a file, by component prefix ("unet", or "" for a file of one model)."""
 
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Of a tuner whose scale is alpha/r whatever its factors look like: alpha, r and their exceptions by pattern.
+    ratio: Mapping[str, Any] | None = None
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -30,12 +39,53 @@ class Training:
         found = next((prefix for prefix in self.settings if prefix and stem.startswith(f"{prefix}.")), "")
         settings = self.settings.get(found, {})
         name = stem[len(found) + 1 :] if found else stem
-        alpha = settings.get("lora_alpha")
-        for pattern, value in settings.get("alpha_pattern", {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                alpha = value
-                break
+        alpha = _matching(settings.get("alpha_pattern", {}), name, settings.get("lora_alpha"))
         return (None if alpha is None else float(alpha)), bool(settings.get("use_rslora"))
+
+    def scale_of(self, stem: str) -> float | None:
+        """Return the scale of a module where it is said apart from its factors (PEFT's LoHa and LoKr), or None."""
+        if self.ratio is None:
+            return None
+        alpha = _matching(self.ratio["alpha_pattern"], stem, self.ratio["alpha"])
+        return float(alpha) / float(_matching(self.ratio["rank_pattern"], stem, self.ratio["r"]))
+
+
+def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the first pattern that means the module, as PEFT reads patterns."""
+    name = name.removeprefix(_WRAPPER)
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), default)
+
+
+def read_adapter_config(raw: bytes) -> Training:
+    """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
+
+    LoraFileError where the factors are no change of the model's own weights (PiSSA, OLoRA, CorDA, …). Tuners whose
+    alpha is in no config, or that are not known, give no settings: their keys tell what they are.
+    """
+    try:
+        config = json.loads(raw)
+        kind = config.get("peft_type")
+        start = str(config.get("init_lora_weights", ""))
+        if kind == "LORA" and start.lower().startswith(_CHANGE_THE_BASE):
+            raise LoraFileError(
+                f"its training began by changing the model's weights ({start}), and its factors are right only on "
+                "those; save it again with path_initial_model_for_weight_conversion"
+            )
+        if kind == "LORA":
+            setting = {name: config[name] for name in _FIELDS if config.get(name) is not None}
+            _check(setting)
+            return Training({"": setting})
+        if kind in ("LOHA", "LOKR"):
+            ratio = {name: dict(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")}
+            ratio |= {"alpha": config["alpha"], "r": config["r"]}
+            for name, number in (("alpha_pattern", "alpha"), ("rank_pattern", "r")):
+                _check({"lora_alpha": ratio[number], "alpha_pattern": ratio[name]})
+            if not all(rank > 0 for rank in (ratio["r"], *ratio["rank_pattern"].values())):
+                raise ValueError("a rank that is not positive")
+            return Training(ratio=ratio)
+        return Training()
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, re.error) as error:
+        raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error})") from None
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:

@@ -9,10 +9,11 @@ from lora_runtime.pipelines.base import Host, ModelView
 from lora_runtime.pipelines.diffusers import view_pipeline
 from lora_runtime.pipelines.ldm import view_ldm
 from lora_runtime.pipelines.module import view_module
+from lora_runtime.pipelines.transformers import view_generation
 
 __all__ = ["HOSTS", "ModelView", "view"]
 
-HOSTS: tuple[Host, ...] = (view_pipeline, view_ldm, view_module)
+HOSTS: tuple[Host, ...] = (view_pipeline, view_ldm, view_generation, view_module)
 
 
 def view(model: Any) -> ModelView:
@@ -23,5 +24,5 @@ def view(model: Any) -> ModelView:
             return found
     raise ModelError(
         f"cannot patch a {type(model).__module__}.{type(model).__qualname__}: "
-        "give a diffusers pipeline (anything with a table .components) or a torch.nn.Module"
+        "give a diffusers pipeline (anything with a table .components), a pipeline of transformers or a torch.nn.Module"
     )

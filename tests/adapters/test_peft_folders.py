@@ -1,0 +1,155 @@
+"""Folders that PEFT has saved: the alphas are in adapter_config.json, and PEFT's own merge says what is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import lora_runtime
+from lora_runtime import load_lora
+from lora_runtime.errors import CorruptFileError, LoraFileError
+from lora_runtime.lora_cache import LoraCache
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+
+def language_model() -> Any:
+    """Return a tiny GPT-2, whose linear layers are transformers' Conv1D: weights (in, out)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=2, n_head=2)).eval()
+
+
+class Plain(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+def saved(model: nn.Module, config: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """Give the model an adapter with random factors, save it, and return the weights as PEFT merges them."""
+    wrapped = peft.get_peft_model(model, config)
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter) * (1.0 if "magnitude" not in name else 0.1) * 0.3
+    wrapped.save_pretrained(str(folder))
+    return dict(wrapped.merge_and_unload().state_dict())
+
+
+CONFIGS: dict[str, tuple[Any, Any]] = {
+    "alpha": (language_model, peft.LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn"], fan_in_fan_out=True)),
+    "patterns": (
+        language_model,
+        peft.LoraConfig(
+            r=4,
+            lora_alpha=12,
+            target_modules=["c_attn", "c_fc"],
+            fan_in_fan_out=True,
+            rank_pattern={"c_fc": 2},
+            alpha_pattern={"h.1.mlp.c_fc": 3},
+        ),
+    ),
+    "rank-stabilised": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["first"])),
+    "DoRA": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["first", "second"])),
+    "LoHa": (Plain, peft.LoHaConfig(r=4, alpha=6, target_modules=["first"])),
+    "LoKr": (Plain, peft.LoKrConfig(r=4, alpha=6, target_modules=["first"])),
+    "LoKr of whole factors": (
+        Plain,
+        peft.LoKrConfig(r=64, alpha=6, target_modules=["first"], rank_pattern={"first": 32}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_weights_are_those_that_peft_merges(name: str, tmp_path: Path) -> None:
+    make, config = CONFIGS[name]
+    expected = saved(make(), config, tmp_path / "style")
+    model = make()
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    applied = lora_runtime.apply(model, "tell me <lora:style:1>", loras=tmp_path)
+    assert not applied.diagnostics
+    assert applied.report.loras[0].used == applied.report.loras[0].keys
+    for key, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+    applied.restore()
+    for key, weight in model.state_dict().items():
+        assert torch.equal(weight, before[key])
+
+
+def test_a_generation_pipeline_is_patched_like_its_model(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn"], fan_in_fan_out=True)
+    expected = saved(language_model(), config, tmp_path / "style")
+    pipeline = SimpleNamespace(model=language_model(), tokenizer=object())
+    with lora_runtime.apply(pipeline, "tell me <lora:style>", loras=tmp_path):
+        weight = pipeline.model.transformer.h[0].attn.c_attn.weight
+        torch.testing.assert_close(weight, expected["transformer.h.0.attn.c_attn.weight"], rtol=1e-5, atol=1e-6)
+
+
+def folder(path: Path, config: object) -> Path:
+    """Write a folder like PEFT's by hand."""
+    path.mkdir()
+    stem = "base_model.model.first"
+    save_file(
+        {f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)},
+        path / "adapter_model.safetensors",
+    )
+    text = config if isinstance(config, str) else json.dumps(config)
+    (path / "adapter_config.json").write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+def test_factors_for_a_changed_base_are_refused_by_name(start: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "lora_alpha": 4, "init_lora_weights": start})
+    with pytest.raises(LoraFileError, match=f"changing the model's weights .{start}.*path_initial_model") as caught:
+        load_lora(path)
+    assert not isinstance(caught.value, CorruptFileError)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        {"peft_type": "LORA", "lora_alpha": "much"},
+        {"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {"(a+)+$": 2}},
+        {"peft_type": "LOHA", "alpha": 1},
+        {"peft_type": "LOHA", "alpha": 1, "r": 0},
+    ],
+)
+def test_a_config_that_cannot_be_read_is_an_error_and_no_guess(config: object, tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match=r"adapter_config\.json beside it cannot be read"):
+        load_lora(folder(tmp_path / "style", config))
+
+
+def test_a_config_that_is_much_too_large_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match="larger than 1048576 bytes"):
+        load_lora(folder(tmp_path / "style", '{"x": "' + "x" * (1 << 20) + '"}'))
+
+
+def test_another_alpha_beside_the_same_file_is_another_change(tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "lora_alpha": 4}) / "adapter_model.safetensors"
+    cache = LoraCache()
+    first = cache.load(path)
+    (path.parent / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 16}))
+    second = cache.load(path)
+    assert (first.name, second.name) == ("style", "style")
+    assert first.sha256 != second.sha256
+    assert [lora.adapters["base_model.model.first"][0].scale for lora in (first, second)] == [2.0, 8.0]
