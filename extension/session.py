@@ -131,12 +131,13 @@ class Session:
             return None
         with owned(looked_at) as state:
             targets = state.targets(looked_at)
-            if self._coverage[0] is not targets:
-                self._coverage = targets, {}
-            known = self._coverage[1]
-            if (entry.path, entry.stamp) not in known:
-                known[entry.path, entry.stamp] = _coverage_of(entry, targets, looked_at.family)
-            return known[entry.path, entry.stamp]
+        # Outside of the lock: a page of cards must not hold up a picture.
+        if self._coverage[0] is not targets:
+            self._coverage = targets, {}
+        known, key = self._coverage[1], (entry.path, entry.stamp)
+        if key not in known:
+            known[key] = _coverage_of(entry, targets, looked_at.family)
+        return known[key]
 
     def _restore(self, model: Any) -> None:
         """Give a model its weights back, and the memory; keep nothing that would keep its parameters."""
