@@ -169,3 +169,14 @@ def test_xyz_plot_of_strengths(run: program.WebUI) -> None:
         assert any(f"<lora:sd1:{text}>" in prompt for prompt in grid.info["all_prompts"])
         assert any(pixels.shape == single.pixels[0].shape for pixels in grid.pixels)
         assert min(abs(p - single.pixels[0]).mean() for p in grid.pixels if p.shape == single.pixels[0].shape) == 0
+
+
+def test_xyz_plot_of_loras(run: program.WebUI) -> None:
+    labels = [axis["label"] for axis in run.get("/probe/axes")]
+    axes = [labels.index("[LoRA] Which"), "", ["None", "sd1", "second"], 0, "", [], 0, "", []]
+    arguments = [*axes, False, True, False, False, False, False, False, 0, False]
+    grid = run.txt2img("a cat <lora:sd1:0.5>", script_name="x/y/z plot", script_args=arguments)
+    singles = [run.txt2img(f"a cat {tag}") for tag in ("", "<lora:sd1:0.5>", "<lora:second:0.5>")]
+    cells = [pixels for pixels in grid.pixels if pixels.shape == singles[0].pixels[0].shape]
+    for single in singles:
+        assert min(abs(cell - single.pixels[0]).mean() for cell in cells) == 0
