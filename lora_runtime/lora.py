@@ -127,12 +127,16 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
 def outline(path: str | os.PathLike[str]) -> Lora:
     """Return the adapters of a file without their values: what `make_plan` needs to say where they would go.
 
-    Only the header is read; tensors are on the meta device, numbers such as alpha are 1. Raises as `load_lora` does.
+    Only the header is read, and the adapter_config.json of a folder; tensors are on the meta device, numbers such as
+    alpha are 1. Raises as `load_lora` does.
     """
     path = _weights_in(Path(path))
     header = read_header(path)
     with torch.inference_mode(False), torch.no_grad(), _no_collection():
-        found = _Builder(_Shapes(header.tensors), read_training(header.metadata))
+        try:
+            found = _Builder(_Shapes(header.tensors), _training(path, header)[0])
+        except ValueError as error:
+            raise CorruptFileError(f"{path}: {error}") from error
         found.build()
     if not (found.adapters or found.embeddings):
         raise _nothing_usable(path, found)
@@ -438,7 +442,7 @@ class _Builder:
         scale = numbers.get("scale")
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)
-        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner)
+        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, self.training.options)
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

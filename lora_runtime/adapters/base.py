@@ -91,6 +91,8 @@ class Group:
     scale: float | None = None  # said by a key of its own, it goes before alpha / rank
     key_of: Mapping[str, str] = field(default_factory=dict)  # role → key
     inner: tuple[Adapter, ...] = ()  # what an algorithm that `wraps` has to wrap
+    # Settings that only PEFT's configuration has, by its names; empty where there is none.
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def scale_for(self, rank: int) -> float:
         """Return what a product of that rank is multiplied by; rank 0 gives 0, and no division."""

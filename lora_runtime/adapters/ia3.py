@@ -1,7 +1,7 @@
 """IA³: Δ(W₀) = W₀ · w along the inputs or the outputs, as LyCORIS stores it: 0 changes nothing.
 
-(IA)³: Liu et al. 2022, arXiv:2205.05638; LyCORIS, arXiv:2309.14859. PEFT's own `ia3_l`, in which 1 changes nothing,
-needs its configuration file and is not read here.
+(IA)³: Liu et al. 2022, arXiv:2205.05638; LyCORIS, arXiv:2309.14859. PEFT's own `ia3_l`, in which 1 changes nothing, is
+in peft_ia3.
 """
 
 from __future__ import annotations

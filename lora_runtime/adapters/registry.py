@@ -6,7 +6,24 @@ import re
 from types import MappingProxyType
 from typing import NamedTuple
 
-from lora_runtime.adapters import abba, difference, dora, glora, ia3, loha, lokr, lora, oft
+from lora_runtime.adapters import (
+    abba,
+    adalora,
+    c3a,
+    difference,
+    dora,
+    glora,
+    hira,
+    hra,
+    ia3,
+    loha,
+    lokr,
+    lora,
+    miss,
+    oft,
+    peft_ia3,
+    shira,
+)
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import PENDING, Pending
 
@@ -19,10 +36,17 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     lokr.ALGORITHM,
     abba.ALGORITHM,
     ia3.ALGORITHM,
+    peft_ia3.ALGORITHM,
     glora.ALGORITHM,
     oft.ALGORITHM,
+    hra.ALGORITHM,
+    hira.ALGORITHM,
+    miss.ALGORITHM,
+    c3a.ALGORITHM,
+    shira.ALGORITHM,
     difference.FULL,
     difference.NORM,
+    adalora.ALGORITHM,
     dora.ALGORITHM,
 )
 

@@ -31,6 +31,8 @@ class Training:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # Of a tuner whose scale is alpha/r whatever its factors look like: alpha, r and their exceptions by pattern.
     ratio: Mapping[str, Any] | None = None
+    # What else a tuner's formula depends on, by the names of its configuration.
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -83,9 +85,28 @@ def read_adapter_config(raw: bytes) -> Training:
             if not all(rank > 0 for rank in (ratio["r"], *ratio["rank_pattern"].values())):
                 raise ValueError("a rank that is not positive")
             return Training(ratio=ratio)
-        return Training()
+        return Training(options=_options(kind, config))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, re.error) as error:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error})") from None
+
+
+def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the formula of a tuner depends on, beside its tensors."""
+    if kind == "ADALORA":
+        options = {name: config[name] for name in ("lora_alpha", "init_r")}
+        for number in options.values():
+            _check({"lora_alpha": number})
+        if options["init_r"] < 0:
+            raise ValueError("a rank that is negative")
+        return options
+    if kind == "HRA":
+        return {"apply_GS": bool(config.get("apply_GS"))}
+    if kind == "MISS":
+        return {"init_weights": config.get("init_weights")}
+    if kind == "IA3":
+        listed = config.get("feedforward_modules") or []
+        return {"feedforward_modules": listed if isinstance(listed, str) else [str(name) for name in listed]}
+    return {}
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:

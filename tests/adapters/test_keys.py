@@ -66,7 +66,7 @@ def test_a_key_is_a_stem_and_a_role(key: str, stem: str, role: str) -> None:
 @pytest.mark.parametrize(
     ("key", "algorithm"),
     [
-        ("unet.x.ia3_l", "IA³ of PEFT"),
+        ("unet.x.bone_block", "Bone"),
         ("unet.x.oft_R.weight", "OFT of PEFT"),
         ("oft_unet_x.oft_blocks.0", "OFT of several parts"),
         ("unet.x.boft_R", "BOFT of PEFT"),

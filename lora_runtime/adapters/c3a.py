@@ -1,0 +1,51 @@
+"""C3A: a delta of circulant blocks, each told by its first row, divided by the number of inputs.
+
+Chen et al. 2024, arXiv:2407.19342.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lora_runtime.adapters.base import Algorithm, Dense, Group
+
+__all__ = ["ALGORITHM", "Circulant", "build"]
+
+
+@dataclass(frozen=True, eq=False)
+class Circulant(Dense):
+    """Circulant blocks: Δ[m·b + p, n·b + q] = kernel[m, n, (q − p) mod b] / inputs."""
+
+    algorithm: ClassVar[str] = "c3a"
+
+    kernel: Tensor  # (out / b, in / b, b)
+    keys: tuple[str, ...]
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the blocks make a weight of that shape."""
+        rows, columns, size = self.kernel.shape
+        made_for = (rows * size, columns * size)
+        return None if shape == made_for else f"made for {made_for}, the weight is {tuple(shape)}"
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the matrix of circulant blocks."""
+        kernel = cast(self.kernel)
+        place = torch.arange(kernel.shape[2], device=kernel.device)
+        blocks = kernel[:, :, (place[None, :] - place[:, None]) % kernel.shape[2]]  # (out/b, in/b, p, q)
+        return blocks.transpose(1, 2).reshape(weight.shape) / weight.shape[1]
+
+
+def build(group: Group) -> list[Circulant]:
+    """Return the adapter of one module; ValueError says what is contradictory."""
+    (kernel,) = group.need("kernel")
+    if kernel.ndim != 3 or kernel.numel() == 0:
+        raise ValueError(f"the kernel is no matrix of blocks: {group.shapes()}")
+    return [Circulant(kernel, group.keys)]
+
+
+ALGORITHM = Algorithm("c3a", {".c3a_kernel": "c3a/kernel"}, build, shared=())

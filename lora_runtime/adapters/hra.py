@@ -1,0 +1,66 @@
+"""HRA: W′ = W₀ · Π(I − 2·uᵢuᵢᵀ), a chain of Householder reflections of the inputs.
+
+Yuan et al. 2024, arXiv:2405.17484. Where the configuration has the vectors made orthogonal (`apply_GS`), the chain is
+I − 2·P with P the projection onto what they span.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lora_runtime.adapters.base import Algorithm, Dense, Group
+
+__all__ = ["ALGORITHM", "Reflections", "build"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reflections(Dense):
+    """Reflections of the inputs, one after the other."""
+
+    algorithm: ClassVar[str] = "hra"
+    base_dependent: ClassVar[bool] = True
+
+    vectors: Tensor  # (in·k…, rank): a column for each reflection
+    orthogonal: bool  # whether they are made orthogonal first
+    keys: tuple[str, ...]
+    rank: int
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the weight has as many inputs."""
+        count = int(self.vectors.shape[0])
+        if len(shape) >= 2 and math.prod(shape[1:]) == count:
+            return None
+        return f"made for {count} inputs, the weight is {tuple(shape)}"
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return W₀ · Π(I − 2·uᵢuᵢᵀ) − W₀."""
+        base, vectors = cast(weight).flatten(1), cast(self.vectors)
+        if self.orthogonal:
+            basis: Tensor = torch.linalg.qr(vectors).Q
+            return -2.0 * (base @ basis) @ basis.mT
+        norms = torch.linalg.vector_norm(vectors, dim=0)
+        turned = base
+        # What has no length has no direction either, and reflects nothing.
+        for vector in (vectors / torch.where(norms > 0, norms, 1.0)).unbind(1):
+            turned = turned - 2 * torch.outer(turned @ vector, vector)
+        return turned - base
+
+
+def build(group: Group) -> list[Reflections]:
+    """Return the adapter of one module; ValueError says what is missing or contradictory."""
+    (vectors,) = group.need("vectors")
+    if vectors.ndim != 2 or vectors.numel() == 0:
+        raise ValueError(f"the vectors are no columns: {group.shapes()}")
+    orthogonal = group.options.get("apply_GS")
+    if orthogonal is None:
+        raise ValueError("only the adapter_config.json, which is not beside it, tells how its vectors are meant")
+    return [Reflections(vectors, bool(orthogonal), group.keys, int(vectors.shape[1]))]
+
+
+ALGORITHM = Algorithm("hra", {".hra_u": "hra/vectors"}, build, shared=())
