@@ -102,7 +102,8 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     "waveft_spectrum": ("waveft", None),
     "c3a_kernel": ("c3a", None),
     "miss_block": ("miss", None),
-    "shira_weight": ("shira", None),
+    **dict.fromkeys(("shira_weight", "shira_indices"), ("shira", None)),
+    "lora_E": ("adalora", None),
 }
 # `to_q_lora.up.weight`, `to_q.lora.up.weight`, `to_q.lora_linear_layer.up.weight`, `qkv_lora1.down.weight`.
 _JOINTS = ("lora_linear_layer", "lora", "lora1", "lora2")
@@ -150,6 +151,8 @@ def algorithms(header: Header) -> tuple[dict[str, int], tuple[int, ...]]:
 
 def _most_special(names: set[str]) -> set[str]:
     """Return the names without those that another of them includes: a LoCon's tensors are spelled as a LoRA's."""
+    if "adalora" in names:
+        return names - {"lora"}
     if "locon-mid" in names:
         return names - {"lora", "locon"}
     return names - {"lora"} if "locon" in names else names

@@ -279,6 +279,8 @@ class TestAlgorithm:
             (["a.lora_down.weight=4,9,1,1", "a.lora_up.weight=9,4,1,1"], {"lora": 1}, (4,)),
             (["a.lora_down.weight=4,9,3,3", "a.lora_up.weight=9,4,1,1"], {"locon": 1}, (4,)),
             (["a.lora_down.weight=4,9,1,1", "a.lora_mid.weight=4,4,3,3"], {"locon-mid": 1}, (4,)),
+            (["a.lora_A=2,9", "a.lora_B=9,2", "a.lora_E=2,1"], {"adalora": 1}, (2,)),
+            (["a.shira_weight=8", "a.shira_indices=2,8"], {"shira": 1}, ()),
             (["a.hada_w1_a=9,4", "a.hada_w1_b=4,9", "a.hada_w2_a=9,4", "a.hada_w2_b=4,9"], {"loha": 1}, (4,)),
             (["a.lokr_w1=2,2", "a.lokr_w2_a=9,4", "a.lokr_w2_b=4,9"], {"lokr": 1}, (4,)),
             (["a.lokr_w1=2,2", "a.lokr_w2=9,9"], {"lokr": 1}, ()),
