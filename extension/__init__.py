@@ -7,11 +7,10 @@ the WebUI is in hosts/; the rest knows nothing of it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 
-def start(root: Path) -> type[Any]:
+def start() -> type[Any]:
     """Register everything with the WebUI that runs in this process; return the Script class that it looks for.
 
     Raises before anything was registered where this host cannot be served: the built-in extension then stays.
@@ -20,4 +19,4 @@ def start(root: Path) -> type[Any]:
 
     from .hosts import host_of_this_process
 
-    return host_of_this_process().start(root)
+    return host_of_this_process().start()

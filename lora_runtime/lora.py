@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -101,27 +101,8 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     # A tensor made in inference mode could not take part in autograd later; a loaded file outlives the caller's mode.
     with torch.inference_mode(False), torch.no_grad(), _no_collection():
         header, buffer, sha256 = _read(path)
-        try:
-            training, config = _training(path, header)
-            found = _Builder(_Tensors(header.tensors, buffer), training)
-        except ValueError as error:
-            raise CorruptFileError(f"{path}: {error}") from error
-        found.build()
-    if not (found.adapters or found.embeddings):
-        raise _nothing_usable(path, found)
-    return Lora(
-        name=name_of(path) if name is None else name,
-        path=path,
-        # With another alpha beside it, the same file is another change.
-        sha256=hashlib.sha256(sha256.encode() + config).hexdigest() if config else sha256,
-        metadata=header.metadata,
-        family=family(header),
-        adapters=MappingProxyType(found.adapters),
-        unused=MappingProxyType(found.unused),
-        key_count=len(header.tensors) - sum(map(len, found.embeddings.values())),
-        nbytes=buffer.numel(),
-        embeddings=MappingProxyType({name: MappingProxyType(keys) for name, keys in found.embeddings.items()}),
-    )
+        lora = _made(path, header, _Tensors(header.tensors, buffer), sha256)
+    return replace(lora, name=lora.name if name is None else name, nbytes=buffer.numel())
 
 
 def outline(path: str | os.PathLike[str]) -> Lora:
@@ -133,22 +114,30 @@ def outline(path: str | os.PathLike[str]) -> Lora:
     path = _weights_in(Path(path))
     header = read_header(path)
     with torch.inference_mode(False), torch.no_grad(), _no_collection():
-        try:
-            found = _Builder(_Shapes(header.tensors), _training(path, header)[0])
-        except ValueError as error:
-            raise CorruptFileError(f"{path}: {error}") from error
-        found.build()
+        return _made(path, header, _Shapes(header.tensors), "")
+
+
+def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) -> Lora:
+    """Return the adapters of these tensors; `sha256` is that of the file, or "". Raises as `load_lora` does."""
+    try:
+        training, config = _training(path, header)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: {error}") from error
+    found = _Builder(tensors, training)
+    found.build()
     if not (found.adapters or found.embeddings):
         raise _nothing_usable(path, found)
     return Lora(
         name=name_of(path),
         path=path,
-        sha256="",
+        # With another alpha beside it, the same file is another change.
+        sha256=hashlib.sha256(sha256.encode() + config).hexdigest() if config and sha256 else sha256,
         metadata=header.metadata,
         family=family(header),
         adapters=MappingProxyType(found.adapters),
         unused=MappingProxyType(found.unused),
         key_count=len(header.tensors) - sum(map(len, found.embeddings.values())),
+        embeddings=MappingProxyType({name: MappingProxyType(keys) for name, keys in found.embeddings.items()}),
     )
 
 

@@ -24,6 +24,6 @@ def _load():
 
 
 try:
-    LoraRuntimeScript = _load().start(_ROOT)
+    LoraRuntimeScript = _load().start()
 except Exception as error:
     print(f"[lora-runtime] not started, the built-in Lora extension stays: {type(error).__name__}: {error}")

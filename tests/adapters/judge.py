@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -130,3 +131,16 @@ def build(kind: str, tensors: Mapping[str, Tensor], **options: Any) -> list[Adap
     (algorithm,) = (algorithm for algorithm in ALGORITHMS if algorithm.name == kind)
     keys = {role: role for role in tensors}
     return list(algorithm.build(Group("stem", tensors, tuple(tensors), key_of=keys, **options)))
+
+
+def agree_with_peft(layer: nn.Module, config: Any, folder: Path) -> None:
+    """Compare the delta of a file that PEFT has saved with what its merge changes in the weight of one layer."""
+    base = nn.Sequential(layer)
+    before = layer.weight.detach().clone()  # type: ignore[operator]
+    model = peft.get_peft_model(base, config)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data = rand(*parameter.shape)
+    lora = saved(peft.get_peft_model_state_dict(model), folder, "")
+    ((adapter,),) = lora.adapters.values()
+    merged = model.merge_and_unload()[0].weight.detach()
+    torch.testing.assert_close(adapter.delta(before), merged - before, rtol=1e-5, atol=1e-5)

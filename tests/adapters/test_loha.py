@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adapters.judge import KERNELS, LAYERS, agree, conv3x3, linear, made, rand, randomise, saved
+from adapters.judge import KERNELS, LAYERS, agree, agree_with_peft, conv3x3, linear, made, rand, randomise, saved
 from lycoris.modules.loha import LohaModule
 from torch import Tensor, nn
 
@@ -51,16 +51,8 @@ def test_a_rank_stabilised_scale_is_in_the_alpha_that_lycoris_saves(tmp_path: Pa
 def test_it_changes_the_weight_as_peft_does(
     layer: Callable[[], nn.Module], effective_conv: bool, tmp_path: Path
 ) -> None:
-    base = nn.Sequential(layer())
-    before = base[0].weight.detach().clone()
     config = peft.LoHaConfig(r=4, alpha=4, target_modules=["0"], use_effective_conv2d=effective_conv)
-    model = peft.get_peft_model(base, config)
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        parameter.data = rand(*parameter.shape)
-    lora = saved(peft.get_peft_model_state_dict(model), tmp_path, "")
-    ((adapter,),) = lora.adapters.values()
-    merged = model.merge_and_unload()[0].weight.detach()
-    torch.testing.assert_close(adapter.delta(before), merged - before, rtol=1e-5, atol=1e-5)
+    agree_with_peft(layer(), config, tmp_path)
 
 
 def test_a_scale_of_its_own_goes_before_alpha_over_rank() -> None:

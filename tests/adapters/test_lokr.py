@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adapters.judge import KERNELS, LAYERS, STEM, agree, conv3x3, linear, made, rand, randomise, saved
+from adapters.judge import KERNELS, LAYERS, STEM, agree, agree_with_peft, conv3x3, linear, made, rand, randomise, saved
 from lycoris.modules.lokr import LokrModule
 from torch import Tensor, nn
 
@@ -56,16 +56,8 @@ def test_it_changes_the_weight_as_peft_does(
 ) -> None:
     # PEFT writes its alpha into a configuration file and divides it by the rank even where both factors are whole, so
     # only its alpha = rank says the same as a file without an alpha.
-    base = nn.Sequential(layer())
-    before = base[0].weight.detach().clone()
     config = peft.LoKrConfig(r=1, alpha=1, target_modules=["0"], decompose_both=decompose_both)
-    model = peft.get_peft_model(base, config)
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        parameter.data = rand(*parameter.shape)
-    lora = saved(peft.get_peft_model_state_dict(model), tmp_path, "")
-    ((adapter,),) = lora.adapters.values()
-    merged = model.merge_and_unload()[0].weight.detach()
-    torch.testing.assert_close(adapter.delta(before), merged - before, rtol=1e-5, atol=1e-5)
+    agree_with_peft(layer(), config, tmp_path)
 
 
 def whole() -> dict[str, Tensor]:

@@ -89,6 +89,13 @@ class File:
         return {PLACES[self.kind][name][0] for name in self.factors}
 
 
+def plain(name: str = "a", *, half: bool = False) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint of the double, as its file has them."""
+    from double.webui import plain_weights  # not before the double is on the path: it imports `modules`
+
+    return plain_weights(name, half=half)
+
+
 def write(
     path: Path,
     plain: Mapping[str, Tensor],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from double.loras import File, plain, write
 
 if TYPE_CHECKING:
     from double.webui import WebUI
@@ -71,3 +72,9 @@ def start(tmp_path: Path, _quick: None) -> Iterator[Callable[..., WebUI]]:
 def webui(start: Callable[..., WebUI]) -> WebUI:
     """Return the double as most users have it: the built-in extension is there too, and loads first."""
     return start()
+
+
+@pytest.fixture
+def ink(webui: WebUI) -> File:
+    """Return a LoRA for the checkpoint that is loaded, among the user's files."""
+    return write(webui.loras / "ink.safetensors", plain())

@@ -7,20 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from double import loras
+from double.loras import plain
 
 if TYPE_CHECKING:
     from double.webui import WebUI
-
-
-def plain(name: str = "a") -> dict[str, Any]:
-    from double.webui import plain_weights
-
-    return plain_weights(name)
-
-
-@pytest.fixture
-def ink(webui: WebUI) -> loras.File:
-    return loras.write(webui.loras / "ink.safetensors", plain())
 
 
 def shows(webui: WebUI, file: loras.File, strength: float, index: int = 0) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from double import loras
+from double.loras import plain
 
 if TYPE_CHECKING:
     from double.webui import WebUI
@@ -22,12 +23,6 @@ ORDERS = {
     "between others": (OTHERS, REPOSITORY, BUILTIN),
     "alone": (REPOSITORY,),
 }
-
-
-def plain(name: str = "a") -> dict[str, Any]:
-    from double.webui import plain_weights
-
-    return plain_weights(name)
 
 
 def is_ours(thing: Any) -> bool:

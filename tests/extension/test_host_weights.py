@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from double import loras
+from double.loras import plain
 
 if TYPE_CHECKING:
     from double.webui import WebUI
-
-
-def plain(name: str = "a", *, half: bool = False) -> dict[str, torch.Tensor]:
-    from double.webui import plain_weights
-
-    return plain_weights(name, half=half)
-
-
-@pytest.fixture
-def ink(webui: WebUI) -> loras.File:
-    return loras.write(webui.loras / "ink.safetensors", plain())
 
 
 # --- what is computed ---

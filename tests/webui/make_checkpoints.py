@@ -79,18 +79,9 @@ def small_vae(params):
     params["first_stage_config"]["params"]["ddconfig"].update(ch=32)
 
 
-def sd1(**unet):
+def sd1(name="v1-inference.yaml"):
     """Return SD1's configuration, small."""
-    config = yaml.safe_load((webui / "configs" / "v1-inference.yaml").read_text())
-    params = config["model"]["params"]
-    params["unet_config"]["params"].update(model_channels=32, num_heads=4, context_dim=64, **unet)
-    small_vae(params)
-    return config
-
-
-def inpainting():
-    """Return SD1's configuration for inpainting: nine input channels."""
-    config = yaml.safe_load((webui / "configs" / "v1-inpainting-inference.yaml").read_text())
+    config = yaml.safe_load((webui / "configs" / name).read_text())
     params = config["model"]["params"]
     params["unet_config"]["params"].update(model_channels=32, num_heads=4, context_dim=64)
     small_vae(params)
@@ -146,6 +137,6 @@ def write(name, config, seed):
 if __name__ == "__main__":
     write("sd1-a", sd1(), 0)
     write("sd1-b", sd1(), 1)
-    write("sd1-inpainting", inpainting(), 2)
+    write("sd1-inpainting", sd1("v1-inpainting-inference.yaml"), 2)
     write("sd2", sd2(), 3)
     write("sdxl", sdxl(), 4)

@@ -9,7 +9,6 @@ Reload UI            script_unloaded: weights and the WebUI's functions are as t
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from modules import script_callbacks, sd_models, shared
@@ -26,7 +25,7 @@ from .settings import Settings
 from .swaps import CheckpointSwaps
 
 
-def start(root: Path) -> type[Any]:
+def start() -> type[Any]:
     """Register everything; return the Script class that the WebUI looks for in the module that calls this."""
     shelf = Shelf(lora_folders())
     session = Session(shelf)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import Query
 from fastapi.responses import JSONResponse, Response
 
-__all__ = ["add_routes"]
+__all__ = ["add_routes", "replace_routes"]
 
 _TABS = ("txt2img", "img2img")
 _SORTS = ("default", "name", "date_created", "date_modified")
 _MAX_CARDS = 300
 
 
-def add_routes(app: Any, pages: Iterable[Any]) -> None:
-    """Add the routes for a LoraPage, the last of `pages`, in place of those of an earlier one."""
-    page = list(pages)[-1]
+def replace_routes(app: Any, method: str, routes: Mapping[str, Callable[..., Any]]) -> None:
+    """Add functions at these paths, in place of whatever answers there: the built-in, or we before a Reload UI."""
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in routes]
+    for path, function in routes.items():
+        app.add_api_route(path, function, methods=[method])
 
+
+def add_routes(app: Any, page: Any) -> None:
+    """Add the routes for a LoraPage."""
     # Plain functions, not coroutines: FastAPI runs these in threads, so that a slow disk does not stop the UI.
 
     def cards(
@@ -62,16 +67,13 @@ def add_routes(app: Any, pages: Iterable[Any]) -> None:
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
         return Response(content=data, media_type=media_type, headers=headers)
 
-    own = {
+    routes: dict[str, Callable[..., Any]] = {
         "/lora-runtime/cards": cards,
         "/lora-runtime/card": card,
         "/lora-runtime/files": files,
         "/lora-runtime/cover": cover,
     }
-    # After a Reload UI the app is new, as a rule; an old route would show the files of an old shelf.
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in own]
-    for path, function in own.items():
-        app.add_api_route(path, function, methods=["GET"])
+    replace_routes(app, "GET", routes)
 
 
 def _tab(given: str) -> str:

@@ -32,7 +32,6 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         super().__init__("lora")
         self.session = session
         self.settings = settings
-        self.report = Report()
         self._embeddings = embeddings
         self._builtin_may_have_patched = False
 
@@ -124,7 +123,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         if self._builtin_may_have_patched:
             calm_builtin([model])
             self._builtin_may_have_patched = False
-        self.report, said = self.session.show(model, requests, source)
+        _, said = self.session.show(model, requests, source)
         notices += said
         self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires)

@@ -14,7 +14,7 @@ from lora_runtime.plan import LoraReport
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.excerpt import line_and_column
 
-from . import card_routes
+from .card_routes import add_routes, replace_routes
 from .network import LoraNetwork
 
 
@@ -35,16 +35,9 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
         """Say how a prompt is read and what it would do to the checkpoint that is loaded, without painting."""
         return JSONResponse(explanation(network, prompt))
 
-    own = {
-        ("/sdapi/v1/loras", "GET"): get_loras,
-        ("/sdapi/v1/refresh-loras", "POST"): refresh_loras,
-        ("/lora-runtime/explain", "POST"): explain,
-    }
-    taken = {path for path, _ in own}
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in taken]
-    for (path, method), function in own.items():
-        app.add_api_route(path, function, methods=[method])
-    card_routes.add_routes(app, [page])
+    replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras})
+    replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras, "/lora-runtime/explain": explain})
+    add_routes(app, page)
 
 
 def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:
