@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.adapters import Adapter
+from lora_runtime.adapters import Adapter, Rows
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.lora import Lora
-from lora_runtime.merge import Term, region_of
+from lora_runtime.merge import Piece, Term, region_of
 from lora_runtime.targets import Target, Targets
 
 __all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "make_plan"]
@@ -119,7 +119,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
             if strength == 0:
                 continue
             identity = (request.lora.sha256, place.stem, place.number, strength, request.dyn, place.part)
-            term = Term(place.adapter, strength, request.dyn, place.part)
+            term = Term(place.adapter, strength, request.dyn, place.part, place.pieces)
             terms.setdefault(id(place.parameter), []).append((place.target, place.parameter, term, identity))
     assignments = tuple(
         Assignment(
@@ -167,6 +167,7 @@ class _Placed(NamedTuple):
     target: Target
     parameter: nn.Parameter
     part: Part
+    pieces: tuple[Piece, ...] = ()
 
 
 def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str, str]]:
@@ -183,39 +184,87 @@ def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str,
                 continue
             if target is not None and reason is None:
                 found = _fit(target, name, [adapter for _, adapter in group], taken)
-                if isinstance(found, str):
-                    reason = found
-                else:
-                    parameter, part = found
-                    placed += [_Placed(stem, index, adapter, target, parameter, part) for index, adapter in group]
-                    taken.setdefault(id(parameter), []).append((part, stem))
+                if not isinstance(found, str):
+                    for index, adapter in group:
+                        placed += _spread(stem, index, adapter, target, found, targets)
+                    for parameter, part in found:
+                        taken.setdefault(id(parameter), []).append((part, stem))
                     continue
+                reason = found
             unused.update((key, reason or "") for _, adapter in group for key in adapter.keys)
     return placed, unused
 
 
+_Spot = tuple[nn.Parameter, Part]
+
+
+def _spread(
+    stem: str, number: int, adapter: Adapter, target: Target, spots: Sequence[_Spot], targets: Targets
+) -> Iterator[_Placed]:
+    """Yield an adapter on its one spot, or its rows on each of several; its keys count with the first of them."""
+    if len(spots) == 1:
+        yield _Placed(stem, number, adapter, target, *spots[0])
+        return
+    shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
+    whole = _stacked(shapes)
+    pieces: tuple[Piece, ...] = ()
+    if adapter.base_dependent:
+        pieces = tuple(
+            Piece(parameter, part, _precise(targets, place, parameter))
+            for place, (parameter, part) in zip(target.places, spots, strict=True)
+        )
+    start = 0
+    for place, shape, spot in zip(target.places, shapes, spots, strict=True):
+        rows = Rows(adapter, whole, start, start + shape[0], () if start else adapter.keys)
+        yield _Placed(stem, number, rows, place, *spot, pieces)
+        start = rows.stop
+
+
+def _stacked(shapes: Sequence[torch.Size]) -> torch.Size:
+    """Return the shape of weights of these shapes, one below the other."""
+    return torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+
+
 def _fit(
     target: Target, name: str, adapters: Sequence[Adapter], taken: Mapping[int, Sequence[tuple[Part, str]]]
-) -> tuple[nn.Parameter, Part] | str:
-    """Return what of which parameter these adapters change, or the reason why none."""
-    role = target.role(name)
-    parameter = None if role is None else target.module._parameters.get(role[0])
+) -> list[_Spot] | str:
+    """Return what of which parameters these adapters change, in the order of their rows, or the reason why none."""
+    spots: list[_Spot] = []
+    for place in target.places:
+        spot = _spot(place, name)
+        if isinstance(spot, str):
+            return spot if len(target.places) == 1 else f"{spot}: {place}"
+        spots.append(spot)
+    shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
+    if any(shape[1:] != shapes[0][1:] for shape in shapes):
+        return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"
+    reason = _misfit(adapters, _stacked(shapes))
+    (parameter, part), *others = spots
+    if reason is not None and not others and _takes_a_mask(parameter) and part == WHOLE:
+        part = replace(part, inputs=_LATENT_CHANNELS)
+        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
+            spots, reason = [(parameter, part)], None
+    if reason is not None:
+        return reason
+    for parameter, part in spots:
+        for known, other in taken.get(id(parameter), ()):
+            if known.overlaps(part):
+                return f"for a {name} that {other} of the same file changes already"
+    return spots
+
+
+def _spot(place: Target, name: str) -> _Spot | str:
+    """Return what of which parameter is the "weight" or "bias" of a place, or the reason why it cannot be changed."""
+    role = place.role(name)
+    parameter = None if role is None else place.module._parameters.get(role[0])
     if role is None or (parameter is None and name == "bias"):
         return "for a bias that this module does not have"
     reason = _unfit(parameter)
     if parameter is None or reason is not None:
         return reason or ""
     part = role[1]
-    reason = _misfit(adapters, region_of(parameter.data, part).shape)
-    if reason is not None and _takes_a_mask(parameter) and part == WHOLE:
-        part = replace(part, inputs=_LATENT_CHANNELS)
-        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
-            reason = None
-    if reason is not None:
-        return reason
-    for known, other in taken.get(id(parameter), ()):
-        if known.overlaps(part):
-            return f"for a {name} that {other} of the same file changes already"
+    if parameter.shape[0] % part.count:
+        return f"for {part} of the rows of a {name} that is {tuple(parameter.shape)}"
     return parameter, part
 
 
