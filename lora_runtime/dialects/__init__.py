@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from lora_runtime.dialects.aura_flow import AURA_FLOW
 from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
 from lora_runtime.dialects.clip import CLIP
+from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
 from lora_runtime.dialects.kohya import KOHYA
 from lora_runtime.dialects.ldm import LDM
 from lora_runtime.dialects.ldm_unet import LDM_UNET
@@ -28,9 +30,23 @@ __all__ = [
     "spellings",
 ]
 
-DIALECTS: tuple[Dialect, ...] = (KOHYA, LDM, PEFT, PROCESSOR, CLIP, LDM_UNET, OPEN_CLIP, MMDIT)
+DIALECTS: tuple[Dialect, ...] = (
+    KOHYA,
+    LDM,
+    PEFT,
+    PROCESSOR,
+    CLIP,
+    LDM_UNET,
+    OPEN_CLIP,
+    MMDIT,
+    FLUX,
+    CHROMA,
+    FLUX_2,
+    AURA_FLOW,
+)
 
 _BARE = ("", "base_model.model.")
+_T5 = "text_encoder_3"  # where it is beside two others
 
 
 def normalise(name: str) -> str:
@@ -52,6 +68,8 @@ def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
     elif not found:
         found = [f"{component}.", f"{component}.base_model.model."]
     encoders = [name for name in components if name.startswith("text_encoder")]
+    if _T5 not in components and component == max(encoders, default=""):  # to kohya the T5 of Flux is a third
+        found += [prefix for dialect in DIALECTS for prefix in dialect.prefixes.get(_T5, ()) if _T5 not in prefix]
     if component == denoiser or encoders == [component] or len(components) == 1:
         found += _BARE
     return tuple(found)

@@ -8,17 +8,21 @@ by one, under the original's name and their place in the row: `qkv.0`, `qkv.1`, 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from lora_runtime.dialects.base import WHOLE, Part
 
-__all__ = ["SWAPPED", "Layout"]
+__all__ = ["SWAPPED", "Layout", "Table"]
 
 SWAPPED = Part(swapped=True)
 
 _BLOCK = re.compile(r"(.*?\.)(\d+)(\..+)")
+
+Table = Mapping[str, str | tuple[str, ...]]
+_Names = Mapping[str, Sequence[tuple[str, Part]]]  # what else a module is called, and what of its weight that is
 
 
 @dataclass(frozen=True)
@@ -26,27 +30,28 @@ class Layout:
     """The table of one family.
 
     `original` and `diffusers` are paths that only models of this family in the one or the other layout have all of.
-    Fused weights have equal runs of rows, unless `shares` says how many units each run has.
+    Fused weights have equal runs of rows, unless `shares` says how many units each run has. `aliases` are names that
+    neither of the models has, but some files, and what diffusers has there.
     """
 
     original: tuple[str, ...]
     diffusers: tuple[str, ...]
-    table: Mapping[str, str | tuple[str, ...]]
+    table: Table
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the original's name
     swapped: frozenset[str] = frozenset()  # the original's names of what has the halves of its rows the other way round
+    aliases: Table = field(default_factory=dict)
 
     def translations(self, paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
         """Yield the other layout's name for each module, and what of its weight that is; nothing for other models."""
+        names: _Names = {}
         if all(mark in paths for mark in self.original):
-            for path in paths:
-                name, number = self._entry(path, self.table)
-                for theirs, part in self._parts(name):
-                    yield path, theirs.replace("#", number), part
+            names = self._for_original
         elif all(mark in paths for mark in self.diffusers):
-            for path in paths:
-                theirs, number = self._entry(path, self._back)
-                for name in self._back.get(theirs, ()):
-                    yield path, name.replace("#", number), SWAPPED if name in self.swapped else WHOLE
+            names = self._for_diffusers
+        for path in paths if names else ():
+            entry, number = _entry(path)
+            for name, part in names.get(entry, ()):
+                yield path, name.replace("#", number), part
 
     def fusions(self, paths: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the modules that the original has in one weight, and its name for it; nothing for other models."""
@@ -54,49 +59,64 @@ class Layout:
             return
         there = set(paths)
         for path in paths:
-            theirs, number = self._entry(path, self._first)
-            for name in self._first.get(theirs, ()):
-                together = tuple(part.replace("#", number) for part in self.table[name])
+            entry, number = _entry(path)
+            for name, theirs in self._fused.get(entry, ()):
+                together = tuple(part.replace("#", number) for part in theirs)
                 if there.issuperset(together):
                     yield together, name.replace("#", number)
 
-    def _parts(self, name: str) -> Iterator[tuple[str, Part]]:
-        """Yield diffusers' names for what the original calls so, and what of the original's weight each is."""
-        theirs = self.table.get(name, ())
-        if isinstance(theirs, str):
-            yield theirs, SWAPPED if name in self.swapped else WHOLE
-            return
-        shares = self.shares.get(name, (1,) * len(theirs))
-        start = 0
-        for index, (part_name, units) in enumerate(zip(theirs, shares, strict=True)):
-            part = Part(start, sum(shares), span=units)
-            yield part_name, part
-            yield f"{name}.{index}", part
-            start += units
-
-    @staticmethod
-    def _entry(path: str, table: Mapping[str, object]) -> tuple[str, str]:
-        """Return the name under which a path is in a table, and the number of its block."""
-        match = None if path in table else _BLOCK.fullmatch(path)
-        return (path, "") if match is None else (f"{match[1]}#{match[3]}", match[2])
-
     @cached_property
-    def _back(self) -> Mapping[str, tuple[str, ...]]:
-        """diffusers' name → the original's for just that weight."""
-        back: dict[str, tuple[str, ...]] = {}
-        for name, theirs in self.table.items():
+    def _for_original(self) -> _Names:
+        """The original's name → names."""
+        place: dict[str, tuple[str, Part]] = {}  # of what diffusers has: in what of the original's, which part
+        names: dict[str, list[tuple[str, Part]]] = defaultdict(list)
+        for ours, theirs in self.table.items():
             if isinstance(theirs, str):
-                back[theirs] = (*back.get(theirs, ()), name)
-            else:
-                for index, part in enumerate(theirs):
-                    back[part] = (*back.get(part, ()), f"{name}.{index}")
-        return back
+                place[theirs] = ours, SWAPPED if ours in self.swapped else WHOLE
+                continue
+            shares = self.shares.get(ours, (1,) * len(theirs))
+            for index, name in enumerate(theirs):
+                place[name] = ours, Part(sum(shares[:index]), sum(shares), span=shares[index])
+        for theirs, (ours, part) in place.items():
+            names[ours].append((theirs, part))
+        for name, found in self._all_aliases():
+            ours, first = place[found[0]]
+            span = sum(place[each][1].span for each in found)
+            part = first if len(found) == 1 else Part(first.index, first.count, span=span)
+            names[ours].append((name, WHOLE if part.span == part.count and not part.swapped else part))
+        return names
 
     @cached_property
-    def _first(self) -> Mapping[str, tuple[str, ...]]:
-        """diffusers' name → the original's for the weights of which it is the first rows."""
-        first: dict[str, tuple[str, ...]] = {}
-        for name, theirs in self.table.items():
+    def _for_diffusers(self) -> _Names:
+        """diffusers' name → names."""
+        names: dict[str, list[tuple[str, Part]]] = defaultdict(list)
+        for ours, theirs in self.table.items():
+            if isinstance(theirs, str):
+                names[theirs].append((ours, SWAPPED if ours in self.swapped else WHOLE))
+        for name, found in self._all_aliases():
+            if len(found) == 1:
+                names[found[0]].append((name, WHOLE))
+        return names
+
+    @cached_property
+    def _fused(self) -> Mapping[str, Sequence[tuple[str, tuple[str, ...]]]]:
+        """diffusers' name of the first rows → the name of the fused weight, and diffusers' names of all rows."""
+        fused: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+        for name, theirs in (*self.table.items(), *self.aliases.items()):
             if not isinstance(theirs, str):
-                first[theirs[0]] = (*first.get(theirs[0], ()), name)
-        return first
+                fused[theirs[0]].append((name, theirs))
+        return fused
+
+    def _all_aliases(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield (name, diffusers' names) of the aliases, and of the rows that OneTrainer numbers."""
+        for name, theirs in self.aliases.items():
+            yield name, (theirs,) if isinstance(theirs, str) else theirs
+        for ours, theirs in self.table.items():
+            for index, each in enumerate(() if isinstance(theirs, str) else theirs):
+                yield f"{ours}.{index}", (each,)
+
+
+def _entry(path: str) -> tuple[str, str]:
+    """Return the name under which a path is in the table, and the number of its block."""
+    match = _BLOCK.fullmatch(path)
+    return (path, "") if match is None else (f"{match[1]}#{match[3]}", match[2])

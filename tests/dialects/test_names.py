@@ -118,17 +118,27 @@ def test_every_module_has_its_own_name_first() -> None:
     assert next(spellings(["a.b"])) == ("a.b", "a.b", WHOLE)
 
 
-def test_the_dialects_are_in_order_and_named_once() -> None:
-    assert [dialect.name for dialect in DIALECTS] == [
-        "kohya",
-        "ldm",
-        "peft",
-        "processor",
-        "clip",
-        "ldm unet",
-        "open clip",
-        "mmdit",
-    ]
+def test_the_dialects_are_named_once() -> None:
+    names = [dialect.name for dialect in DIALECTS]
+    assert sorted(set(names)) == sorted(names)
+
+
+T5 = ["text_encoders.t5xxl.transformer.", "lora_te3_"]
+
+
+@pytest.mark.parametrize(
+    ("components", "t5"),
+    [
+        (["transformer", "text_encoder", "text_encoder_2"], "text_encoder_2"),  # Flux
+        (["transformer", "text_encoder"], "text_encoder"),  # Chroma, PixArt
+        (["transformer", "text_encoder", "text_encoder_2", "text_encoder_3"], "text_encoder_3"),  # SD3
+        (["transformer", *(f"text_encoder{end}" for end in ("", "_2", "_3", "_4"))], "text_encoder_3"),  # HiDream
+    ],
+)
+def test_the_t5_is_the_last_text_encoder_unless_there_is_a_third(components: list[str], t5: str) -> None:
+    for name in components:
+        assert (set(T5) <= set(prefixes(name, components))) == (name == t5)
+    assert "lora_te2_" in prefixes("text_encoder_2", components)  # OneTrainer's name for that of Flux
 
 
 def test_normalising_keeps_case() -> None:
