@@ -1,0 +1,100 @@
+"""Key lists of real files against models of the real size: every key finds a place, or is left over for a known reason.
+
+tests/keys/ has the lists: names and shapes, `{0-18}` or `{0,4-6}` for the numbers of blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import handmade
+import layouts
+import pytest
+import torch
+from torch import nn
+
+from lora_runtime import plan as plan_module
+from lora_runtime.adapters import Algorithm, split_key
+from lora_runtime.lora import outline
+from lora_runtime.plan import LoraReport, Request, make_plan
+
+LISTS = sorted((Path(__file__).parent.parent / "keys").glob("*.json"))
+_NUMBERS = re.compile(r"\{([\d,-]+)\}")
+
+
+def flux(**config: Any) -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(guidance_embeds=True, **config)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "flux": flux,
+    # The latent beside that of the picture that controls.
+    "flux control": lambda: flux(in_channels=128, out_channels=64),
+}
+
+
+@cache
+def model(name: str) -> nn.Module:
+    """Return a model of the real size, without values."""
+    with torch.device("meta"):
+        return MODELS[name]()
+
+
+def expanded(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each key that a shortened one stands for."""
+    for key, value in keys.items():
+        numbers = _NUMBERS.search(key)
+        if numbers is None:
+            yield key, value
+            continue
+        for run in numbers[1].split(","):
+            first, _, last = run.partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                yield key[: numbers.start()] + str(number) + key[numbers.end() :], value
+
+
+def write(path: Path, keys: Mapping[str, list[int]]) -> None:
+    """Write a file with the header of these tensors and a hole for their values."""
+    header, size = {}, 0
+    for key, shape in keys.items():
+        header[key] = handmade.tensor("BF16", shape, size)
+        size += 2 * math.prod(shape)
+    path.write_bytes(handmade.frame(header))
+    os.truncate(path, path.stat().st_size + size)
+
+
+def report_on(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> LoraReport:
+    """Return what a plan says of a file on a model without values, which no patch could change."""
+    monkeypatch.setattr(plan_module, "_unfit", lambda parameter: None)
+    plan = make_plan([Request(outline(path), 1.0, 1.0)], layouts.targets_of(model(name)))
+    return plan.report.loras[0]
+
+
+# Lists with endings that an algorithm has to know first.
+ENDINGS = {"flux_xlabs": "x.qkv_lora1.down.weight", "flux_control": "x.key_norm.scale"}
+
+
+def known(path: Path) -> Any:
+    """Return the parameter of a test, marked where its file has endings that nobody reads yet."""
+    parts = split_key(ENDINGS.get(path.stem, "x.lora_down.weight"))
+    reads = parts is not None and isinstance(parts.owner, Algorithm)
+    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(not reads, reason="no algorithm has its endings"))
+
+
+@pytest.mark.parametrize("path", [known(path) for path in LISTS])
+def test_the_keys_of_a_real_file_find_their_places(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    keys = dict(expanded(listed["keys"]))
+    write(tmp_path / "a.safetensors", keys)
+    report = report_on(listed["model"], tmp_path / "a.safetensors", monkeypatch)
+    assert dict(report.unused) == dict(expanded(listed["unused"]))
+    assert report.used == len(keys) - len(report.unused)
