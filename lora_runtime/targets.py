@@ -19,10 +19,10 @@ __all__ = ["Target", "Targets"]
 _BIASES = MappingProxyType(
     {
         "weight": "bias",
+        "scale": None,  # what Black Forest Labs call the weight of a norm
         "in_proj_weight": "in_proj_bias",  # torch.nn.MultiheadAttention: q, k and v in one
         "positional_embedding": None,  # bare parameters of OpenCLIP
         "text_projection": None,
-        "scale": None,  # what Black Forest Labs call the weight of a norm
     }
 )
 _OF_THEIR_MODULE = (

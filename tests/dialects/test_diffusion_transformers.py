@@ -78,6 +78,29 @@ AURA_ROWS = {
 }
 
 
+# The first block has a second attention, the last gives nothing of the text but q, k and v.
+SD3_ATTENTIONS = ["joint_blocks.0.x_block.attn", "joint_blocks.0.x_block.attn2", "joint_blocks.1.x_block.attn"]
+SD3_ATTENTIONS += [f"joint_blocks.{number}.context_block.attn" for number in (0, 1)]
+SD3_ROWS = {
+    "x_embedder.proj": 8,
+    "context_embedder": 8,
+    "final_layer.linear": 4,
+    "final_layer.adaLN_modulation.1": 16,
+    **{f"{letter}_embedder.mlp.{index}": 8 for letter in "ty" for index in (0, 2)},
+    **{f"{name}.qkv": 24 for name in SD3_ATTENTIONS},
+    **{f"{name}.proj": 8 for name in SD3_ATTENTIONS[:-1]},
+    **{
+        f"joint_blocks.{number}.{side}_block.mlp.fc{index}": 8
+        for number, side in ((0, "x"), (0, "context"), (1, "x"))
+        for index in (1, 2)
+    },
+    "joint_blocks.0.x_block.adaLN_modulation.1": 72,
+    "joint_blocks.0.context_block.adaLN_modulation.1": 48,
+    "joint_blocks.1.x_block.adaLN_modulation.1": 48,
+    "joint_blocks.1.context_block.adaLN_modulation.1": 16,
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """The original's modules with their rows, and diffusers' converter of its checkpoints."""
@@ -137,6 +160,11 @@ FAMILIES = {
         single_file_utils.convert_auraflow_transformer_checkpoint_to_diffusers,
         biased=lambda name: name.startswith(("init_x", "t_embedder")),
         also=("register_tokens", "positional_encoding"),
+    ),
+    "sd3.5": Family(
+        SD3_ROWS,
+        single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
+        also=("pos_embed", *(f"{attention}.ln_{name}.weight" for attention in SD3_ATTENTIONS for name in "qk")),
     ),
 }
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
