@@ -19,12 +19,17 @@ __all__ = ["Target", "Targets"]
 _BIASES = MappingProxyType(
     {
         "weight": "bias",
+        "scale": None,  # what Black Forest Labs call the weight of a norm
         "in_proj_weight": "in_proj_bias",  # torch.nn.MultiheadAttention: q, k and v in one
         "positional_embedding": None,  # bare parameters of OpenCLIP
         "text_projection": None,
     }
 )
-_OF_THEIR_MODULE = ("weight", "in_proj_weight")  # what the module's name means; the others have names of their own
+_OF_THEIR_MODULE = (
+    "weight",
+    "in_proj_weight",
+    "scale",
+)  # what the module's name means; the others have names of their own
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,8 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 def _owns(module: nn.Module, name: str) -> bool:
     parameter = module._parameters.get(name)
+    if name == "scale" and "weight" in module._parameters:
+        return False  # beside a weight it is no norm's
     if parameter is None:
         parametrised = module._modules.get("parametrizations") if name == "weight" else None
         return parametrised is not None and "weight" in parametrised._modules

@@ -332,6 +332,17 @@ def test_bare_parameters_of_open_clip_are_places_under_their_own_names() -> None
     assert found.find("text_encoder.logit_scale") is None
 
 
+def test_the_scale_of_a_norm_is_its_weight_unless_it_has_one() -> None:
+    norm, scaled = Model(), linear()
+    norm.scale = nn.Parameter(torch.ones(4))
+    scaled.scale = nn.Parameter(torch.ones(2))  # type: ignore[assignment]
+    found = targets_of(unet=Model(key_norm=norm, proj=scaled))
+    target, other = found.find("unet.key_norm"), found.find("unet.proj")
+    assert target is not None and other is not None
+    assert (target.role("weight"), target.role("bias")) == (("scale", WHOLE), None)
+    assert other.parameter == "weight"
+
+
 def test_a_layer_that_only_wraps_another_leaves_no_name() -> None:
     inner = linear()
     assert place(targets_of(unet=Model(proj=Model(wrapped=inner))), "unet.proj") == "unet.proj"
