@@ -21,8 +21,12 @@ class Pending:
 _ENDINGS = {
     "LoKr with a core on both sides": ".lokr_t1",
     "OFT of several parts": ".oft_blocks.0 .oft_blocks.1 .oft_blocks.2 .oft_blocks.3",
-    "OFT of PEFT": ".oft_R .oft_R.weight .oft_r",
-    "BOFT of PEFT": ".boft_R .boft_s",
+    "OFT of PEFT before 0.16": ".oft_r",
+    "OFT of PEFT without its .weight": ".oft_R",
+    # Trainers after OneTrainer's: the same key of two releases means two formulas.
+    "scaled, clipped or exponential OFT": ".oft_R.scaled_oft .oft_R.clipped_oft .oft_R.cans_exp .dora_multiplier "
+    ".dora_log_multiplier .initial_norm",
+    "OFT of an embedding": ".oft_embedding_R.weight",
     "a modulation": ".diff_m",
     "replacement": ".set_weight .reshape_weight",
     "T-LoRA": ".q_layer.weight .p_layer.weight .lambda_layer",

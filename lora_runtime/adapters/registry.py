@@ -22,6 +22,7 @@ from lora_runtime.adapters import (
     miss,
     oft,
     peft_ia3,
+    peft_oft,
     shira,
 )
 from lora_runtime.adapters.base import Algorithm
@@ -39,6 +40,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     peft_ia3.ALGORITHM,
     glora.ALGORITHM,
     oft.ALGORITHM,
+    peft_oft.OFT,
+    peft_oft.BOFT,
     hra.ALGORITHM,
     hira.ALGORITHM,
     miss.ALGORITHM,

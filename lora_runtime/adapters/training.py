@@ -17,6 +17,7 @@ WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
+_MOST_TERMS = 100  # of OFT's series, each a product of matrices; five are usual
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
@@ -103,10 +104,35 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"apply_GS": bool(config.get("apply_GS"))}
     if kind == "MISS":
         return {"init_weights": config.get("init_weights")}
+    if kind == "OFT":
+        return _oft_options(config)
     if kind == "IA3":
         listed = config.get("feedforward_modules") or []
         return {"feedforward_modules": listed if isinstance(listed, str) else [str(name) for name in listed]}
     return {}
+
+
+def _oft_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how OFT's rotations are made; LoraFileError where they are those of PEFT before 0.14."""
+    if "oft_block_size" not in config:
+        raise LoraFileError(
+            "its OFT is that of PEFT before 0.14, which is another formula; train it again with a newer"
+        )
+    terms, eps = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
+    if type(terms) is not int or not 0 < terms <= _MOST_TERMS:
+        raise ValueError(f"num_cayley_neumann_terms {terms!r:.40} is no number from 1 to {_MOST_TERMS}")
+    if type(eps) not in (int, float) or not 0 <= eps < _LARGEST:
+        raise ValueError(f"eps {eps!r:.40} is no number of that size")
+    version = re.match(r"(\d{1,9})\.(\d{1,9})", str(config.get("peft_version", "")))
+    return {
+        "use_cayley_neumann": bool(config.get("use_cayley_neumann", True)),
+        "num_cayley_neumann_terms": terms,
+        # 0.18 is the first version that writes its number, and the first that counts the last power once.
+        "last_halved": version is not None and (int(version[1]), int(version[2])) >= (0, 18),
+        "coft": bool(config.get("coft")),
+        "eps": eps,
+        "block_share": bool(config.get("block_share")),
+    }
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:
