@@ -141,7 +141,8 @@ def _butterfly(turns: Tensor, rows: Tensor) -> Tensor:
 
 def build_oft(group: Group) -> list[InputRotation]:
     """Return the adapter of one module; ValueError says what is contradictory."""
-    (upper,) = group.need("upper")
+    # W₀ · R of the table of an embedding is the turn by −Q.
+    upper = -group.tensors["embedding"] if "embedding" in group.tensors else group.need("upper")[0]
     if upper.ndim != 2 or upper.numel() == 0:
         raise ValueError(f"the rotations are no rows: {group.shapes()}")
     size = (1 + math.isqrt(1 + 8 * int(upper.shape[1]))) // 2
@@ -175,5 +176,10 @@ def build_boft(group: Group) -> list[InputButterfly]:
     return [InputButterfly(blocks, outputs, group.keys)]
 
 
-OFT = Algorithm("oft of PEFT", {".oft_R.weight": "oft_R/upper"}, build_oft, shared=())
+OFT = Algorithm(
+    "oft of PEFT",
+    {".oft_R.weight": "oft_R/upper", ".oft_embedding_R.weight": "oft_embedding_R/embedding"},
+    build_oft,
+    shared=(),
+)
 BOFT = Algorithm("boft of PEFT", {".boft_R": "boft/blocks", ".boft_s": "boft/outputs"}, build_boft, shared=())

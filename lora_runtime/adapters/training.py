@@ -106,10 +106,42 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"init_weights": config.get("init_weights")}
     if kind == "OFT":
         return _oft_options(config)
+    if kind == "ROAD":
+        return _road_options(config)
+    if kind == "GRALORA":
+        return {"alpha": _alpha(config)}
+    if kind == "DEFT":
+        method = _one_of(config, "decomposition_method", ("relu", "qr"))
+        return {"alpha": _alpha(config), "para": bool(config.get("para")), "decomposition_method": method}
     if kind == "IA3":
         listed = config.get("feedforward_modules") or []
         return {"feedforward_modules": listed if isinstance(listed, str) else [str(name) for name in listed]}
     return {}
+
+
+def _alpha(config: Mapping[str, Any]) -> float | None:
+    """Return the alpha of a tuner that calls it so, or None."""
+    alpha = config.get("alpha")
+    if alpha is None:
+        return None
+    _check({"lora_alpha": alpha})
+    return float(alpha)
+
+
+def _one_of(config: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """Return a setting that is one of a few words; the first where it is not there."""
+    value = config.get(name, known[0])
+    if value not in known:
+        raise ValueError(f"{name} {value!r:.40} is none of {', '.join(known)}")
+    return str(value)
+
+
+def _road_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which outputs RoAd turns together, with PEFT's defaults."""
+    size = config.get("group_size", 64)
+    if type(size) is not int or size <= 0:
+        raise ValueError(f"group_size {size!r:.40} is no number of outputs")
+    return {"variant": _one_of(config, "variant", ("road_1", "road_2", "road_4")), "group_size": size}
 
 
 def _oft_options(config: Mapping[str, Any]) -> dict[str, Any]:

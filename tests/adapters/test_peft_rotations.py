@@ -45,6 +45,9 @@ CONFIGS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "OFT of convolutions": (Pictures, lambda: oft_config(CONVOLUTIONS, size=6)),
     "BOFT": (Plain, lambda: boft_config(LINEAR)),
     "BOFT of odd blocks": (Pictures, lambda: boft_config(CONVOLUTIONS, size=3)),
+    "RoAd of pairs": (Plain, lambda: peft.RoadConfig(variant="road_1", group_size=4, target_modules=LINEAR)),
+    "RoAd of outputs": (Plain, lambda: peft.RoadConfig(variant="road_2", group_size=2, target_modules=LINEAR)),
+    "RoAd of numbers": (Plain, lambda: peft.RoadConfig(variant="road_4", group_size=4, target_modules=LINEAR)),
 }
 
 
@@ -144,12 +147,18 @@ def test_one_block_without_a_configuration_turns_all_inputs(tmp_path: Path) -> N
 
 
 OFT = {"peft_type": "OFT", "oft_block_size": 4, "peft_version": "0.18.0"}
+ROAD = {"peft_type": "ROAD", "group_size": 4}
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
     "OFT": (OFT, {"oft_R.weight": torch.ones(3, 6)}, r"made for 12 inputs, the weight is \(12, 8\)"),
     "OFT of one block": (
         OFT | {"block_share": True},
         {"oft_R.weight": torch.ones(1, 10)},
         r"made for a multiple of 5 inputs, the weight is \(12, 8\)",
+    ),
+    "RoAd": (
+        {"peft_type": "ROAD", "group_size": 2},
+        {"road_theta": torch.ones(5), "road_alpha": torch.ones(5)},
+        r"made for 10 outputs, the weight is \(12, 8\)",
     ),
     "BOFT": (
         {"peft_type": "BOFT"},
@@ -185,6 +194,23 @@ BROKEN: dict[str, tuple[dict[str, Any] | None, dict[str, Tensor], str]] = {
         "num_cayley_neumann_terms 1000000000 is no number from 1 to 100",
     ),
     "OFT of a limit that is none": (OFT | {"eps": "1"}, {"oft_R.weight": torch.ones(2, 6)}, "eps '1' is no number"),
+    "RoAd": (ROAD, {"road_theta": torch.ones(6), "road_alpha": torch.ones(5)}, "no two vectors of one length"),
+    "RoAd alone": (None, {"road_theta": torch.ones(6), "road_alpha": torch.ones(6)}, r"only the adapter_config\.json"),
+    "RoAd of odd groups": (
+        ROAD | {"group_size": 3},
+        {"road_theta": torch.ones(6), "road_alpha": torch.ones(6)},
+        "12 outputs make no pairs in groups of 3",
+    ),
+    "RoAd of no groups": (
+        ROAD | {"group_size": 0},
+        {"road_theta": torch.ones(6), "road_alpha": torch.ones(6)},
+        "group_size 0 is no number of outputs",
+    ),
+    "RoAd of an unknown variant": (
+        ROAD | {"variant": "road_3"},
+        {"road_theta": torch.ones(6), "road_alpha": torch.ones(6)},
+        "variant 'road_3' is none of road_1, road_2, road_4",
+    ),
     "BOFT without a scale": (None, {"boft_R": torch.ones(1, 2, 4, 4)}, "blocks without outputs"),
     "BOFT": (None, {"boft_R": torch.ones(1, 2, 4, 3), "boft_s": torch.ones(12, 1)}, "the blocks are not square"),
     "BOFT of a matrix of scales": (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime import load_lora
-from lora_runtime.errors import CorruptFileError, LoraFileError
+from lora_runtime.errors import CorruptFileError
 from lora_runtime.lora import outline
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -198,9 +198,3 @@ def test_tensors_that_contradict_each_other_are_an_error(name: str, tmp_path: Pa
     config, tensors, reason = BROKEN[name]
     with pytest.raises(CorruptFileError, match=reason):
         load_lora(folder(tmp_path / "style", config, tensors))
-
-
-def test_hira_of_an_embedding_is_refused_by_name(tmp_path: Path) -> None:
-    path = folder(tmp_path / "style", {"peft_type": "HIRA"}, {"hira_embedding_A": torch.ones(2, 7)})
-    with pytest.raises(LoraFileError, match="HiRA of an embedding is not supported yet"):
-        load_lora(path)
