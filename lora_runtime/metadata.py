@@ -106,6 +106,7 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     "deft_P": ("deft", 1),
     "deft_R": ("deft", None),
     "beft_bias": ("beft", None),
+    **dict.fromkeys(("ln_tuning_layers.weight", "ln_tuning_layers.bias", "base_layer.bias"), ("replaced", None)),
     "fourierft_spectrum": ("fourierft", None),
     "waveft_spectrum": ("waveft", None),
     "c3a_kernel": ("c3a", None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Factors, Group, no_autocast
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
-from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, split_key
+from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, replaced_parts, split_key
 
 __all__ = [
     "ALGORITHMS",
@@ -19,5 +19,6 @@ __all__ = [
     "Pending",
     "companion",
     "no_autocast",
+    "replaced_parts",
     "split_key",
 ]

@@ -27,13 +27,14 @@ from lora_runtime.adapters import (
     oft,
     peft_ia3,
     peft_oft,
+    replaced,
     road,
     shira,
 )
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import PENDING, Pending
 
-__all__ = ["ALGORITHMS", "KeyParts", "companion", "split_key"]
+__all__ = ["ALGORITHMS", "KeyParts", "companion", "replaced_parts", "split_key"]
 
 # The adapters of one module are built, and summed, in this order. What wraps others is last.
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -59,6 +60,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     shira.ALGORITHM,
     difference.FULL,
     difference.NORM,
+    replaced.ALGORITHM,
     adalora.ALGORITHM,
     dora.ALGORITHM,
 )
@@ -123,6 +125,12 @@ def split_key(key: str) -> KeyParts | None:
                 role, spelling, owner = found
                 return KeyParts(key[:start], role, spelling + named[2], owner)
     return None
+
+
+def replaced_parts(key: str) -> KeyParts | None:
+    """Return the parts of the key of a parameter that is saved whole under the model's own name, or None."""
+    stem, _, role = key.rpartition(".")
+    return KeyParts(stem, role, "replaced/", replaced.ALGORITHM) if stem and role in ("weight", "bias") else None
 
 
 def companion(key: str) -> KeyParts | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_runtime.errors import LoraFileError
@@ -17,6 +17,7 @@ WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
+_MOST_NAMES = 100  # of modules that are saved whole: each key is compared with all
 _MOST_TERMS = 100  # of OFT's series, each a product of matrices; five are usual
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
@@ -34,6 +35,15 @@ class Training:
     ratio: Mapping[str, Any] | None = None
     # What else a tuner's formula depends on, by the names of its configuration.
     options: Mapping[str, Any] = field(default_factory=dict)
+    saved_whole: tuple[str, ...] = ()  # what the paths of modules end in that are in the file as they are to be
+    biases: bool = False  # whether all biases of the model are
+
+    def replaces(self, key: str) -> bool:
+        """Return whether a key without any adapter's ending is a parameter that is saved whole."""
+        path = key.removeprefix(_WRAPPER)
+        if self.biases and path.endswith(".bias"):
+            return True
+        return any(f".{name}." in f".{path}" for name in self.saved_whole)
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -61,6 +71,18 @@ def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def read_adapter_config(raw: bytes) -> Training:
     """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
+
+    LoraFileError where the file is no change of the model's own weights.
+    """
+    training, config = _read_tuner(raw), json.loads(raw)
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or len(names) > _MOST_NAMES:
+        raise ValueError(f"the modules_to_save in the {CONFIG_NAME} beside it are no list of at most {_MOST_NAMES}")
+    return replace(training, saved_whole=tuple(map(str, names)), biases=config.get("bias") == "all")
+
+
+def _read_tuner(raw: bytes) -> Training:
+    """Return the settings of the tuner; ValueError where they cannot be read.
 
     LoraFileError where the factors are no change of the model's own weights (PiSSA, OLoRA, CorDA, …). Tuners whose
     alpha is in no config, or that are not known, give no settings: their keys tell what they are.
