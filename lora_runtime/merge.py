@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
@@ -38,6 +38,14 @@ class Term:
     strength: float
     dyn: int | None = None
     part: Part = WHOLE
+    # Of a bias whose change depends on the weight too: that weight and the part of it. Whoever merges gives W₀ to it.
+    beside: tuple[nn.Parameter, Part] | None = None
+
+    def with_weight(self, weight: Tensor) -> Term:
+        """Return this term with W₀, the original of the parameter in `beside`."""
+        assert self.beside is not None
+        part = self.beside[1]
+        return replace(self, adapter=self.adapter.beside(_swap(region_of(weight, part), part)))
 
 
 def region_of(weight: Tensor, part: Part) -> Tensor:

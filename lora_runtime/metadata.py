@@ -84,6 +84,7 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "lokr_t2"), ("lokr", None)),
     **dict.fromkeys(("on_input", "ia3_l"), ("ia3", None)),
     "b1.weight": ("glora", 1),
+    **{f"glora_{letter}.{part}": ("glora", None) for letter in "ABCDE" for part in ("Xd", "Xu", "X", "zeros")},
     **dict.fromkeys(("a1.weight", "a2.weight", "b2.weight", "bm.weight"), ("glora", None)),
     **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R.weight", "oft_embedding_R.weight"), ("oft", None)),
     **dict.fromkeys(("boft_R", "boft_s"), ("boft", None)),

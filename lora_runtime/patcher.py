@@ -29,7 +29,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.merge import Workspace, merge_into
+from lora_runtime.merge import Term, Workspace, merge_into
 from lora_runtime.plan import Assignment
 
 __all__ = ["Originals", "Patcher"]
@@ -142,7 +142,8 @@ class Patcher:
             del self._patches[key]
             return False
         intact = patch.in_place == in_place and patch.is_as_we_left_it(assignment.parameter, self._buffer(key))
-        if intact and patch.identity == assignment.identity:
+        # What was made of another parameter's W₀ is made again, since only that one shows whether it has changed.
+        if intact and patch.identity == assignment.identity and all(term.beside is None for term in assignment.terms):
             return True
         if not intact:
             self._restore(key)
@@ -153,19 +154,29 @@ class Patcher:
         parameter = assignment.parameter
         key = id(parameter)
         patch = self._patches.get(key)
+        terms = [self._with_weight(term) for term in assignment.terms]
         if in_place:
             if patch is None:
                 patch = self._begin(parameter, _copy_to_host(parameter, self._buffer(key)), in_place=True)
             weight = patch.original if assignment.precise is None else assignment.precise
-            merge_into(_plain_data(parameter), weight, assignment.terms, workspace)
+            merge_into(_plain_data(parameter), weight, terms, workspace)
             return patch.original
         original = _plain_data(parameter) if patch is None else patch.original
         buffer = self._buffer(key)
         if buffer is None or not _same_layout(buffer, torch.empty_like(original, device="meta"), original.device):
             buffer = torch.empty_like(original)
         weight = original if assignment.precise is None else assignment.precise
-        merge_into(buffer, weight, assignment.terms, workspace)
+        merge_into(buffer, weight, terms, workspace)
         return buffer
+
+    def _with_weight(self, term: Term) -> Term:
+        """Return the term with the W₀ of the parameter that it needs beside its own, if it does."""
+        if term.beside is None:
+            return term
+        parameter = term.beside[0]
+        patch = self._patches.get(id(parameter))
+        ours = patch is not None and patch.parameter() is parameter
+        return term.with_weight(patch.original if patch is not None and ours else _plain_data(parameter))
 
     def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:
         """Record a parameter as patched, with what will bring it back."""

@@ -119,7 +119,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
             if strength == 0:
                 continue
             identity = (request.lora.sha256, place.stem, place.number, strength, request.dyn, place.part)
-            term = Term(place.adapter, strength, request.dyn, place.part)
+            term = Term(place.adapter, strength, request.dyn, place.part, _beside(place))
             terms.setdefault(id(place.parameter), []).append((place.target, place.parameter, term, identity))
     assignments = tuple(
         Assignment(
@@ -133,6 +133,13 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
     )
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model))
+
+
+def _beside(place: _Placed) -> tuple[nn.Parameter, Part] | None:
+    """Return the weight beside a bias, where the adapter of the bias needs it."""
+    role = place.target.role("weight") if place.adapter.needs_weight else None
+    weight = None if role is None else place.target.module._parameters.get(role[0])
+    return None if role is None or weight is None else (weight, role[1])
 
 
 def _precise(targets: Targets, target: Target, parameter: nn.Parameter) -> Tensor | None:
