@@ -157,7 +157,7 @@ def build_oft(group: Group) -> list[InputRotation]:
 
 def _form(options: Mapping[str, Any]) -> Cayley:
     """Return how R is made of Q; without options, the form that is PEFT's default."""
-    if not options:
+    if "use_cayley_neumann" not in options:
         return Cayley()
     terms = options["num_cayley_neumann_terms"] if options["use_cayley_neumann"] else None
     return Cayley(terms, options["last_halved"], options["eps"] if options["coft"] else None)

@@ -31,6 +31,8 @@ from lora_runtime.adapters import (
     replaced,
     road,
     shira,
+    supertuning,
+    tokens,
 )
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import PENDING, Pending
@@ -63,6 +65,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     difference.FULL,
     difference.NORM,
     replaced.ALGORITHM,
+    tokens.ALGORITHM,
+    supertuning.ALGORITHM,
     adalora.ALGORITHM,
     dora.ALGORITHM,
 )

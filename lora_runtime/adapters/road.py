@@ -64,7 +64,7 @@ def build(group: Group) -> list[Pairs]:
     theta, alpha = group.need("theta", "alpha_of_each")
     if theta.ndim != 1 or theta.shape != alpha.shape or theta.numel() == 0:
         raise ValueError(f"the angles and their scales are no two vectors of one length: {group.shapes()}")
-    if not group.options:
+    if "variant" not in group.options:
         raise ValueError("only the adapter_config.json, which is not beside it, tells which outputs are pairs")
     variant, size = group.options["variant"], group.options["group_size"]
     angles, outputs = _ANGLES[variant]

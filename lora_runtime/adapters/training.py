@@ -78,7 +78,9 @@ def read_adapter_config(raw: bytes) -> Training:
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or len(names) > _MOST_NAMES:
         raise ValueError(f"the modules_to_save in the {CONFIG_NAME} beside it are no list of at most {_MOST_NAMES}")
-    return replace(training, saved_whole=tuple(map(str, names)), biases=config.get("bias") == "all")
+    rows = config.get("token_indices", config.get("trainable_token_indices"))
+    options = training.options if rows is None else {**training.options, "token_indices": rows}
+    return replace(training, options=options, saved_whole=tuple(map(str, names)), biases=config.get("bias") == "all")
 
 
 def _read_tuner(raw: bytes) -> Training:
@@ -130,6 +132,9 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         return _oft_options(config)
     if kind == "ROAD":
         return _road_options(config)
+    if kind == "SUPERTUNING" and config.get("lora_alpha") is not None:
+        _check({"lora_alpha": config["lora_alpha"]})
+        return {"lora_alpha": config["lora_alpha"]}
     if kind == "GRALORA":
         return {"alpha": _alpha(config)}
     if kind == "DEFT":

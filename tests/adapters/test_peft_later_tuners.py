@@ -31,6 +31,14 @@ class Words(nn.Module):
         self.first = nn.Embedding(10, 8)
 
 
+class Spoken(Words):
+    """A table of embeddings and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(8, 8)
+
+
 def deft_config(modules: list[str], **options: Any) -> Any:
     return peft.DeftConfig(r=3, target_modules=modules, **options)
 
@@ -52,6 +60,16 @@ CONFIGS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "DEFT made orthogonal": (Plain, lambda: deft_config(LINEAR, decomposition_method="qr")),
     "DEFT of a turned layer": (Turned, lambda: deft_config(["first"], fan_in_fan_out=True)),
     "PaRa": (Plain, lambda: deft_config(LINEAR, decomposition_method="qr", para=True)),
+    "rows of an embedding": (
+        Words,
+        lambda: peft.TrainableTokensConfig(target_modules=["first"], token_indices=[7, 2], init_weights=False),
+    ),
+    "rows of an embedding beside a LoRA": (
+        Spoken,
+        lambda: peft.LoraConfig(r=2, target_modules=["second"], trainable_token_indices={"first": [3, 9, 0]}),
+    ),
+    "Super": (Plain, lambda: peft.SupertuningConfig(sparsity=0.8, target_modules=LINEAR)),
+    "Supra": (Plain, lambda: peft.SupertuningConfig(sparsity=0.8, r=2, lora_alpha=6, target_modules=LINEAR)),
     "HiRA of an embedding": (Words, lambda: peft.HiraConfig(r=3, target_modules=["first"])),
     "OFT of an embedding": (Words, lambda: peft.OFTConfig(oft_block_size=4, target_modules=["first"])),
     "OFT of an embedding, exact": (
@@ -106,9 +124,19 @@ def test_a_single_rank_of_a_single_input_has_an_outline(config: dict[str, Any], 
     assert len(lora.adapters[f"{WRAPPER}first"]) == 1
 
 
+ROAD = {"peft_type": "ROAD"}
+
+
+def test_the_configuration_of_another_tuner_is_none(tmp_path: Path) -> None:
+    lora = load_lora(folder(tmp_path / "style", ROAD, {"oft_R.weight": torch.ones(2, 6)}))
+    assert len(lora.adapters[f"{WRAPPER}first"]) == 1
+
+
 GRALORA, DEFT = {"peft_type": "GRALORA", "alpha": 4}, {"peft_type": "DEFT"}
 DELORA = {"delora_B": torch.ones(12, 2), "delora_lambda": torch.ones(1), "delora_w_norm": torch.ones(7)}
 BLOCKS = {"gralora_A": torch.ones(2, 4, 2), "gralora_B": torch.ones(2, 2, 5)}
+TOKENS = {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 12]}
+SUPER = {"supertuning_values": torch.ones(2), "supertuning_indices": torch.tensor([3, 4])}
 WRONG: dict[str, tuple[dict[str, Any] | None, dict[str, Tensor], str]] = {
     "DeLoRA": (None, DELORA | {"delora_A": torch.ones(2, 7)}, r"made for \(12, 7\), the weight is \(12, 8\)"),
     "GraLoRA": (GRALORA, BLOCKS, r"made for \(10, 8\), the weight is \(12, 8\)"),
@@ -118,6 +146,16 @@ WRONG: dict[str, tuple[dict[str, Any] | None, dict[str, Tensor], str]] = {
         r"made for \(12, 7\), the weight is \(12, 8\)",
     ),
     "PaRa": (DEFT | {"para": True}, {"deft_P": torch.ones(11, 2)}, r"made for 11 outputs, the weight is \(12, 8\)"),
+    "tokens": (
+        TOKENS,
+        {"trainable_tokens_delta": torch.ones(2, 8)},
+        r"made for at least 13 rows of 8, the weight is \(12, 8\)",
+    ),
+    "Super": (
+        None,
+        {"supertuning_values": torch.ones(2), "supertuning_indices": torch.tensor([3, 96])},
+        r"made for a matrix of at least 97 elements, the weight is \(12, 8\)",
+    ),
     "BEFT": (None, {"beft_bias": torch.ones(1, 7)}, r"made for \(7,\), the bias is \(12,\)"),
 }
 
@@ -168,6 +206,41 @@ BROKEN: dict[str, tuple[dict[str, Any] | None, dict[str, Tensor], str]] = {
         DEFT | {"decomposition_method": "lu"},
         {"deft_P": torch.ones(12, 2)},
         "decomposition_method 'lu' is none of relu, qr",
+    ),
+    "tokens alone": (None, {"trainable_tokens_delta": torch.ones(2, 8)}, "and it does not"),
+    "tokens of another embedding": (
+        TOKENS | {"token_indices": {"irst": [1, 2]}},
+        {"trainable_tokens_delta": torch.ones(2, 8)},
+        "and it does not",
+    ),
+    "tokens that are no numbers": (
+        TOKENS | {"token_indices": [1, -2]},
+        {"trainable_tokens_delta": torch.ones(2, 8)},
+        "no list of numbers",
+    ),
+    "tokens of other rows": (TOKENS, {"trainable_tokens_delta": torch.ones(3, 8)}, "2 tokens, each once, do not have"),
+    "Super without places": (None, {"supertuning_values": torch.ones(2)}, "its places are not in the file"),
+    "Super": (None, SUPER | {"supertuning_values": torch.ones(3)}, "the places and the changes do not fit together"),
+    "Super before the first": (
+        None,
+        SUPER | {"supertuning_indices": torch.tensor([3, -1])},
+        "a place with a negative number",
+    ),
+    "Supra of half a LoRA": (None, SUPER | {"supertuning_lora_A.weight": torch.ones(2, 8)}, "without B"),
+    "Supra": (
+        None,
+        SUPER | {"supertuning_lora_A.weight": torch.ones(2, 8), "supertuning_lora_B.weight": torch.ones(12, 3)},
+        "the factors do not fit together",
+    ),
+    "Supra alone": (
+        None,
+        SUPER | {"supertuning_lora_A.weight": torch.ones(2, 8), "supertuning_lora_B.weight": torch.ones(12, 2)},
+        r"only the adapter_config\.json",
+    ),
+    "RoAd beside the configuration of another tuner": (
+        GRALORA,
+        {"road_theta": torch.ones(2), "road_alpha": torch.ones(2)},
+        r"only the adapter_config\.json",
     ),
     "BEFT": (None, {"beft_bias": torch.ones(2, 7)}, "the bias is no row"),
 }
