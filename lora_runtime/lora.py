@@ -24,6 +24,7 @@ from lora_runtime.adapters import (
     KeyParts,
     Pending,
     companion,
+    replaced_parts,
     split_key,
 )
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME, Training, read_adapter_config, read_training
@@ -351,7 +352,10 @@ class _Builder:
         for key in unknown:
             parts = companion(key)
             module = None if parts is None else modules.get(parts.stem)
-            if parts is None or module is None or (_name_of(parts), parts.spelling) not in module.groups:
+            whole = replaced_parts(key) if self.training.replaces(key) else None
+            if whole is not None:
+                self._add_key(key, whole, modules)
+            elif parts is None or module is None or (_name_of(parts), parts.spelling) not in module.groups:
                 self.unused[key] = "no adapter has keys with this ending"
             else:
                 self._add_key(key, parts, modules)

@@ -43,8 +43,7 @@ class Piece:
 class Term:
     """One adapter at one strength; `dyn` uses only its first `dyn` ranks (the WebUI's `dyn=`).
 
-    `pieces`: the parameters whose originals, one below the other, `Rows` of a change that depends on W₀ have to be
-    given first; whoever keeps the originals does.
+    `pieces`: the parameters whose originals the adapter has to be given first; whoever keeps the originals does.
     """
 
     adapter: Adapter

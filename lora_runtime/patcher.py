@@ -29,7 +29,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.adapters import Rows
+from lora_runtime.adapters import Adapter
 from lora_runtime.merge import Piece, Term, Workspace, merge_into, rows_of
 from lora_runtime.plan import Assignment
 
@@ -169,23 +169,28 @@ class Patcher:
         merge_into(buffer, weight, self._terms(assignment), workspace)
         return buffer
 
+    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
+        """Return an adapter that has the originals of these pieces, where it depends on them."""
+        return adapter.given(tuple(map(self._original_of, pieces))) if pieces else adapter
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """Return W₀ of a parameter, patched or not; in place it is the copy in host memory."""
+        patch = self._patches.get(id(parameter))
+        if patch is None or patch.parameter() is not parameter:
+            return _plain_data(parameter)
+        return patch.original
+
+    def _original_of(self, piece: Piece) -> Tensor:
+        """Return what a parameter has of a weight, before any patch."""
+        weight = self.original(piece.parameter) if piece.precise is None else piece.precise
+        return rows_of(weight, piece.part)
+
     def _terms(self, assignment: Assignment) -> list[Term]:
         """Return the terms of a parameter; those that depend on the originals of others too are given them."""
         return [
-            replace(term, adapter=replace(term.adapter, originals=tuple(map(self._original, term.pieces))))
-            if term.pieces and isinstance(term.adapter, Rows)
-            else term
+            replace(term, adapter=self.grounded(term.adapter, term.pieces)) if term.pieces else term
             for term in assignment.terms
         ]
-
-    def _original(self, piece: Piece) -> Tensor:
-        """Return what a parameter has of a weight, before any patch."""
-        patch = self._patches.get(id(piece.parameter))
-        if piece.precise is not None:
-            weight = piece.precise
-        else:
-            weight = _plain_data(piece.parameter) if patch is None else patch.original
-        return rows_of(weight, piece.part)
 
     def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:
         """Record a parameter as patched, with what will bring it back."""

@@ -135,6 +135,13 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model))
 
 
+def _beside(target: Target, targets: Targets) -> tuple[Piece, ...]:
+    """Return the weight beside a bias."""
+    role = target.role("weight")
+    weight = None if role is None else target.module._parameters.get(role[0])
+    return () if role is None or weight is None else (Piece(weight, role[1], _precise(targets, target, weight)),)
+
+
 def _precise(targets: Targets, target: Target, parameter: nn.Parameter) -> Tensor | None:
     """Return W₀ as the host keeps it beside a parameter of 8 bits, or None where the parameter is all there is."""
     if parameter.element_size() > 1:
@@ -203,7 +210,9 @@ def _spread(
 ) -> Iterator[_Placed]:
     """Yield an adapter on its one spot, or its rows on each of several; its keys count with the first of them."""
     if len(spots) == 1:
-        yield _Placed(stem, number, adapter, target, *spots[0])
+        yield _Placed(
+            stem, number, adapter, target, *spots[0], _beside(target, targets) if adapter.needs_weight else ()
+        )
         return
     shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
     whole = _stacked(shapes)
@@ -235,6 +244,8 @@ def _fit(
         if isinstance(spot, str):
             return spot if len(target.places) == 1 else f"{spot}: {place}"
         spots.append(spot)
+    if len(spots) > 1 and any(adapter.needs_weight for adapter in adapters):
+        return "for a bias that depends on one weight, where this model has several"
     shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Factors, Group, no_autocast
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
-from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, split_key
+from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, replaced_parts, split_key
 from lora_runtime.adapters.rows import Rows
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Rows",
     "companion",
     "no_autocast",
+    "replaced_parts",
     "split_key",
 ]

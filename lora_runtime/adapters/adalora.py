@@ -34,7 +34,7 @@ def build(group: Group) -> list[Adaptive]:
     if alpha is None or start is None:
         raise ValueError("only the adapter_config.json, which is not beside it, tells its scale")
     # float32: a product in the file's half precision would be rounded.
-    down = factors.down.flatten(1).float() * values.reshape(-1, 1).float()
+    down = factors.down.flatten(1).float() * values.reshape(-1, 1).float().to(factors.down.device)
     scale = (alpha if alpha > 0 else float(start)) / (start + _EPSILON)
     keys = (*factors.keys, *group.keys)
     return [Adaptive(factors.up, down.reshape(factors.down.shape), None, keys, float(alpha), scale)]

@@ -31,6 +31,8 @@ class Adapter(ABC):
     base_dependent: ClassVar[bool] = False  # whether Δ depends on W₀
     parameter: str = "weight"  # what of the module it changes: "weight" or "bias"
 
+    needs_weight: bool = False  # of a bias: whether its Δ depends on the W₀ of the weight too, given with `given`
+
     keys: tuple[str, ...]  # the file's keys that it was made from
     rank: int  # 0 where the algorithm has none
     alpha: float | None
@@ -50,6 +52,10 @@ class Adapter(ABC):
 
         The dtype of `weight` does not matter.
         """
+
+    def given(self, originals: tuple[Tensor, ...]) -> Adapter:
+        """Return this adapter with the originals of other parameters that its Δ depends on; itself where it needs none."""
+        return self
 
 
 class Dense(Adapter):

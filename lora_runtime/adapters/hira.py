@@ -39,10 +39,14 @@ class Hadamard(Dense):
 
 def build(group: Group) -> list[Hadamard]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
-    up, down = group.need("B", "A")
+    if "embedding_A" in group.tensors:  # of a table of (numbers, extent), so the product is transposed
+        down, up = (factor.mT for factor in group.need("embedding_B", "embedding_A"))
+    else:
+        up, down = group.need("B", "A")
     if up.ndim < 2 or down.ndim < 2 or up.shape[1] != down.shape[0] or math.prod(up.shape[2:]) != 1:
         raise ValueError(f"the factors do not fit together: {group.shapes()}")
     return [Hadamard(up, down, group.keys, int(down.shape[0]))]
 
 
-ALGORITHM = Algorithm("hira", {".hira_A": "hira/A", ".hira_B": "hira/B"}, build, shared=())
+_ROLES = ("A", "B", "embedding_A", "embedding_B")
+ALGORITHM = Algorithm("hira", {f".hira_{role}": f"hira/{role}" for role in _ROLES}, build, shared=())

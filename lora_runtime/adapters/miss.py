@@ -1,7 +1,7 @@
 """MiSS: each block of r neighbouring inputs gets the same change, Δ[:, j] = B[j mod r, :].
 
-Kang and Yin 2024, arXiv:2409.15371. Two variants: "mini", in which groups of outputs share it too, and "bat",
-Δ = W₀·B + B for each block of (r, r).
+Kang and Yin 2024, arXiv:2409.15371; PEFT called it Bone at first. Two variants: "mini", in which groups of outputs
+share it too, and "bat", Δ = W₀·B + B for each block of (r, r).
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ def build(group: Group) -> list[Shared] | list[Blocks]:
     return [Shared(block, group.options.get("init_weights") == "mini", group.keys, int(block.shape[0]))]
 
 
-ALGORITHM = Algorithm("miss", {".miss_block": "miss/block"}, build, shared=())
+ALGORITHM = Algorithm("miss", {".miss_block": "miss/block", ".bone_block": "bone/block"}, build, shared=())

@@ -2,7 +2,7 @@
 
 OFT: Qiu et al. 2023, arXiv:2306.07280. BOFT: Liu et al. 2023, arXiv:2311.06243. As kohya's trainer and LyCORIS
 (arXiv:2309.14859, "diag-oft" and "boft") store them: what is learnt is the upper part of a skew matrix Q, and
-R = (I + Q)(I − Q)⁻¹ (Cayley). PEFT's `oft_R` turns the inputs and is not read here.
+R = (I + Q)(I − Q)⁻¹ (Cayley). PEFT's `oft_R` turns the inputs: `peft_oft.py`.
 
 A strength s is that of the sum of all adapters, W₀ + s·(W′ − W₀).
 """

@@ -21,21 +21,21 @@ class Pending:
 _ENDINGS = {
     "LoKr with a core on both sides": ".lokr_t1",
     "OFT of several parts": ".oft_blocks.0 .oft_blocks.1 .oft_blocks.2 .oft_blocks.3",
-    "OFT of PEFT": ".oft_R .oft_R.weight .oft_r",
-    "BOFT of PEFT": ".boft_R .boft_s",
+    "OFT of PEFT before 0.16": ".oft_r",
+    "OFT of PEFT without its .weight": ".oft_R",
+    # Trainers after OneTrainer's: the same key of two releases means two formulas.
+    "scaled, clipped or exponential OFT": ".oft_R.scaled_oft .oft_R.clipped_oft .oft_R.cans_exp .dora_multiplier "
+    ".dora_log_multiplier .initial_norm",
     "a modulation": ".diff_m",
     "replacement": ".set_weight .reshape_weight",
     "T-LoRA": ".q_layer.weight .p_layer.weight .lambda_layer",
     "AdaLoRA": ".lora_E.weight",
     "LoRA of an embedding": ".lora_embedding_A .lora_embedding_B .lora_embedding_A.weight .lora_embedding_B.weight",
     "VeRA": ".vera_lambda_b .vera_lambda_d .vera_A .vera_B",
-    "RoAd": ".road_theta .road_alpha",
     "FourierFT": ".fourierft_spectrum",
     "WaveFT": ".waveft_spectrum",
-    "Bone": ".bone_block",
-    "HiRA of an embedding": ".hira_embedding_A .hira_embedding_B",
-    "DeLoRA": ".delora_A .delora_B .delora_lambda .delora_w_norm",
-    "GraLoRA": ".gralora_A .gralora_B .gralora_A_general .gralora_B_general",
+    # What it starts from is not in the file: singular vectors of the weight, whose signs are those of a machine.
+    "PSOFT": ".psoft_R.weight .psoft_R.vector_a .psoft_R.vector_b",
     "XLabs": ".qkv_lora1.up.weight .qkv_lora1.down.weight .qkv_lora2.up.weight .qkv_lora2.down.weight "
     ".proj_lora1.up.weight .proj_lora1.down.weight .proj_lora2.up.weight .proj_lora2.down.weight",
 }

@@ -9,10 +9,14 @@ from typing import NamedTuple
 from lora_runtime.adapters import (
     abba,
     adalora,
+    beft,
     c3a,
+    deft,
+    delora,
     difference,
     dora,
     glora,
+    gralora,
     hira,
     hra,
     ia3,
@@ -21,13 +25,19 @@ from lora_runtime.adapters import (
     lora,
     miss,
     oft,
+    peft_glora,
     peft_ia3,
+    peft_oft,
+    replaced,
+    road,
     shira,
+    supertuning,
+    tokens,
 )
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import PENDING, Pending
 
-__all__ = ["ALGORITHMS", "KeyParts", "companion", "split_key"]
+__all__ = ["ALGORITHMS", "KeyParts", "companion", "replaced_parts", "split_key"]
 
 # The adapters of one module are built, and summed, in this order. What wraps others is last.
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -38,14 +48,25 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     ia3.ALGORITHM,
     peft_ia3.ALGORITHM,
     glora.ALGORITHM,
+    peft_glora.ALGORITHM,
     oft.ALGORITHM,
+    peft_oft.OFT,
+    peft_oft.BOFT,
     hra.ALGORITHM,
     hira.ALGORITHM,
     miss.ALGORITHM,
     c3a.ALGORITHM,
+    road.ALGORITHM,
+    delora.ALGORITHM,
+    gralora.ALGORITHM,
+    deft.ALGORITHM,
+    beft.ALGORITHM,
     shira.ALGORITHM,
     difference.FULL,
     difference.NORM,
+    replaced.ALGORITHM,
+    tokens.ALGORITHM,
+    supertuning.ALGORITHM,
     adalora.ALGORITHM,
     dora.ALGORITHM,
 )
@@ -110,6 +131,12 @@ def split_key(key: str) -> KeyParts | None:
                 role, spelling, owner = found
                 return KeyParts(key[:start], role, spelling + named[2], owner)
     return None
+
+
+def replaced_parts(key: str) -> KeyParts | None:
+    """Return the parts of the key of a parameter that is saved whole under the model's own name, or None."""
+    stem, _, role = key.rpartition(".")
+    return KeyParts(stem, role, "replaced/", replaced.ALGORITHM) if stem and role in ("weight", "bias") else None
 
 
 def companion(key: str) -> KeyParts | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,10 @@ class Rows(Adapter):
     def scale(self) -> float:  # type: ignore[override]
         """Return the scale of the whole."""
         return self.whole.scale
+
+    def given(self, originals: tuple[Tensor, ...]) -> Rows:
+        """Return these rows with the originals that hold all rows."""
+        return replace(self, originals=originals)
 
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None for a weight of just these rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_runtime.errors import LoraFileError
@@ -17,6 +17,8 @@ WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
+_MOST_NAMES = 100  # of modules that are saved whole: each key is compared with all
+_MOST_TERMS = 100  # of OFT's series, each a product of matrices; five are usual
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
@@ -33,6 +35,15 @@ class Training:
     ratio: Mapping[str, Any] | None = None
     # What else a tuner's formula depends on, by the names of its configuration.
     options: Mapping[str, Any] = field(default_factory=dict)
+    saved_whole: tuple[str, ...] = ()  # what the paths of modules end in that are in the file as they are to be
+    biases: bool = False  # whether all biases of the model are
+
+    def replaces(self, key: str) -> bool:
+        """Return whether a key without any adapter's ending is a parameter that is saved whole."""
+        path = key.removeprefix(_WRAPPER)
+        if self.biases and path.endswith(".bias"):
+            return True
+        return any(f".{name}." in f".{path}" for name in self.saved_whole)
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -60,6 +71,20 @@ def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def read_adapter_config(raw: bytes) -> Training:
     """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
+
+    LoraFileError where the file is no change of the model's own weights.
+    """
+    training, config = _read_tuner(raw), json.loads(raw)
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or len(names) > _MOST_NAMES:
+        raise ValueError(f"the modules_to_save in the {CONFIG_NAME} beside it are no list of at most {_MOST_NAMES}")
+    rows = config.get("token_indices", config.get("trainable_token_indices"))
+    options = training.options if rows is None else {**training.options, "token_indices": rows}
+    return replace(training, options=options, saved_whole=tuple(map(str, names)), biases=config.get("bias") == "all")
+
+
+def _read_tuner(raw: bytes) -> Training:
+    """Return the settings of the tuner; ValueError where they cannot be read.
 
     LoraFileError where the factors are no change of the model's own weights (PiSSA, OLoRA, CorDA, …). Tuners whose
     alpha is in no config, or that are not known, give no settings: their keys tell what they are.
@@ -103,10 +128,70 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"apply_GS": bool(config.get("apply_GS"))}
     if kind == "MISS":
         return {"init_weights": config.get("init_weights")}
+    if kind == "OFT":
+        return _oft_options(config)
+    if kind == "ROAD":
+        return _road_options(config)
+    if kind == "SUPERTUNING" and config.get("lora_alpha") is not None:
+        _check({"lora_alpha": config["lora_alpha"]})
+        return {"lora_alpha": config["lora_alpha"]}
+    if kind == "GRALORA":
+        return {"alpha": _alpha(config)}
+    if kind == "DEFT":
+        method = _one_of(config, "decomposition_method", ("relu", "qr"))
+        return {"alpha": _alpha(config), "para": bool(config.get("para")), "decomposition_method": method}
     if kind == "IA3":
         listed = config.get("feedforward_modules") or []
         return {"feedforward_modules": listed if isinstance(listed, str) else [str(name) for name in listed]}
     return {}
+
+
+def _alpha(config: Mapping[str, Any]) -> float | None:
+    """Return the alpha of a tuner that calls it so, or None."""
+    alpha = config.get("alpha")
+    if alpha is None:
+        return None
+    _check({"lora_alpha": alpha})
+    return float(alpha)
+
+
+def _one_of(config: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """Return a setting that is one of a few words; the first where it is not there."""
+    value = config.get(name, known[0])
+    if value not in known:
+        raise ValueError(f"{name} {value!r:.40} is none of {', '.join(known)}")
+    return str(value)
+
+
+def _road_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which outputs RoAd turns together, with PEFT's defaults."""
+    size = config.get("group_size", 64)
+    if type(size) is not int or size <= 0:
+        raise ValueError(f"group_size {size!r:.40} is no number of outputs")
+    return {"variant": _one_of(config, "variant", ("road_1", "road_2", "road_4")), "group_size": size}
+
+
+def _oft_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how OFT's rotations are made; LoraFileError where they are those of PEFT before 0.14."""
+    if "oft_block_size" not in config:
+        raise LoraFileError(
+            "its OFT is that of PEFT before 0.14, which is another formula; train it again with a newer"
+        )
+    terms, eps = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
+    if type(terms) is not int or not 0 < terms <= _MOST_TERMS:
+        raise ValueError(f"num_cayley_neumann_terms {terms!r:.40} is no number from 1 to {_MOST_TERMS}")
+    if type(eps) not in (int, float) or not 0 <= eps < _LARGEST:
+        raise ValueError(f"eps {eps!r:.40} is no number of that size")
+    version = re.match(r"(\d{1,9})\.(\d{1,9})", str(config.get("peft_version", "")))
+    return {
+        "use_cayley_neumann": bool(config.get("use_cayley_neumann", True)),
+        "num_cayley_neumann_terms": terms,
+        # 0.18 is the first version that writes its number, and the first that counts the last power once.
+        "last_halved": version is not None and (int(version[1]), int(version[2])) >= (0, 18),
+        "coft": bool(config.get("coft")),
+        "eps": eps,
+        "block_share": bool(config.get("block_share")),
+    }
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:

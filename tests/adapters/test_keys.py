@@ -66,10 +66,9 @@ def test_a_key_is_a_stem_and_a_role(key: str, stem: str, role: str) -> None:
 @pytest.mark.parametrize(
     ("key", "algorithm"),
     [
-        ("unet.x.bone_block", "Bone"),
-        ("unet.x.oft_R.weight", "OFT of PEFT"),
+        ("unet.x.oft_r", "OFT of PEFT before 0.16"),
         ("oft_unet_x.oft_blocks.0", "OFT of several parts"),
-        ("unet.x.boft_R", "BOFT of PEFT"),
+        ("unet.x.psoft_R.weight", "PSOFT"),
         ("blocks.0.diff_m", "a modulation"),
         ("img_in.set_weight", "replacement"),
         ("img_in.reshape_weight", "replacement"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,50 +10,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from adapters.peft_judge import CONVOLUTIONS, LINEAR, Pictures, Plain, Turned, check, folder, wrapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime import load_lora
-from lora_runtime.errors import CorruptFileError, LoraFileError
+from lora_runtime.errors import CorruptFileError
 from lora_runtime.lora import outline
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
-
-
-class Plain(nn.Module):
-    """Two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(8, 12), nn.Linear(12, 8, bias=False)
-
-
-class Pictures(nn.Module):
-    """A linear layer between convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.enter, self.first = nn.Conv2d(6, 6, 3), nn.Linear(6, 6)
-        self.leave = nn.Conv2d(6, 4, 1)
-
-
-class Turned(nn.Module):
-    """A linear layer as GPT-2 has it: its weight is (in, out)."""
-
-    def __init__(self) -> None:
-        from transformers.pytorch_utils import Conv1D
-
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = Conv1D(12, 8)
-        nn.init.normal_(self.first.bias)
-
-
-LINEAR = ["first", "second"]
-CONVOLUTIONS = ["enter", "first", "leave"]
 
 
 def shira_config() -> Any:
@@ -92,30 +57,6 @@ CONFIGS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "C3A": (Plain, lambda: peft.C3AConfig(block_size=4, target_modules=LINEAR)),
     "SHiRA": (Plain, shira_config),
 }
-
-
-def wrapped(model: nn.Module, config: Any) -> Any:
-    """Return the model with an adapter of random values."""
-    result: Any = peft.get_peft_model(model, config)
-    torch.manual_seed(1)
-    for parameter in result.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn_like(parameter) * 0.5
-    return result
-
-
-def check(model: nn.Module, expected: dict[str, Tensor], folder: Path) -> None:
-    """Apply the folder's "style", compare all weights, and take it off again."""
-    before = {key: weight.clone() for key, weight in model.state_dict().items()}
-    applied = lora_runtime.apply(model, "<lora:style:1>", loras=folder)
-    assert not applied.diagnostics
-    assert applied.report.loras[0].used == applied.report.loras[0].keys
-    for key, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=1e-6)
-        assert key.endswith("bias") or not torch.allclose(weight, before[key], atol=1e-3)
-    applied.restore()
-    for key, weight in model.state_dict().items():
-        assert torch.equal(weight, before[key])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -183,18 +124,6 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Tensor], str]] = {
         "its 3 places are no multiple",
     ),
 }
-
-
-def folder(path: Path, config: dict[str, Any] | None, tensors: dict[str, Tensor]) -> Path:
-    """Write a folder like PEFT's by hand."""
-    path.mkdir()
-    save_file(
-        {f"base_model.model.first.{role}": tensor for role, tensor in tensors.items()},
-        path / "adapter_model.safetensors",
-    )
-    if config is not None:
-        (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -269,9 +198,3 @@ def test_tensors_that_contradict_each_other_are_an_error(name: str, tmp_path: Pa
     config, tensors, reason = BROKEN[name]
     with pytest.raises(CorruptFileError, match=reason):
         load_lora(folder(tmp_path / "style", config, tensors))
-
-
-def test_hira_of_an_embedding_is_refused_by_name(tmp_path: Path) -> None:
-    path = folder(tmp_path / "style", {"peft_type": "HIRA"}, {"hira_embedding_A": torch.ones(2, 7)})
-    with pytest.raises(LoraFileError, match="HiRA of an embedding is not supported yet"):
-        load_lora(path)
