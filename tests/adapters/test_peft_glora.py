@@ -85,7 +85,7 @@ def test_an_adapter_that_needs_no_weight_beside_it_stays_itself(tmp_path: Path) 
     lora = load_lora(folder(tmp_path / "style", None, {"beft_bias": torch.ones(1, 12)}))
     (adapter,) = lora.adapters[f"{WRAPPER}first"]
     assert not adapter.needs_weight
-    assert adapter.beside(Plain().first.weight) is adapter
+    assert adapter.given((Plain().first.weight,)) is adapter
 
 
 def glora(**paths: Tensor) -> dict[str, Tensor]:
