@@ -34,8 +34,12 @@ _ENDINGS = {
     "VeRA": ".vera_lambda_b .vera_lambda_d .vera_A .vera_B",
     "FourierFT": ".fourierft_spectrum",
     "WaveFT": ".waveft_spectrum",
-    # What it starts from is not in the file: singular vectors of the weight, whose signs are those of a machine.
+    # What these two start from is not in the file: singular vectors of the weight, whose signs are those of a machine.
+    "OSF": ".osf_svd_params.U_low .osf_svd_params.S_low .osf_svd_params.V_low",
     "PSOFT": ".psoft_R.weight .psoft_R.vector_a .psoft_R.vector_b",
+    "FRoD": ".frod_lambda_l .frod_lambda_s_values",
+    "PEANuT": ".peanut_A.weight .peanut_B.weight",
+    "Lily, whose changes depend on the input": ".lily_A.weight .lily_B.weight .lily_router.weight",
     "XLabs": ".qkv_lora1.up.weight .qkv_lora1.down.weight .qkv_lora2.up.weight .qkv_lora2.down.weight "
     ".proj_lora1.up.weight .proj_lora1.down.weight .proj_lora2.up.weight .proj_lora2.down.weight",
 }

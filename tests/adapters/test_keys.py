@@ -69,6 +69,7 @@ def test_a_key_is_a_stem_and_a_role(key: str, stem: str, role: str) -> None:
         ("unet.x.oft_r", "OFT of PEFT before 0.16"),
         ("oft_unet_x.oft_blocks.0", "OFT of several parts"),
         ("unet.x.psoft_R.weight", "PSOFT"),
+        ("unet.x.lily_router.weight", "Lily, whose changes depend on the input"),
         ("blocks.0.diff_m", "a modulation"),
         ("img_in.set_weight", "replacement"),
         ("img_in.reshape_weight", "replacement"),
