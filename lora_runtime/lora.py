@@ -295,7 +295,7 @@ _BUNDLED = "bundle_emb."  # "bundle_emb.NAME.KEY": textual inversions that OneTr
 class _Module:
     """The keys that a file has for one stem."""
 
-    shared: dict[str, str] = field(default_factory=dict)  # "alpha", "scale" → key
+    shared: dict[str, str] = field(default_factory=dict)  # "alpha", "scale", "reshape_weight" → key
     groups: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)  # (algorithm, spelling) → role → key
     pending: dict[str, Pending] = field(default_factory=dict)  # by key
 
@@ -328,7 +328,7 @@ class _Builder:
         for stem, module in self._modules().items():
             reason = None
             for key, kind in module.pending.items():
-                self.unused[key] = f"{kind.algorithm} is not supported yet"
+                self.unused[key] = kind.reason
                 reason = f"left out, since alone it would be wrong: it belongs with {key} ({kind.algorithm})"
             if reason is not None:
                 self.unused.update((key, reason) for key in module.supported())
@@ -423,8 +423,10 @@ class _Builder:
         keys: tuple[str, ...],
         inner: tuple[Adapter, ...],
     ) -> Group:
-        tensors = {role: self.tensors.finite(key) for role, key in roles.items()}
-        numbers = {role: self._number(role, key) for role, key in module.shared.items() if role in algorithm.shared}
+        shared = {role: key for role, key in module.shared.items() if role in algorithm.shared}
+        shape = {role: shared.pop(role) for role in ("reshape_weight",) if role in shared}
+        tensors = {role: self.tensors.finite(key) for role, key in (*roles.items(), *shape.items())}
+        numbers = {role: self._number(role, key) for role, key in shared.items()}
         alpha, rank_stabilised = numbers.get("alpha"), False
         if alpha is None and algorithm.configured:
             alpha, rank_stabilised = self.training.alpha_of(stem)

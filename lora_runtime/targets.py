@@ -22,6 +22,8 @@ _BIASES = MappingProxyType(
         "in_proj_weight": "in_proj_bias",  # torch.nn.MultiheadAttention: q, k and v in one
         "positional_embedding": None,  # bare parameters of OpenCLIP
         "text_projection": None,
+        "modulation": None,  # of Wan, and what diffusers calls it
+        "scale_shift_table": None,
     }
 )
 _OF_THEIR_MODULE = ("weight", "in_proj_weight")  # what the module's name means; the others have names of their own

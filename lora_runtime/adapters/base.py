@@ -125,9 +125,12 @@ class Algorithm:
     build: Callable[[Group], Sequence[Adapter]]  # raises ValueError with the reason when the tensors do not fit
     # Endings too common to own: they count only beside a key of `endings` with the same stem.
     companions: Mapping[str, str] = field(default_factory=dict)
-    shared: tuple[str, ...] = ("alpha", "scale")  # which of these numbers of a module it uses
+    # Which it uses of what a module has once, whatever the spelling of the rest: two numbers and a shape.
+    shared: tuple[str, ...] = ("alpha", "scale")
     configured: bool = False  # whether an alpha that only the metadata has (PEFT's LoraConfig) is meant for it
     wraps: bool = False  # it is built last, of the other adapters of the module's weight, and takes their place
+    # What an ending tells of the module's own name, which the stem then ends with: ".diff_m" → ".modulation".
+    tails: Mapping[str, str] = field(default_factory=dict)
 
 
 def misfit_of(made_for: tuple[int, ...], shape: torch.Size, what: str = "weight", *, least: int = 1) -> str | None:

@@ -41,6 +41,15 @@ class Plain(nn.Module):
         self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
 
 
+class Words(nn.Module):
+    """A table of embeddings as square as its rank of columns, another, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.square, self.table, self.first = nn.Embedding(8, 8), nn.Embedding(20, 8), nn.Linear(8, 8)
+
+
 def saved(model: nn.Module, config: Any, folder: Path) -> dict[str, torch.Tensor]:
     """Give the model an adapter with random factors, save it, and return the weights as PEFT merges them."""
     wrapped = peft.get_peft_model(model, config)
@@ -67,6 +76,15 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
     ),
     "rank-stabilised": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["first"])),
     "DoRA": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["first", "second"])),
+    "embeddings": (
+        Words,
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["square", "table", "first"], alpha_pattern={"table": 3}),
+    ),
+    "DoRA of embeddings": (
+        Words,
+        peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["square", "table", "first"]),
+    ),
+    "biases of factors": (Plain, peft.LoraConfig(r=4, lora_alpha=6, lora_bias=True, target_modules=["first"])),
     "LoHa": (Plain, peft.LoHaConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr": (Plain, peft.LoKrConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr of whole factors": (
@@ -91,6 +109,13 @@ def test_the_weights_are_those_that_peft_merges(name: str, tmp_path: Path) -> No
     applied.restore()
     for key, weight in model.state_dict().items():
         assert torch.equal(weight, before[key])
+
+
+def test_factors_of_an_embedding_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    keys = {"x.lora_embedding_A": torch.ones(2, 9), "x.lora_embedding_B": torch.ones(8, 3)}
+    save_file(keys, tmp_path / "style.safetensors")
+    with pytest.raises(CorruptFileError, match="the factors do not fit together"):
+        load_lora(tmp_path / "style.safetensors")
 
 
 def test_a_generation_pipeline_is_patched_like_its_model(tmp_path: Path) -> None:
