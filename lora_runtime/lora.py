@@ -321,6 +321,9 @@ class _Builder:
     adapters: dict[str, tuple[Adapter, ...]] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    # What all modules share: algorithm → role → key; and those of these keys that an adapter has, the first it is for.
+    of_file: dict[str, dict[str, str]] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
     broken: bool = False  # whether some tensors contradict each other
 
     def build(self) -> None:
@@ -336,18 +339,30 @@ class _Builder:
             built = self._build_module(stem, module)
             if built:
                 self.adapters[stem] = built
+        for name, roles in self.of_file.items():
+            for key in roles.values():
+                if key not in self.reported:
+                    self.unused[key] = f"shared by modules ({name}) of which the file has none that can be used"
 
     def _modules(self) -> dict[str, _Module]:
         modules: dict[str, _Module] = {}
         unknown = []
+        shared: list[tuple[str, KeyParts, Algorithm]] = []
         for key in self.tensors.infos:
             parts = split_key(key)
             if key.startswith(_BUNDLED):
                 self._add_embedding(key)
             elif parts is None:
                 unknown.append(key)
+            elif isinstance(parts.owner, Algorithm) and parts.role in parts.owner.of_file:
+                shared.append((key, parts, parts.owner))
             else:
                 self._add_key(key, parts, modules)
+        for key, parts, owner in shared:  # PEFT's RandLoRA writes a copy for each module too
+            if parts.stem in modules:
+                self._add_key(key, parts, modules)
+            else:
+                self.of_file.setdefault(owner.name, {})[parts.role] = key
         for key in unknown:
             parts = companion(key)
             module = None if parts is None else modules.get(parts.stem)
@@ -391,7 +406,8 @@ class _Builder:
             algorithm = _ALGORITHMS[kind]
             name = spelling.partition("/")[2]
             mine = [role for role in rest if role in algorithm.shared] if rest else []
-            keys = (*roles.values(), *[rest[role] for role in mine])
+            new = [key for key in self.of_file.get(kind, {}).values() if key not in self.reported]
+            keys = (*roles.values(), *[rest[role] for role in mine], *new)
             wrapped = _to_wrap(built, name) if algorithm.wraps else []
             try:
                 if algorithm.wraps and broken:
@@ -407,6 +423,7 @@ class _Builder:
             else:
                 for role in mine:
                     del rest[role]
+                self.reported.update(new)
             if wrapped:
                 built = [item for item in built if item not in wrapped]
             built += [(name, adapter) for adapter in made]
@@ -433,7 +450,8 @@ class _Builder:
         scale = numbers.get("scale")
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)
-        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, self.training.options)
+        file = {role: self.tensors.finite(key) for role, key in self.of_file.get(algorithm.name, {}).items()}
+        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, self.training.options, file)
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

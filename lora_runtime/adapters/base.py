@@ -93,6 +93,7 @@ class Group:
     inner: tuple[Adapter, ...] = ()  # what an algorithm that `wraps` has to wrap
     # Settings that only PEFT's configuration has, by its names; empty where there is none.
     options: Mapping[str, Any] = field(default_factory=dict)
+    file: Mapping[str, Tensor] = field(default_factory=dict)  # what the file has once for all modules, by role
 
     def scale_for(self, rank: int) -> float:
         """Return what a product of that rank is multiplied by; rank 0 gives 0, and no division."""
@@ -110,6 +111,17 @@ class Group:
         if missing:
             raise ValueError(f"{' and '.join(self.tensors)} without {' and '.join(missing)}")
         return [self.tensors[role] for role in roles]
+
+    def of_file(self, *roles: str) -> list[Tensor]:
+        """Return tensors that all modules share, or the module's own copies; ValueError names what is missing."""
+        found = {**self.file, **self.tensors}
+        missing = [role for role in roles if role not in found]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)}, which its modules share, is not in the file: save it again with all that "
+                "PEFT can save (save_projection)"
+            )
+        return [found[role] for role in roles]
 
     def shapes(self) -> str:
         """Return the roles and shapes of all tensors, for a reason."""
@@ -129,6 +141,8 @@ class Algorithm:
     shared: tuple[str, ...] = ("alpha", "scale")
     configured: bool = False  # whether an alpha that only the metadata has (PEFT's LoraConfig) is meant for it
     wraps: bool = False  # it is built last, of the other adapters of the module's weight, and takes their place
+    # Roles of tensors that the file has once for all modules, under a name that is no module's.
+    of_file: frozenset[str] = frozenset()
     # What an ending tells of the module's own name, which the stem then ends with: ".diff_m" → ".modulation".
     tails: Mapping[str, str] = field(default_factory=dict)
 

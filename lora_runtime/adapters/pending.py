@@ -28,10 +28,7 @@ _ENDINGS = {
     "OFT of PEFT": ".oft_R .oft_R.weight .oft_r",
     "BOFT of PEFT": ".boft_R .boft_s",
     "AdaLoRA": ".lora_E.weight",
-    "VeRA": ".vera_lambda_b .vera_lambda_d .vera_A .vera_B",
     "RoAd": ".road_theta .road_alpha",
-    "FourierFT": ".fourierft_spectrum",
-    "WaveFT": ".waveft_spectrum",
     "Bone": ".bone_block",
     "HiRA of an embedding": ".hira_embedding_A .hira_embedding_B",
     "DeLoRA": ".delora_A .delora_B .delora_lambda .delora_w_norm",
@@ -48,6 +45,11 @@ _REFUSED = (
         "T-LoRA",
         "its change depends on the timestep, and on a decomposition of the weights it was trained on that is not saved",
         ".q_layer.weight .p_layer.weight .lambda_layer",
+    ),
+    (
+        "TinyLoRA",
+        "which module has which of its vectors is told by the order of the modules in the model it was trained on",
+        ".tinylora_A .tinylora_B .tinylora_P",
     ),
     (
         "Nunchaku's packed LoRA",

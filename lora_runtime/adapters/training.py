@@ -90,6 +90,27 @@ def read_adapter_config(raw: bytes) -> Training:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error})") from None
 
 
+# By tuner: the settings that its formula needs, and what PEFT takes where a configuration does not say.
+_SETTINGS: Mapping[object, Mapping[str, bool | int | float | str]] = {
+    "PVERA": {"sample_at_inference": False},
+    "RANDLORA": {"randlora_alpha": 640.0},
+    "VBLORA": {"topk": 2},
+    "FOURIERFT": {"scaling": 150.0, "random_loc_seed": 777},
+    "WAVEFT": {"scaling": 25.0, "random_loc_seed": 777, "wavelet_family": "db1", "use_idwt": True},
+}
+
+
+def _checked(config: Mapping[str, Any], name: str, default: bool | int | float | str) -> bool | int | float | str:
+    """Return a setting of the kind that its default has; ValueError where it is of another, or out of bounds."""
+    value: Any = config.get(name, default)
+    if type(default) is float:
+        _check({"lora_alpha": value})
+        return float(value)
+    if type(value) is not type(default) or (type(value) is int and not -(2**63) <= value < 2**63):
+        raise ValueError(f"{name} {value!r:.40} is none")
+    return value
+
+
 def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the formula of a tuner depends on, beside its tensors."""
     if kind == "ADALORA":
@@ -99,6 +120,8 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         if options["init_r"] < 0:
             raise ValueError("a rank that is negative")
         return options
+    if kind in _SETTINGS:
+        return {name: _checked(config, name, default) for name, default in _SETTINGS[kind].items()}
     if kind == "HRA":
         return {"apply_GS": bool(config.get("apply_GS"))}
     if kind == "MISS":
