@@ -121,6 +121,8 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) 
     """Return the adapters of these tensors; `sha256` is that of the file, or "". Raises as `load_lora` does."""
     try:
         training, config = _training(path, header)
+    except LoraFileError as error:
+        raise LoraFileError(f"{path}: {error}") from None
     except ValueError as error:
         raise CorruptFileError(f"{path}: {error}") from error
     found = _Builder(tensors, training)
@@ -159,10 +161,7 @@ def _training(path: Path, header: Header) -> tuple[Training, bytes]:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error.strerror})") from error
     if len(raw) > _LARGEST_CONFIG:
         raise ValueError(f"the {CONFIG_NAME} beside it is larger than {_LARGEST_CONFIG} bytes")
-    try:
-        return read_adapter_config(raw), raw
-    except LoraFileError as error:
-        raise LoraFileError(f"{path}: {error}") from None
+    return read_adapter_config(raw), raw
 
 
 @contextmanager

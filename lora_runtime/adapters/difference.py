@@ -4,7 +4,8 @@
 the same for the weight and bias of a norm; either of a pair comes alone too. `diff_m` is that of Wan's bare parameter
 `modulation`.
 
-`set_weight`, and the scales of norms in the control LoRAs of Black Forest Labs, are the new weight W′ itself. Other
+`set_weight`, the scales of norms in the control LoRAs of Black Forest Labs, and the `base_layer` of PEFT's LoRA (a bias
+that was trained beside the factors, or the table of a vocabulary with more words) are the new weight W′ itself. Other
 programs put it in place of W₀ whatever the strength, so that the last file wins. Here Δ = W′ − W₀ as for every adapter:
 strength 1 gives W′, 0 gives W₀, and it is in the one sum, so that the order of the files still cannot change a bit.
 """
@@ -81,7 +82,7 @@ def build_norm(group: Group) -> list[Adapter]:
 
 
 def build_set(group: Group) -> list[Adapter]:
-    """Return the adapter of one weight."""
+    """Return an adapter of the weight, of the bias, or of each."""
     return _build(group, Replacement)
 
 
@@ -100,7 +101,13 @@ FULL = Algorithm(
 NORM = Algorithm("norm", {".w_norm": "norm/weight", ".b_norm": "norm/bias"}, build_norm, shared=())
 SET = Algorithm(
     "set",
-    {".set_weight": "set/weight", ".key_norm.scale": "norm/weight", ".query_norm.scale": "norm/weight"},
+    {
+        ".set_weight": "set/weight",
+        ".base_layer.weight": "base layer/weight",
+        ".base_layer.bias": "base layer/bias",
+        ".key_norm.scale": "norm/weight",
+        ".query_norm.scale": "norm/weight",
+    },
     build_set,
     shared=(),
     tails={".key_norm.scale": ".key_norm", ".query_norm.scale": ".query_norm"},

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_runtime.adapters.refusals import refusal
 from lora_runtime.errors import LoraFileError
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Training", "read_adapter_config", "read_training"]
@@ -20,8 +21,6 @@ _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that n
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
-# These begin by changing the weights of the model, so their factors are right only on the changed ones.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,14 @@ def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 def read_adapter_config(raw: bytes) -> Training:
     """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
 
-    LoraFileError where the factors are no change of the model's own weights (PiSSA, OLoRA, CorDA, …). Tuners whose
+    LoraFileError where the file holds no change of the model's own weights (PiSSA, prompt tuning, …). Tuners whose
     alpha is in no config, or that are not known, give no settings: their keys tell what they are.
     """
     try:
         config = json.loads(raw)
         kind = config.get("peft_type")
-        start = str(config.get("init_lora_weights", ""))
-        if kind == "LORA" and start.lower().startswith(_CHANGE_THE_BASE):
-            raise LoraFileError(
-                f"its training began by changing the model's weights ({start}), and its factors are right only on "
-                "those; save it again with path_initial_model_for_weight_conversion"
-            )
+        if (reason := refusal(config)) is not None:
+            raise LoraFileError(reason)
         if kind == "LORA":
             setting = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             _check(setting)
@@ -133,7 +128,10 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:
-    """Return the settings in a file's metadata; ValueError where they are there and cannot be read."""
+    """Return the settings in a file's metadata; ValueError where they are there and cannot be read.
+
+    LoraFileError where they say that the file holds no change of the model's own weights.
+    """
     raw = metadata.get(_KEY)
     if raw is None:
         return Training()
@@ -141,11 +139,18 @@ def read_training(metadata: Mapping[str, str]) -> Training:
         found = json.loads(raw)
         if not isinstance(found, dict):
             raise ValueError("no table")
-        settings: dict[str, dict[str, Any]] = {}
+        everything: dict[str, dict[str, Any]] = {}
         for key, value in found.items():
             prefix, _, name = key.rpartition(".")
-            if name in _FIELDS:
-                settings.setdefault(prefix, {})[name] = value
+            everything.setdefault(prefix, {})[name] = value
+        for prefix, setting in everything.items():
+            if (reason := refusal(setting)) is not None:
+                raise LoraFileError(f"its {prefix or 'LoRA'}: {reason}")
+        chosen = {
+            prefix: {name: setting[name] for name in _FIELDS if name in setting}
+            for prefix, setting in everything.items()
+        }
+        settings = {prefix: setting for prefix, setting in chosen.items() if setting}
         for setting in settings.values():
             _check(setting)
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:

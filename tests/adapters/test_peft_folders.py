@@ -84,6 +84,14 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
         Words,
         peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["square", "table", "first"]),
     ),
+    "biases trained beside the factors": (
+        Plain,
+        peft.LoraConfig(r=4, lora_alpha=6, bias="lora_only", target_modules=["first", "second"]),
+    ),
+    "noise while training": (
+        Plain,
+        peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="orthogonal", target_modules=["first"]),
+    ),
     "biases of factors": (Plain, peft.LoraConfig(r=4, lora_alpha=6, lora_bias=True, target_modules=["first"])),
     "LoHa": (Plain, peft.LoHaConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr": (Plain, peft.LoKrConfig(r=4, alpha=6, target_modules=["first"])),
@@ -146,6 +154,68 @@ def test_factors_for_a_changed_base_are_refused_by_name(start: str, tmp_path: Pa
     with pytest.raises(LoraFileError, match=f"changing the model's weights .{start}.*path_initial_model") as caught:
         load_lora(path)
     assert not isinstance(caught.value, CorruptFileError)
+
+
+def test_factors_that_were_converted_for_the_original_weights_are_read(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=6, init_lora_weights="pissa", target_modules=["first", "second"])
+    wrapped = peft.get_peft_model(Plain(), config)
+    # As PEFT asks for: the factors before the training, on the original weights, are what the conversion takes away.
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(str(tmp_path / "start"))
+    wrapped.peft_config["default"].init_lora_weights = "pissa"
+    torch.manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.3
+    wrapped.save_pretrained(str(tmp_path / "style"), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    expected = wrapped.merge_and_unload().state_dict()
+    model = Plain()
+    with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):
+        for key, weight in model.state_dict().items():
+            torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=2e-6)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *[
+        ({"peft_type": kind}, "changes no weight")
+        for kind in (
+            *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+            *("ADAPTION_PROMPT", "SHADOW"),
+        )
+    ],
+    *[({"peft_type": kind}, "anew for each input") for kind in ("XLORA", "POLY", "LILY")],
+    ({"peft_type": "TINYLORA"}, "TinyLoRA's file does not say"),
+    ({"peft_type": "LORA", "use_qalora": True}, "QALoRA adds up groups of inputs"),
+    ({"peft_type": "LORA", "alora_invocation_tokens": [5, 6]}, "an activated LoRA"),
+    ({"peft_type": "LORA", "arrow_config": {"top_k": 3}}, "Arrow mixes several adapters"),
+    ({"peft_type": "LORA", "kasa_config": {"beta": 0.1}}, "KaSA began by cutting"),
+    ({"peft_type": "LORA", "use_bdlora": {"nblocks": 2}}, "BD-LoRA's factors"),
+    ({"peft_type": "LORA", "layer_replication": [[0, 4], [2, 5]]}, "its model repeats layers"),
+]
+
+
+@pytest.mark.parametrize(("config", "reason"), REFUSED)
+def test_what_is_no_change_of_weights_is_refused_by_name(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", config)
+    with pytest.raises(LoraFileError, match=reason) as caught:
+        load_lora(path)
+    assert not isinstance(caught.value, CorruptFileError)
+    assert str(caught.value).startswith(f"{path / 'adapter_model.safetensors'}: ")
+
+
+def test_what_peft_says_by_default_is_refused_by_nobody(tmp_path: Path) -> None:
+    # A version of PEFT with a new setting, or a setting that is off, is no reason.
+    settings = {**peft.LoraConfig(lora_alpha=4).to_dict(), "peft_type": "LORA", "some_day": True}
+    settings = {name: list(value) if isinstance(value, set) else value for name, value in settings.items()}
+    assert load_lora(folder(tmp_path / "style", settings)).adapters
+
+
+def test_metadata_that_speak_of_a_changed_base_are_refused_too(tmp_path: Path) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.init_lora_weights": "pissa_niter_4"})}
+    keys = {"unet.x.lora_A.weight": torch.ones(2, 8), "unet.x.lora_B.weight": torch.ones(8, 2)}
+    save_file(keys, tmp_path / "style.safetensors", metadata)
+    with pytest.raises(LoraFileError, match="its unet: its training began by changing the model's weights"):
+        load_lora(tmp_path / "style.safetensors")
 
 
 @pytest.mark.parametrize(
