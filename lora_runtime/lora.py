@@ -287,6 +287,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
+_WRAPPED = ".base_layer"  # what PEFT calls the module inside of its own
 _BUNDLED = "bundle_emb."  # "bundle_emb.NAME.KEY": textual inversions that OneTrainer puts into the file
 
 
@@ -323,6 +324,7 @@ class _Builder:
     # What all modules share: algorithm → role → key; and those of these keys that an adapter has, the first it is for.
     of_file: dict[str, dict[str, str]] = field(default_factory=dict)
     reported: set[str] = field(default_factory=set)
+    experts: set[str] = field(default_factory=set)  # stems that are parameters with the weights of several experts
     broken: bool = False  # whether some tensors contradict each other
 
     def build(self) -> None:
@@ -335,13 +337,38 @@ class _Builder:
             if reason is not None:
                 self.unused.update((key, reason) for key in module.supported())
                 continue
-            built = self._build_module(stem, module)
+            try:
+                place = self._place(stem)
+            except ValueError as error:
+                self.unused.update((key, str(error)) for key in module.supported())
+                continue
+            built = self._build_module(place, module)
             if built:
-                self.adapters[stem] = built
+                self.adapters[place] = built
         for name, roles in self.of_file.items():
             for key in roles.values():
                 if key not in self.reported:
                     self.unused[key] = f"shared by modules ({name}) of which the file has none that can be used"
+
+    def _place(self, stem: str) -> str:
+        """Return the name of what a module's factors are for: the module, or one of its parameters.
+
+        PEFT wraps a module once for each of them, the first innermost: "experts.base_layer" and "experts".
+        """
+        module, depth = stem, 0
+        while module.endswith(_WRAPPED):
+            module, depth = module[: -len(_WRAPPED)], depth + 1
+        names = self.training.parameters_of(module)
+        if not names:
+            return stem
+        if depth >= len(names):
+            raise ValueError(f"one of more than the {len(names)} parameters of this module that its configuration has")
+        name = names[len(names) - 1 - depth]
+        if name == "weight":
+            return module
+        place = f"{module}.{name}"
+        self.experts.add(place)
+        return place
 
     def _modules(self) -> dict[str, _Module]:
         modules: dict[str, _Module] = {}
@@ -450,7 +477,8 @@ class _Builder:
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)
         file = {role: self.tensors.finite(key) for role, key in self.of_file.get(algorithm.name, {}).items()}
-        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, self.training.options, file)
+        options, of_experts = self.training.options, stem in self.experts
+        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, options, file, of_experts)
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

@@ -48,7 +48,7 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
     view = weight[part.index * rows : (part.index + 1) * rows]
     if part.inputs is not None:
         view = view[:, : part.inputs]
-    return view.t() if part.transposed else view
+    return view.mT if part.transposed else view
 
 
 def _swap(rows: Tensor, part: Part) -> Tensor:

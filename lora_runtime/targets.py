@@ -24,6 +24,8 @@ _BIASES = MappingProxyType(
         "text_projection": None,
         "modulation": None,  # of Wan, and what diffusers calls it
         "scale_shift_table": None,
+        "gate_up_proj": None,  # of transformers' experts: (experts, out, in)
+        "down_proj": None,
     }
 )
 _OF_THEIR_MODULE = ("weight", "in_proj_weight")  # what the module's name means; the others have names of their own
@@ -63,6 +65,11 @@ class Target:
 
 _TURNED_LINEAR = "Conv1D"  # transformers (GPT-2): a linear layer whose weight is (in, out)
 _TRANSPOSED = Part(transposed=True)
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Return whether a module has inputs before outputs; experts of transformers say it of themselves."""
+    return type(module).__name__ == _TURNED_LINEAR or getattr(module, "is_transposed", None) is True
 
 
 class Targets:
@@ -135,7 +142,7 @@ def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]
     for path, owner, parameter in _parameters(module):
         key = id(owner), parameter
         if key not in first:
-            part = _TRANSPOSED if type(owner).__name__ == _TURNED_LINEAR else WHOLE
+            part = _TRANSPOSED if _is_turned(owner) else WHOLE
             first[key] = Target(component, path, weakref.ref(owner), parameter, part)
         places[path] = first[key]
     parts: dict[tuple[int, Part], Target] = {}

@@ -94,6 +94,7 @@ class Group:
     # Settings that only PEFT's configuration has, by its names; empty where there is none.
     options: Mapping[str, Any] = field(default_factory=dict)
     file: Mapping[str, Tensor] = field(default_factory=dict)  # what the file has once for all modules, by role
+    of_experts: bool = False  # whether the stem is a parameter that has the weights of several experts
 
     def scale_for(self, rank: int) -> float:
         """Return what a product of that rank is multiplied by; rank 0 gives 0, and no division."""

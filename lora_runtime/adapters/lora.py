@@ -27,6 +27,7 @@ from lora_runtime.adapters.base import (
     sum_dtype,
 )
 from lora_runtime.adapters.difference import Difference
+from lora_runtime.adapters.experts import experts
 
 __all__ = ["ALGORITHM", "BiasOfLowRank", "LowRank", "Remainder", "build", "build_all"]
 
@@ -149,6 +150,9 @@ def _fold(mid: Tensor, down: Tensor) -> Tensor:
 
 def build_all(group: Group) -> list[Adapter]:
     """Return the adapter of one module, and those of its bias and its remainder where there are any."""
+    if group.of_experts:
+        up, down = group.need("up", "down")
+        return [experts(group, up, down, group.keys)]
     if group.tensors.keys() <= _FACTORS:
         return [build(group)]
     extras = [role for role in group.tensors if role not in _FACTORS]

@@ -20,6 +20,7 @@ _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
+_EXPERTS = ("gate_up_proj", "down_proj")  # as transformers' modules have them
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
 
 
@@ -32,6 +33,8 @@ class Training:
     ratio: Mapping[str, Any] | None = None
     # What else a tuner's formula depends on, by the names of its configuration.
     options: Mapping[str, Any] = field(default_factory=dict)
+    # Ends of the names of parameters that factors are for, where their module is not enough (PEFT's target_parameters).
+    parameters: tuple[str, ...] = ()
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -42,6 +45,20 @@ class Training:
         name = stem[len(found) + 1 :] if found else stem
         alpha = _matching(settings.get("alpha_pattern", {}), name, settings.get("lora_alpha"))
         return (None if alpha is None else float(alpha)), bool(settings.get("use_rslora"))
+
+    def parameters_of(self, module: str) -> list[str]:
+        """Return the names of the parameters of a module that factors are for, in the order in which PEFT nests them.
+
+        The order is that in which the module has them, which no file tells: it is known of transformers' experts.
+        ValueError for others.
+        """
+        if not self.parameters:
+            return []
+        ends = {name.rpartition(".")[2]: name for name in self.parameters}
+        found = [last for last, name in ends.items() if f".{module}.{last}".endswith(f".{name}")]
+        if len(found) > 1 and set(found) != set(_EXPERTS):
+            raise ValueError(f"only the model tells which factors are for which of its parameters {', '.join(found)}")
+        return sorted(found, key=lambda last: _EXPERTS.index(last) if last in _EXPERTS else 0)
 
     def scale_of(self, stem: str) -> float | None:
         """Return the scale of a module where it is said apart from its factors (PEFT's LoHa and LoKr), or None."""
@@ -71,7 +88,9 @@ def read_adapter_config(raw: bytes) -> Training:
         if kind == "LORA":
             setting = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             _check(setting)
-            return Training({"": setting})
+            return Training(
+                {"": setting}, parameters=tuple(str(name) for name in config.get("target_parameters") or ())
+            )
         if kind in ("LOHA", "LOKR"):
             ratio = {name: dict(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")}
             ratio |= {"alpha": config["alpha"], "r": config["r"]}

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lora_runtime
@@ -21,6 +21,8 @@ from lora_runtime.lora_cache import LoraCache
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+    # It looks for patterns among modules alone, and applies them to parameters all the same.
+    pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning"),
 ]
 
 
@@ -48,6 +50,33 @@ class Words(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.square, self.table, self.first = nn.Embedding(8, 8), nn.Embedding(20, 8), nn.Linear(8, 8)
+
+
+class Experts(nn.Module):
+    """Three experts as transformers keeps them: two parameters, (experts, out, in), or turned."""
+
+    def __init__(self, turned: bool, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.is_transposed = turned
+        up, down = (3, width, 8), (3, 8, width // 2)
+        self.gate_up_proj = nn.Parameter(torch.randn(up).mT.contiguous() if turned else torch.randn(up))
+        self.down_proj = nn.Parameter(torch.randn(down).mT.contiguous() if turned else torch.randn(down))
+
+
+class Mixture(nn.Module):
+    """A layer of experts, after a linear layer."""
+
+    def __init__(self, turned: bool = False, width: int = 20) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"experts": Experts(turned, width)})
+        self.first = nn.Linear(8, 8)
+
+
+def mixture_config(*names: str, **options: Any) -> Any:
+    return peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["first"], target_parameters=[f"experts.{name}" for name in names], **options
+    )
 
 
 def saved(model: nn.Module, config: Any, folder: Path) -> dict[str, torch.Tensor]:
@@ -84,6 +113,10 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
         Words,
         peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["square", "table", "first"]),
     ),
+    "experts": (Mixture, mixture_config("down_proj", "gate_up_proj", alpha_pattern={"experts.down_proj": 3})),
+    "one parameter of experts": (Mixture, mixture_config("down_proj", use_rslora=True)),
+    "turned experts": (lambda: Mixture(True), mixture_config("gate_up_proj", "down_proj")),
+    "turned experts as square as those of GPT-OSS": (lambda: Mixture(True, 16), mixture_config("down_proj")),
     "biases trained beside the factors": (
         Plain,
         peft.LoraConfig(r=4, lora_alpha=6, bias="lora_only", target_modules=["first", "second"]),
@@ -173,6 +206,51 @@ def test_factors_that_were_converted_for_the_original_weights_are_read(tmp_path:
     with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):
         for key, weight in model.state_dict().items():
             torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=2e-6)
+
+
+def test_experts_of_another_model_do_not_fit(tmp_path: Path) -> None:
+    saved(Mixture(), mixture_config("down_proj"), tmp_path / "style")
+    (adapter,) = load_lora(tmp_path / "style").adapters["base_model.model.mlp.experts.down_proj"]
+    assert adapter.misfit(torch.Size((3, 8, 10))) is None
+    assert adapter.misfit(torch.Size((8, 10))) is None  # one expert of rank 6
+    for shape in [(4, 8, 10), (3, 10, 8), (8,), (0, 8, 10)]:
+        reason = f"made for experts of (8, 10) with 6 ranks together, the weight is {shape}"
+        assert adapter.misfit(torch.Size(shape)) == reason
+    weight = torch.randn(8, 10)
+    factors = load_file(tmp_path / "style" / "adapter_model.safetensors")
+    up, down = (factors[f"base_model.model.mlp.experts.lora_{side}.weight"] for side in "BA")
+    torch.testing.assert_close(adapter.delta(weight), (up @ down), rtol=1e-5, atol=1e-5)  # alpha 6, rank 6
+
+
+EXPERTS = "base_model.model.mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("names", "stem", "tensors", "reason"),
+    [
+        (["experts.a", "experts.b"], EXPERTS, {}, "only the model tells which factors are for which"),
+        (["experts.down_proj"], f"{EXPERTS}.base_layer", {}, "one of more than the 1 parameters of this module"),
+        (["experts.down_proj"], EXPERTS, {"lora_A.weight": torch.ones(3, 8)}, "the factors do not fit together"),
+        (["experts.down_proj"], EXPERTS, {"lora_A.weight": None}, "up without down"),
+    ],
+)
+def test_factors_of_experts_that_cannot_be_placed_are_named(
+    names: list[str], stem: str, tensors: dict[str, torch.Tensor | None], reason: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "lora_alpha": 4, "target_parameters": names})
+    given = {"lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 4)} | tensors
+    weights = path / "adapter_model.safetensors"
+    save_file({f"{stem}.{role}": tensor for role, tensor in given.items() if tensor is not None}, weights)
+    with pytest.raises(LoraFileError, match=reason):
+        load_lora(path)
+
+
+def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["second.weight"])
+    expected = saved(Plain(), config, tmp_path / "style")
+    model = Plain()
+    with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):
+        torch.testing.assert_close(model.second.weight.data, expected["second.weight"], rtol=1e-5, atol=1e-6)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
