@@ -26,7 +26,7 @@ from lora_runtime.adapters import (
     companion,
     split_key,
 )
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME, Training, read_adapter_config, read_training
+from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.folder import name_of
 from lora_runtime.header import Header, TensorInfo, header_of, open_file, read_header
@@ -91,8 +91,9 @@ class Lora:
 def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """Return the adapters of a safetensors file; `name` is its stem unless given.
 
-    Of a folder that PEFT has saved, adapter_model.safetensors is read, with the adapter_config.json beside it, and its
-    name is the folder's. Keys that no adapter uses are in `.unused` with the reason. Nothing is unpickled.
+    Of a folder that PEFT (MLX-LM) has saved, adapter_model.safetensors (adapters.safetensors) is read, with the
+    adapter_config.json beside it, and its name is the folder's. Keys that no adapter uses are in `.unused` with the
+    reason. Nothing is unpickled.
 
     Raises CorruptFileError when the bytes are not valid or all of its adapters contradict themselves, RefusedFileError
     for pickles, LoraFileError when it holds no adapter that is supported and no embedding.
@@ -144,15 +145,14 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) 
 
 
 def _weights_in(path: Path) -> Path:
-    """Return the file with the weights where the path is a folder that PEFT has saved, else the path."""
-    inside = path / WEIGHTS_NAME
-    return inside if inside.is_file() else path
+    """Return the file with the weights where the path is a folder that PEFT or MLX-LM has saved, else the path."""
+    return next((inside for name in WEIGHTS_NAMES if (inside := path / name).is_file()), path)
 
 
 def _training(path: Path, header: Header) -> tuple[Training, bytes]:
     """Return what is said about the training, and the bytes of the file beside this one that say it."""
     beside = path.with_name(CONFIG_NAME)
-    if path.name != WEIGHTS_NAME or not beside.is_file():
+    if path.name not in WEIGHTS_NAMES or not beside.is_file():
         return read_training(header.metadata), b""
     try:
         with beside.open("rb") as file:

@@ -100,6 +100,13 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     "hra_u": ("hra", None),
     "fourierft_spectrum": ("fourierft", None),
     "waveft_spectrum": ("waveft", None),
+    **dict.fromkeys(("pvera_lambda_b", "pvera_lambda_d"), ("pvera", None)),
+    **dict.fromkeys(("randlora_lambda", "randlora_gamma"), ("randlora", None)),
+    **dict.fromkeys(("vblora_logits_A", "vblora_logits_B"), ("vblora", None)),
+    **dict.fromkeys(("vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"), ("vblora", None)),
+    **dict.fromkeys(("unilora_indices_A", "unilora_indices_B"), ("unilora", None)),
+    "lora_a": ("lora", 1),  # MLX-LM's (in, rank)
+    "lora_b": ("lora", None),
     "c3a_kernel": ("c3a", None),
     "miss_block": ("miss", None),
     **dict.fromkeys(("shira_weight", "shira_indices"), ("shira", None)),

@@ -1,4 +1,4 @@
-"""Configurations of PEFT whose files hold no change of a model's own weights, or not all of it: refused by name."""
+"""Configurations whose files hold no change of a model's own weights, or not all of it: refused by name."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"{_TUNERS[kind]}: it cannot be applied to weights"
     if kind != "LORA":
         return None
+    if config.get("fine_tune_type") == "full":
+        return "its training changed whole weights (MLX's fine_tune_type full): it is a part of a model and no adapter"
     start = str(config.get("init_lora_weights", ""))
     if start.lower().startswith(_CHANGE_THE_BASE):
         return (

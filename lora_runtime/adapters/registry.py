@@ -22,6 +22,7 @@ from lora_runtime.adapters import (
     lokr,
     lora,
     miss,
+    mlx,
     oft,
     peft_ia3,
     randlora,
@@ -40,6 +41,7 @@ __all__ = ["ALGORITHMS", "KeyParts", "companion", "split_key"]
 ALGORITHMS: tuple[Algorithm, ...] = (
     lora.ALGORITHM,
     embedding.ALGORITHM,
+    mlx.ALGORITHM,
     loha.ALGORITHM,
     lokr.ALGORITHM,
     abba.ALGORITHM,

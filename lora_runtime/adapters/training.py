@@ -11,9 +11,10 @@ from typing import Any
 from lora_runtime.adapters.refusals import refusal
 from lora_runtime.errors import LoraFileError
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Training", "read_adapter_config", "read_training"]
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAMES", "Training", "read_adapter_config", "read_training"]
 
-WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  # in a folder that PEFT has saved
+# In a folder that PEFT or MLX-LM has saved.
+WEIGHTS_NAMES, CONFIG_NAME = ("adapter_model.safetensors", "adapters.safetensors"), "adapter_config.json"
 
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
@@ -75,7 +76,7 @@ def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def read_adapter_config(raw: bytes) -> Training:
-    """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
+    """Return the settings in PEFT's or MLX-LM's adapter_config.json; ValueError where it cannot be read.
 
     LoraFileError where the file holds no change of the model's own weights (PiSSA, prompt tuning, …). Tuners whose
     alpha is in no config, or that are not known, give no settings: their keys tell what they are.
@@ -91,6 +92,10 @@ def read_adapter_config(raw: bytes) -> Training:
             return Training(
                 {"": setting}, parameters=tuple(str(name) for name in config.get("target_parameters") or ())
             )
+        if kind is None and "lora_parameters" in config:  # MLX-LM's
+            scale = config["lora_parameters"]["scale"]
+            _check({"lora_alpha": scale})
+            return Training(options={"mlx_scale": float(scale)})
         if kind in ("LOHA", "LOKR"):
             ratio = {name: dict(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")}
             ratio |= {"alpha": config["alpha"], "r": config["r"]}
