@@ -27,6 +27,7 @@ from lora_runtime.adapters import (
     peft_ia3,
     randlora,
     shira,
+    tokens,
     unilora,
     vblora,
     vera,
@@ -64,6 +65,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     difference.FULL,
     difference.NORM,
     difference.SET,
+    tokens.ALGORITHM,
     adalora.ALGORITHM,
     dora.ALGORITHM,
 )

@@ -21,6 +21,7 @@ _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
+_MOST_PARAMETERS = 1000
 _EXPERTS = ("gate_up_proj", "down_proj")  # as transformers' modules have them
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
 
@@ -89,8 +90,9 @@ def read_adapter_config(raw: bytes) -> Training:
         if kind == "LORA":
             setting = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             _check(setting)
+            tokens = _tokens(config.get("trainable_token_indices"))
             return Training(
-                {"": setting}, parameters=tuple(str(name) for name in config.get("target_parameters") or ())
+                {"": setting}, options=tokens, parameters=_parameters(config.get("target_parameters") or [])
             )
         if kind is None and "lora_parameters" in config:  # MLX-LM's
             scale = config["lora_parameters"]["scale"]
@@ -130,6 +132,22 @@ def _checked(config: Mapping[str, Any], name: str, default: bool | int | float |
     return value
 
 
+def _parameters(listed: object) -> tuple[str, ...]:
+    """Return the ends of names of parameters; each module is compared with all, so there may not be too many."""
+    if not isinstance(listed, list) or len(listed) > _MOST_PARAMETERS:
+        raise ValueError(f"target_parameters is no list of at most {_MOST_PARAMETERS} names")
+    return tuple(str(name) for name in listed)
+
+
+def _tokens(listed: object) -> dict[str, Any]:
+    """Return which tokens have rows of their own: a list, or a list by the name of the table."""
+    tables = listed if isinstance(listed, dict) else {"": listed or []}
+    for places in tables.values():
+        if not isinstance(places, list) or any(type(place) is not int or not 0 <= place < 2**31 for place in places):
+            raise ValueError(f"the tokens {places!r:.40} are no list of numbers")
+    return {"tokens": listed} if listed else {}
+
+
 def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the formula of a tuner depends on, beside its tensors."""
     if kind == "ADALORA":
@@ -141,6 +159,8 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         return options
     if kind in _SETTINGS:
         return {name: _checked(config, name, default) for name, default in _SETTINGS[kind].items()}
+    if kind == "TRAINABLE_TOKENS":
+        return _tokens(config.get("token_indices"))
     if kind == "HRA":
         return {"apply_GS": bool(config.get("apply_GS"))}
     if kind == "MISS":

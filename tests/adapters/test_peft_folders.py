@@ -113,6 +113,13 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
         Words,
         peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["square", "table", "first"]),
     ),
+    "tokens with rows of their own": (
+        Words,
+        peft.LoraConfig(
+            r=4, lora_alpha=6, target_modules=["first"], trainable_token_indices={"table": [1, 17], "square": [3]}
+        ),
+    ),
+    "tokens alone": (Words, peft.TrainableTokensConfig(target_modules=["table"], token_indices=[1, 17])),
     "experts": (Mixture, mixture_config("down_proj", "gate_up_proj", alpha_pattern={"experts.down_proj": 3})),
     "one parameter of experts": (Mixture, mixture_config("down_proj", use_rslora=True)),
     "turned experts": (lambda: Mixture(True), mixture_config("gate_up_proj", "down_proj")),
@@ -253,6 +260,35 @@ def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(tmp_path: P
         torch.testing.assert_close(model.second.weight.data, expected["second.weight"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (None, r"only the adapter_config\.json"),
+        ({"other": [1]}, r"only the adapter_config\.json"),
+        ([1, 2, 3], "3 tokens in the configuration: rows .2, 4."),
+        ([1, 1], "2 tokens in the configuration"),
+        ([1, -1], "are no list of numbers"),
+        ({"x": 5}, "are no list of numbers"),
+    ],
+)
+def test_rows_for_no_known_tokens_are_named(tokens: Any, reason: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "trainable_token_indices": tokens})
+    rows = {"x.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}
+    save_file(rows, path / "adapter_model.safetensors")
+    with pytest.raises(CorruptFileError, match=reason):
+        load_lora(path)
+
+
+def test_rows_fit_a_table_that_has_them(tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "trainable_token_indices": [2, 5]})
+    save_file({"x.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}, path / "adapter_model.safetensors")
+    (adapter,) = load_lora(path).adapters["x"]
+    assert adapter.misfit(torch.Size((6, 4))) is None
+    for shape in [(5, 4), (6, 5), (6,)]:
+        reason = f"made for a table of more than 5 rows of 4, the weight is {shape}"
+        assert adapter.misfit(torch.Size(shape)) == reason
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     *[
         ({"peft_type": kind}, "changes no weight")
@@ -303,6 +339,8 @@ def test_metadata_that_speak_of_a_changed_base_are_refused_too(tmp_path: Path) -
         "[]",
         {"peft_type": "LORA", "lora_alpha": "much"},
         {"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {"(a+)+$": 2}},
+        {"peft_type": "LORA", "target_parameters": "experts.down_proj"},
+        {"peft_type": "LORA", "target_parameters": ["x"] * 1001},
         {"peft_type": "LOHA", "alpha": 1},
         {"peft_type": "LOHA", "alpha": 1, "r": 0},
     ],
