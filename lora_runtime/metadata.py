@@ -48,6 +48,7 @@ class Description:
     trigger_words: tuple[str, ...]
     components: Mapping[str, int]
     size: int
+    notes: tuple[str, ...] = ()  # what a user should know about its strength
 
 
 def describe(header: Header) -> Description:
@@ -67,6 +68,7 @@ def describe(header: Header) -> Description:
         trigger_words=_trigger_words(metadata),
         components=_sorted_counts(map(_component, header.tensors)),
         size=header.size,
+        notes=_notes(metadata),
     )
 
 
@@ -340,6 +342,17 @@ def _component(key: str) -> str:
     """Return the part of a pipeline that a key's prefix names, or "other"."""
     key = key.removeprefix("base_model.model.")
     return next((name for prefixes, name in _COMPONENTS if key.startswith(prefixes)), "other")
+
+
+def _notes(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a note where the file is weaker than its training was.
+
+    kohya's split_qkv trains the parts of a fused layer apart, at alpha/dim each, and writes them as one product whose
+    rank is the sum, with that alpha: by alpha/rank, which every loader takes, that is a third or a fourth.
+    """
+    if str(_table(metadata.get("ss_network_args")).get("split_qkv")).lower() != "true":
+        return ()
+    return ("trained with split_qkv: q, k and v are applied at 1/3 and linear1 at 1/4 of the training's strength",)
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
