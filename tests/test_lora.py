@@ -168,12 +168,13 @@ SUPPORTED = kohya("good")
             },
         ),
         (
-            kohya("x", diff=torch.ones(6, 4), bone_block=torch.ones(6, 4)),
+            kohya("x", diff=torch.ones(6, 4), lambda_layer=torch.ones(6, 4)),
             {
-                "x.bone_block": "Bone is not supported yet",
+                "x.lambda_layer": "T-LoRA cannot be used: its change depends on the timestep, and on a decomposition "
+                "of the weights it was trained on that is not saved",
                 **dict.fromkeys(
                     ("x.lora_up.weight", "x.lora_down.weight", "x.diff"),
-                    "left out, since alone it would be wrong: it belongs with x.bone_block (Bone)",
+                    "left out, since alone it would be wrong: it belongs with x.lambda_layer (T-LoRA)",
                 ),
             },
         ),

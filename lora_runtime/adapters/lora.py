@@ -39,11 +39,14 @@ _SPELLINGS = (
     ("diffusers", ".lora.up.weight", ".lora.down.weight", None),
     ("processor", "_lora.up.weight", "_lora.down.weight", None),
     ("text encoder", ".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", None),
-    # XLabs: the number of the stream is a part of the module's name.
+    # XLabs: the number of the stream is a part of the module's name, and a block of one stream has none.
     ("xlabs", "_lora1.up.weight", "_lora1.down.weight", None),
     ("xlabs", "_lora2.up.weight", "_lora2.down.weight", None),
+    ("xlabs", ".qkv_lora.up.weight", ".qkv_lora.down.weight", None),
+    ("xlabs", ".proj_lora.up.weight", ".proj_lora.down.weight", None),
 )
-_TAILS = {f"_lora{number}.{side}.weight": f"_lora{number}" for number in (1, 2) for side in ("up", "down")}
+_XLABS = ("_lora1", "_lora2", ".qkv_lora", ".proj_lora")
+_TAILS = {f"{name}.{side}.weight": name for name in _XLABS for side in ("up", "down")}
 _FACTORS = {"up", "down", "mid", "reshape_weight"}
 _REMAINDER = ("bias_indices", "bias_values", "bias_size")  # a bias in name only: it has the shape of the weight
 

@@ -61,6 +61,9 @@ KEYS = [
     ("lora_unet_blocks_0.diff_m", "lora_unet_blocks_0.modulation", "weight"),
     ("double_blocks.0.processor.qkv_lora1.up.weight", "double_blocks.0.processor.qkv_lora1", "up"),
     ("double_blocks.0.processor.proj_lora2.down.weight", "double_blocks.0.processor.proj_lora2", "down"),
+    ("single_blocks.0.processor.qkv_lora.up.weight", "single_blocks.0.processor.qkv_lora", "up"),
+    ("single_blocks.0.processor.proj_lora.down.weight", "single_blocks.0.processor.proj_lora", "down"),
+    ("attn1.processor.add_k_proj_lora.down.weight", "attn1.processor.add_k_proj", "down"),
     ("single_blocks.1.norm.key_norm.scale", "single_blocks.1.norm.key_norm", "weight"),
     ("double_blocks.1.img_attn.norm.query_norm.scale", "double_blocks.1.img_attn.norm.query_norm", "weight"),
 ]
