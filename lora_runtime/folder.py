@@ -20,7 +20,7 @@ from lora_runtime.metadata import algorithms, family
 __all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "name_of"]
 
 SUFFIX = ".safetensors"
-_PEFT_STEM = "adapter_model"
+_STEMS_OF_FOLDERS = ("adapter_model", "adapters")  # PEFT's and MLX-LM's
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _check_folder(path: Path) -> None:
 
 def name_of(path: Path) -> str:
     """Return the name of a file: its stem, or its folder's name where all have one stem, as PEFT saves them."""
-    return path.parent.name if path.stem == _PEFT_STEM and path.parent.name else path.stem
+    return path.parent.name if path.stem in _STEMS_OF_FOLDERS and path.parent.name else path.stem
 
 
 def _key(entry: Entry) -> str:

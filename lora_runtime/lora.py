@@ -27,7 +27,7 @@ from lora_runtime.adapters import (
     replaced_parts,
     split_key,
 )
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME, Training, read_adapter_config, read_training
+from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.folder import name_of
 from lora_runtime.header import Header, TensorInfo, header_of, open_file, read_header
@@ -92,8 +92,9 @@ class Lora:
 def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """Return the adapters of a safetensors file; `name` is its stem unless given.
 
-    Of a folder that PEFT has saved, adapter_model.safetensors is read, with the adapter_config.json beside it, and its
-    name is the folder's. Keys that no adapter uses are in `.unused` with the reason. Nothing is unpickled.
+    Of a folder that PEFT (MLX-LM) has saved, adapter_model.safetensors (adapters.safetensors) is read, with the
+    adapter_config.json beside it, and its name is the folder's. Keys that no adapter uses are in `.unused` with the
+    reason. Nothing is unpickled.
 
     Raises CorruptFileError when the bytes are not valid or all of its adapters contradict themselves, RefusedFileError
     for pickles, LoraFileError when it holds no adapter that is supported and no embedding.
@@ -122,6 +123,8 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) 
     """Return the adapters of these tensors; `sha256` is that of the file, or "". Raises as `load_lora` does."""
     try:
         training, config = _training(path, header)
+    except LoraFileError as error:
+        raise LoraFileError(f"{path}: {error}") from None
     except ValueError as error:
         raise CorruptFileError(f"{path}: {error}") from error
     found = _Builder(tensors, training)
@@ -143,15 +146,14 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) 
 
 
 def _weights_in(path: Path) -> Path:
-    """Return the file with the weights where the path is a folder that PEFT has saved, else the path."""
-    inside = path / WEIGHTS_NAME
-    return inside if inside.is_file() else path
+    """Return the file with the weights where the path is a folder that PEFT or MLX-LM has saved, else the path."""
+    return next((inside for name in WEIGHTS_NAMES if (inside := path / name).is_file()), path)
 
 
 def _training(path: Path, header: Header) -> tuple[Training, bytes]:
     """Return what is said about the training, and the bytes of the file beside this one that say it."""
     beside = path.with_name(CONFIG_NAME)
-    if path.name != WEIGHTS_NAME or not beside.is_file():
+    if path.name not in WEIGHTS_NAMES or not beside.is_file():
         return read_training(header.metadata), b""
     try:
         with beside.open("rb") as file:
@@ -160,10 +162,7 @@ def _training(path: Path, header: Header) -> tuple[Training, bytes]:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error.strerror})") from error
     if len(raw) > _LARGEST_CONFIG:
         raise ValueError(f"the {CONFIG_NAME} beside it is larger than {_LARGEST_CONFIG} bytes")
-    try:
-        return read_adapter_config(raw), raw
-    except LoraFileError as error:
-        raise LoraFileError(f"{path}: {error}") from None
+    return read_adapter_config(raw), raw
 
 
 @contextmanager
@@ -289,6 +288,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
+_WRAPPED = ".base_layer"  # what PEFT calls the module inside of its own
 _BUNDLED = "bundle_emb."  # "bundle_emb.NAME.KEY": textual inversions that OneTrainer puts into the file
 
 
@@ -296,7 +296,7 @@ _BUNDLED = "bundle_emb."  # "bundle_emb.NAME.KEY": textual inversions that OneTr
 class _Module:
     """The keys that a file has for one stem."""
 
-    shared: dict[str, str] = field(default_factory=dict)  # "alpha", "scale" → key
+    shared: dict[str, str] = field(default_factory=dict)  # "alpha", "scale", "reshape_weight" → key
     groups: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)  # (algorithm, spelling) → role → key
     pending: dict[str, Pending] = field(default_factory=dict)  # by key
 
@@ -322,6 +322,10 @@ class _Builder:
     adapters: dict[str, tuple[Adapter, ...]] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    # What all modules share: algorithm → role → key; and those of these keys that an adapter has, the first it is for.
+    of_file: dict[str, dict[str, str]] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
+    experts: set[str] = field(default_factory=set)  # stems that are parameters with the weights of several experts
     broken: bool = False  # whether some tensors contradict each other
 
     def build(self) -> None:
@@ -329,26 +333,63 @@ class _Builder:
         for stem, module in self._modules().items():
             reason = None
             for key, kind in module.pending.items():
-                self.unused[key] = f"{kind.algorithm} is not supported yet"
+                self.unused[key] = kind.reason
                 reason = f"left out, since alone it would be wrong: it belongs with {key} ({kind.algorithm})"
             if reason is not None:
                 self.unused.update((key, reason) for key in module.supported())
                 continue
-            built = self._build_module(stem, module)
+            try:
+                place = self._place(stem)
+            except ValueError as error:
+                self.unused.update((key, str(error)) for key in module.supported())
+                continue
+            built = self._build_module(place, module)
             if built:
-                self.adapters[stem] = built
+                self.adapters[place] = built
+        for name, roles in self.of_file.items():
+            for key in roles.values():
+                if key not in self.reported:
+                    self.unused[key] = f"shared by modules ({name}) of which the file has none that can be used"
+
+    def _place(self, stem: str) -> str:
+        """Return the name of what a module's factors are for: the module, or one of its parameters.
+
+        PEFT wraps a module once for each of them, the first innermost: "experts.base_layer" and "experts".
+        """
+        module, depth = stem, 0
+        while module.endswith(_WRAPPED):
+            module, depth = module[: -len(_WRAPPED)], depth + 1
+        names = self.training.parameters_of(module)
+        if not names:
+            return stem
+        if depth >= len(names):
+            raise ValueError(f"one of more than the {len(names)} parameters of this module that its configuration has")
+        name = names[len(names) - 1 - depth]
+        if name == "weight":
+            return module
+        place = f"{module}.{name}"
+        self.experts.add(place)
+        return place
 
     def _modules(self) -> dict[str, _Module]:
         modules: dict[str, _Module] = {}
         unknown = []
+        shared: list[tuple[str, KeyParts, Algorithm]] = []
         for key in self.tensors.infos:
             parts = split_key(key)
             if key.startswith(_BUNDLED):
                 self._add_embedding(key)
             elif parts is None:
                 unknown.append(key)
+            elif isinstance(parts.owner, Algorithm) and parts.role in parts.owner.of_file:
+                shared.append((key, parts, parts.owner))
             else:
                 self._add_key(key, parts, modules)
+        for key, parts, owner in shared:  # PEFT's RandLoRA writes a copy for each module too
+            if parts.stem in modules:
+                self._add_key(key, parts, modules)
+            else:
+                self.of_file.setdefault(owner.name, {})[parts.role] = key
         for key in unknown:
             parts = companion(key)
             module = None if parts is None else modules.get(parts.stem)
@@ -395,7 +436,8 @@ class _Builder:
             algorithm = _ALGORITHMS[kind]
             name = spelling.partition("/")[2]
             mine = [role for role in rest if role in algorithm.shared] if rest else []
-            keys = (*roles.values(), *[rest[role] for role in mine])
+            new = [key for key in self.of_file.get(kind, {}).values() if key not in self.reported]
+            keys = (*roles.values(), *[rest[role] for role in mine], *new)
             wrapped = _to_wrap(built, name) if algorithm.wraps else []
             try:
                 if algorithm.wraps and broken:
@@ -411,6 +453,7 @@ class _Builder:
             else:
                 for role in mine:
                     del rest[role]
+                self.reported.update(new)
             if wrapped:
                 built = [item for item in built if item not in wrapped]
             built += [(name, adapter) for adapter in made]
@@ -427,15 +470,19 @@ class _Builder:
         keys: tuple[str, ...],
         inner: tuple[Adapter, ...],
     ) -> Group:
-        tensors = {role: self.tensors.finite(key) for role, key in roles.items()}
-        numbers = {role: self._number(role, key) for role, key in module.shared.items() if role in algorithm.shared}
+        shared = {role: key for role, key in module.shared.items() if role in algorithm.shared}
+        shape = {role: shared.pop(role) for role in ("reshape_weight",) if role in shared}
+        tensors = {role: self.tensors.finite(key) for role, key in (*roles.items(), *shape.items())}
+        numbers = {role: self._number(role, key) for role, key in shared.items()}
         alpha, rank_stabilised = numbers.get("alpha"), False
         if alpha is None and algorithm.configured:
             alpha, rank_stabilised = self.training.alpha_of(stem)
         scale = numbers.get("scale")
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)
-        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, self.training.options)
+        file = {role: self.tensors.finite(key) for role, key in self.of_file.get(algorithm.name, {}).items()}
+        options, of_experts = self.training.options, stem in self.experts
+        return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, options, file, of_experts)
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

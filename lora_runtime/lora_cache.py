@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAME
+from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES
 from lora_runtime.lora import Lora, load_lora
 
 __all__ = ["LoraCache"]
@@ -47,7 +47,7 @@ class LoraCache:
 def _stamp(path: Path) -> _Stamp:
     """Return what changes when a file, or what PEFT wrote beside it, is written again."""
     found: list[tuple[int, int, int] | None] = []
-    for each in (path, *([path.with_name(CONFIG_NAME)] if path.name == WEIGHTS_NAME else [])):
+    for each in (path, *([path.with_name(CONFIG_NAME)] if path.name in WEIGHTS_NAMES else [])):
         try:
             status = each.stat()
         except OSError:

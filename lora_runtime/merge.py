@@ -61,7 +61,7 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
     view = weight[part.index * rows : (part.index + part.span) * rows]
     if part.inputs is not None:
         view = view[:, : part.inputs]
-    return view.t() if part.transposed else view
+    return view.mT if part.transposed else view
 
 
 def rows_of(weight: Tensor, part: Part) -> Tensor:

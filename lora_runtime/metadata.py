@@ -48,6 +48,7 @@ class Description:
     trigger_words: tuple[str, ...]
     components: Mapping[str, int]
     size: int
+    notes: tuple[str, ...] = ()  # what a user should know about its strength
 
 
 def describe(header: Header) -> Description:
@@ -67,6 +68,7 @@ def describe(header: Header) -> Description:
         trigger_words=_trigger_words(metadata),
         components=_sorted_counts(map(_component, header.tensors)),
         size=header.size,
+        notes=_notes(metadata),
     )
 
 
@@ -115,6 +117,13 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     **dict.fromkeys(("ln_tuning_layers.weight", "ln_tuning_layers.bias", "base_layer.bias"), ("replaced", None)),
     "fourierft_spectrum": ("fourierft", None),
     "waveft_spectrum": ("waveft", None),
+    **dict.fromkeys(("pvera_lambda_b", "pvera_lambda_d"), ("pvera", None)),
+    **dict.fromkeys(("randlora_lambda", "randlora_gamma"), ("randlora", None)),
+    **dict.fromkeys(("vblora_logits_A", "vblora_logits_B"), ("vblora", None)),
+    **dict.fromkeys(("vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"), ("vblora", None)),
+    **dict.fromkeys(("unilora_indices_A", "unilora_indices_B"), ("unilora", None)),
+    "lora_a": ("lora", 1),  # MLX-LM's (in, rank)
+    "lora_b": ("lora", None),
     "c3a_kernel": ("c3a", None),
     **dict.fromkeys(("miss_block", "bone_block"), ("miss", None)),
     **dict.fromkeys(("shira_weight", "shira_indices"), ("shira", None)),
@@ -348,6 +357,17 @@ def _component(key: str) -> str:
     """Return the part of a pipeline that a key's prefix names, or "other"."""
     key = key.removeprefix("base_model.model.")
     return next((name for prefixes, name in _COMPONENTS if key.startswith(prefixes)), "other")
+
+
+def _notes(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a note where the file is weaker than its training was.
+
+    kohya's split_qkv trains the parts of a fused layer apart, at alpha/dim each, and writes them as one product whose
+    rank is the sum, with that alpha: by alpha/rank, which every loader takes, that is a third or a fourth.
+    """
+    if str(_table(metadata.get("ss_network_args")).get("split_qkv")).lower() != "true":
+        return ()
+    return ("trained with split_qkv: q, k and v are applied at 1/3 and linear1 at 1/4 of the training's strength",)
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -23,6 +23,10 @@ _BIASES = MappingProxyType(
         "in_proj_weight": "in_proj_bias",  # torch.nn.MultiheadAttention: q, k and v in one
         "positional_embedding": None,  # bare parameters of OpenCLIP
         "text_projection": None,
+        "modulation": None,  # of Wan, and what diffusers calls it
+        "scale_shift_table": None,
+        "gate_up_proj": None,  # of transformers' experts: (experts, out, in)
+        "down_proj": None,
     }
 )
 _OF_THEIR_MODULE = (
@@ -74,6 +78,11 @@ class Target:
 
 _TURNED_LINEAR = "Conv1D"  # transformers (GPT-2): a linear layer whose weight is (in, out)
 _TRANSPOSED = Part(transposed=True)
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Return whether a module has inputs before outputs; experts of transformers say it of themselves."""
+    return type(module).__name__ == _TURNED_LINEAR or getattr(module, "is_transposed", None) is True
 
 
 class Targets:
@@ -146,7 +155,7 @@ def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]
     for path, owner, parameter in _parameters(module):
         key = id(owner), parameter
         if key not in first:
-            part = _TRANSPOSED if type(owner).__name__ == _TURNED_LINEAR else WHOLE
+            part = _TRANSPOSED if _is_turned(owner) else WHOLE
             first[key] = Target(component, path, weakref.ref(owner), parameter, part)
         places[path] = first[key]
     parts: dict[tuple[int, Part], Target] = {}

@@ -157,24 +157,42 @@ SUPPORTED = kohya("good")
         ({"x.hada_w1_a": UP}, {"x.hada_w1_a": "w1_a without w1_b and w2_a and w2_b"}),
         ({"x.q_layer.weight": UP}, {"x.q_layer.weight": "T-LoRA is not supported yet"}),
         (
-            kohya("x", reshape_weight=torch.ones(2), alpha=torch.tensor(1.0)),
+            kohya("x", reshape_weight=torch.tensor([6, 8]), alpha=torch.tensor(1.0)),
             {
-                "x.reshape_weight": "replacement is not supported yet",
                 **dict.fromkeys(
-                    ("x.lora_up.weight", "x.lora_down.weight", "x.alpha"),
-                    "left out, since alone it would be wrong: it belongs with x.reshape_weight (replacement)",
+                    ("x.lora_up.weight", "x.lora_down.weight"),
+                    "the weight is to be enlarged to [6, 8], the factors are for (6, 4)",
+                ),
+                "x.reshape_weight": "a reshape_weight without factors",
+                "x.alpha": "an alpha without factors",
+            },
+        ),
+        (
+            kohya("x", diff=torch.ones(6, 4), lambda_layer=torch.ones(6, 4)),
+            {
+                "x.lambda_layer": "T-LoRA cannot be used: its change depends on the timestep, and on a decomposition "
+                "of the weights it was trained on that is not saved",
+                **dict.fromkeys(
+                    ("x.lora_up.weight", "x.lora_down.weight", "x.diff"),
+                    "left out, since alone it would be wrong: it belongs with x.lambda_layer (T-LoRA)",
                 ),
             },
         ),
         (
-            kohya("x", diff=torch.ones(6, 4), set_weight=torch.ones(6, 4)),
-            {
-                "x.set_weight": "replacement is not supported yet",
-                **dict.fromkeys(
-                    ("x.lora_up.weight", "x.lora_down.weight", "x.diff"),
-                    "left out, since alone it would be wrong: it belongs with x.set_weight (replacement)",
-                ),
-            },
+            {"x.lora_up": UP, "x.lora_down": DOWN},
+            dict.fromkeys(
+                ("x.lora_up", "x.lora_down"),
+                "Nunchaku's packed LoRA cannot be used: its factors are padded and in the order of its kernels; "
+                "use the file that it was converted from",
+            ),
+        ),
+        (
+            {"unet:0:up": UP, "unet:0:down": DOWN},
+            dict.fromkeys(
+                ("unet:0:up", "unet:0:down"),
+                "cloneofsimo's LoRA cannot be used: its keys count the modules in an order that only its training "
+                "script has; convert it to diffusers' names",
+            ),
         ),
     ],
 )

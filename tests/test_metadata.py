@@ -390,6 +390,19 @@ class TestFamily:
 
 
 class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "noted"),
+        [
+            ('{"split_qkv": "True"}', True),
+            ('{"split_qkv": true}', True),
+            ('{"split_qkv": "False"}', False),
+            ("[", False),
+        ],
+    )
+    def test_a_file_of_split_qkv_is_noted(self, text: str, noted: bool, tmp_path: Path) -> None:
+        found = described(tmp_path, "x=1", metadata={"ss_network_args": text})
+        assert [note.partition(":")[0] for note in found.notes] == ["trained with split_qkv"] * noted
+
     def test_the_trigger_phrase_leads_and_frequent_tags_follow(self, tmp_path: Path) -> None:
         tags = {"10_a": {"ink wash": 5, "tree ": 3, "1girl": 1}, "5_b": {"1girl": 9}, "c": [], "d": {"bad": "x"}}
         metadata = {"modelspec.trigger_phrase": "inkstyle, ink wash", "ss_tag_frequency": json.dumps(tags)}

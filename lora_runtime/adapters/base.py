@@ -99,6 +99,8 @@ class Group:
     inner: tuple[Adapter, ...] = ()  # what an algorithm that `wraps` has to wrap
     # Settings that only PEFT's configuration has, by its names; empty where there is none.
     options: Mapping[str, Any] = field(default_factory=dict)
+    file: Mapping[str, Tensor] = field(default_factory=dict)  # what the file has once for all modules, by role
+    of_experts: bool = False  # whether the stem is a parameter that has the weights of several experts
 
     def scale_for(self, rank: int) -> float:
         """Return what a product of that rank is multiplied by; rank 0 gives 0, and no division."""
@@ -117,6 +119,17 @@ class Group:
             raise ValueError(f"{' and '.join(self.tensors)} without {' and '.join(missing)}")
         return [self.tensors[role] for role in roles]
 
+    def of_file(self, *roles: str) -> list[Tensor]:
+        """Return tensors that all modules share, or the module's own copies; ValueError names what is missing."""
+        found = {**self.file, **self.tensors}
+        missing = [role for role in roles if role not in found]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)}, which its modules share, is not in the file: save it again with all that "
+                "PEFT can save (save_projection)"
+            )
+        return [found[role] for role in roles]
+
     def shapes(self) -> str:
         """Return the roles and shapes of all tensors, for a reason."""
         return ", ".join(f"{role} {tuple(self.tensors[role].shape)}" for role in sorted(self.tensors))
@@ -131,9 +144,14 @@ class Algorithm:
     build: Callable[[Group], Sequence[Adapter]]  # raises ValueError with the reason when the tensors do not fit
     # Endings too common to own: they count only beside a key of `endings` with the same stem.
     companions: Mapping[str, str] = field(default_factory=dict)
-    shared: tuple[str, ...] = ("alpha", "scale")  # which of these numbers of a module it uses
+    # Which it uses of what a module has once, whatever the spelling of the rest: two numbers and a shape.
+    shared: tuple[str, ...] = ("alpha", "scale")
     configured: bool = False  # whether an alpha that only the metadata has (PEFT's LoraConfig) is meant for it
     wraps: bool = False  # it is built last, of the other adapters of the module's weight, and takes their place
+    # Roles of tensors that the file has once for all modules, under a name that is no module's.
+    of_file: frozenset[str] = frozenset()
+    # What an ending tells of the module's own name, which the stem then ends with: ".diff_m" → ".modulation".
+    tails: Mapping[str, str] = field(default_factory=dict)
 
 
 def misfit_of(made_for: tuple[int, ...], shape: torch.Size, what: str = "weight", *, least: int = 1) -> str | None:

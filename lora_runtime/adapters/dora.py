@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
+from lora_runtime.adapters.embedding import LowRankTable
 
 __all__ = ["ALGORITHM", "Dora", "build", "dora_delta"]
 
@@ -90,7 +91,9 @@ def build(group: Group) -> list[Dora]:
         raise ValueError(f"the magnitude (DoRA) is no vector: {group.shapes()}")
     keys = (*(key for adapter in group.inner for key in adapter.keys), *group.keys)
     first = group.inner[0]
-    return [Dora(group.inner, magnitude, role != "scale", keys, first.rank, first.alpha)]
+    # What a layer puts out is a column of an embedding's table.
+    on_output = role != "scale" and not isinstance(first, LowRankTable)
+    return [Dora(group.inner, magnitude, on_output, keys, first.rank, first.alpha)]
 
 
 ALGORITHM = Algorithm(

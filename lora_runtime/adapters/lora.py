@@ -2,7 +2,8 @@
 
 LoRA: Hu et al. 2021, arXiv:2106.09685. LoCon, with or without the Tucker core `lora_mid`: LyCORIS, arXiv:2309.14859.
 Beside its factors a LoRA may have a bias (PEFT's `lora_bias`), and a sparse remainder of what the rank could not hold
-(LyCORIS's extraction): each is an adapter of its own, with the scale of the factors.
+(LyCORIS's extraction): each is an adapter of its own, with the scale of the factors. A `reshape_weight` says that the
+factors are for a weight that the trainer made larger (control LoRAs of Flux).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lora_runtime.adapters.base import (
     sum_dtype,
 )
 from lora_runtime.adapters.difference import Difference
+from lora_runtime.adapters.experts import experts
 
 __all__ = ["ALGORITHM", "BiasOfLowRank", "LowRank", "Remainder", "build", "build_all"]
 
@@ -37,8 +39,15 @@ _SPELLINGS = (
     ("diffusers", ".lora.up.weight", ".lora.down.weight", None),
     ("processor", "_lora.up.weight", "_lora.down.weight", None),
     ("text encoder", ".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", None),
+    # XLabs: the number of the stream is a part of the module's name, and a block of one stream has none.
+    ("xlabs", "_lora1.up.weight", "_lora1.down.weight", None),
+    ("xlabs", "_lora2.up.weight", "_lora2.down.weight", None),
+    ("xlabs", ".qkv_lora.up.weight", ".qkv_lora.down.weight", None),
+    ("xlabs", ".proj_lora.up.weight", ".proj_lora.down.weight", None),
 )
-_FACTORS = {"up", "down", "mid"}
+_XLABS = ("_lora1", "_lora2", ".qkv_lora", ".proj_lora")
+_TAILS = {f"{name}.{side}.weight": name for name in _XLABS for side in ("up", "down")}
+_FACTORS = {"up", "down", "mid", "reshape_weight"}
 _REMAINDER = ("bias_indices", "bias_values", "bias_size")  # a bias in name only: it has the shape of the weight
 
 
@@ -96,6 +105,16 @@ class LowRank(Adapter):
             return (up @ factors.down.to(weight.device, dtype)).reshape(weight.shape)
 
 
+class Enlarging(LowRank):
+    """Factors for a weight that has to be enlarged first, by zeros: (out, in) is then (out, more inputs)."""
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the weight is as large already."""
+        if super().misfit(shape) is None:
+            return None
+        return f"made for a weight enlarged to {self.made_for}; a live weight, here {tuple(shape)}, keeps its shape"
+
+
 class BiasOfLowRank(Difference):
     """The bias of the factor on the output side: Δ of the module's bias, with the scale of the factors."""
 
@@ -134,6 +153,9 @@ def _fold(mid: Tensor, down: Tensor) -> Tensor:
 
 def build_all(group: Group) -> list[Adapter]:
     """Return the adapter of one module, and those of its bias and its remainder where there are any."""
+    if group.of_experts:
+        up, down = group.need("up", "down")
+        return [experts(group, up, down, group.keys)]
     if group.tensors.keys() <= _FACTORS:
         return [build(group)]
     extras = [role for role in group.tensors if role not in _FACTORS]
@@ -152,12 +174,16 @@ def build_all(group: Group) -> list[Adapter]:
 
 def build(group: Group, keys: tuple[str, ...] | None = None) -> LowRank:
     """Return the adapter of the factors alone; ValueError says what is missing or contradictory."""
-    up, down, mid = (group.tensors.get(role) for role in ("up", "down", "mid"))
+    up, down, mid, enlarged = (group.tensors.get(role) for role in ("up", "down", "mid", "reshape_weight"))
     if up is None or down is None:
         raise ValueError(_missing(group))
     _check_shapes(up, down, mid)
     scale = group.scale_for(int(down.shape[0]))
-    return LowRank(up, down, mid, group.keys if keys is None else keys, group.alpha, scale)
+    kind = LowRank if enlarged is None else Enlarging
+    made = kind(up, down, mid, group.keys if keys is None else keys, group.alpha, scale)
+    if enlarged is not None and not enlarged.is_meta and tuple(enlarged.flatten().tolist()) != made.made_for:
+        raise ValueError(f"the weight is to be enlarged to {enlarged.tolist()}, the factors are for {made.made_for}")
+    return made
 
 
 def _missing(group: Group) -> str:
@@ -206,4 +232,11 @@ def _unsigned(tensor: Tensor) -> Tensor:
     return tensor.long() & 0xFFFF if tensor.dtype == torch.int16 else tensor.long()
 
 
-ALGORITHM = Algorithm("lora", dict(_endings()), build_all, configured=True)
+ALGORITHM = Algorithm(
+    "lora",
+    dict(_endings()),
+    build_all,
+    shared=("alpha", "scale", "reshape_weight"),
+    configured=True,
+    tails=_TAILS,
+)

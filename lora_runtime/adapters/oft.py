@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
 
-__all__ = ["ALGORITHM", "Butterfly", "Rotation", "build", "butterfly", "cayley", "rotate"]
+__all__ = ["ALGORITHM", "Butterfly", "Rotation", "Rotations", "build", "butterfly", "cayley", "rotate"]
 
 
 def cayley(blocks: Tensor, limit: float | None) -> Tensor:
@@ -109,8 +109,34 @@ class Butterfly(Rotation):
         return butterfly(turns, weight)
 
 
-def build(group: Group) -> list[Rotation]:
+@dataclass(frozen=True, eq=False)
+class Rotations(Dense):
+    """Rotations of the runs of outputs that a fused layer has one after the other, such as q, k and v."""
+
+    algorithm: ClassVar[str] = "oft"
+    base_dependent: ClassVar[bool] = True
+
+    parts: tuple[Rotation, ...]
+    keys: tuple[str, ...]
+    alpha: float | None
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        """Return None where the weight has as many outputs as all runs together."""
+        outputs = [part.outputs for part in self.parts]
+        if len(shape) >= 2 and shape[0] == sum(outputs):
+            return None
+        return f"made for {' + '.join(map(str, outputs))} outputs, the weight is {tuple(shape)}"
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return R · W₀ − W₀, run by run."""
+        runs = torch.split(weight, [part.outputs for part in self.parts])
+        return torch.cat([part.change(run, cast) for part, run in zip(self.parts, runs, strict=True)])
+
+
+def build(group: Group) -> list[Rotation | Rotations]:
     """Return the adapter of one module, an OFT or, where the blocks have four dimensions, a BOFT."""
+    if not _RUNS.isdisjoint(group.tensors):
+        return [_build_runs(group)]
     blocks, diag, rescale = (group.tensors.get(role) for role in ("blocks", "diag", "rescale"))
     if blocks is not None and diag is not None:
         raise ValueError("both oft_blocks and oft_diag on one module")
@@ -131,9 +157,24 @@ def build(group: Group) -> list[Rotation]:
     return [made]
 
 
+def _build_runs(group: Group) -> Rotations:
+    """Return the adapter of a module with blocks for each run of its outputs, as kohya's trainer writes for Flux."""
+    runs = [f"blocks.{number}" for number in range(len(group.tensors))]
+    if group.tensors.keys() != set(runs):
+        raise ValueError(f"the runs of outputs are not those from 0 on: {group.shapes()}")
+    parts = []
+    for blocks in group.need(*runs):
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or blocks.numel() == 0:
+            raise ValueError(f"the blocks are not square: {group.shapes()}")
+        parts.append(Rotation(blocks, True, None, (), group.alpha))
+    return Rotations(tuple(parts), group.keys, group.alpha)
+
+
+_RUNS = {f"blocks.{number}" for number in range(4)}  # q, k, v and the MLP: no layer has more in one
 ALGORITHM = Algorithm(
     "oft",
-    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"},
+    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"}
+    | {f".oft_{run}": f"oft/{run}" for run in sorted(_RUNS)},
     build,
     shared=("alpha",),
 )

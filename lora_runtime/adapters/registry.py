@@ -15,6 +15,8 @@ from lora_runtime.adapters import (
     delora,
     difference,
     dora,
+    embedding,
+    fourierft,
     glora,
     gralora,
     hira,
@@ -24,24 +26,32 @@ from lora_runtime.adapters import (
     lokr,
     lora,
     miss,
+    mlx,
     oft,
     peft_glora,
     peft_ia3,
     peft_oft,
+    randlora,
     replaced,
     road,
     shira,
     supertuning,
     tokens,
+    unilora,
+    vblora,
+    vera,
+    waveft,
 )
 from lora_runtime.adapters.base import Algorithm
-from lora_runtime.adapters.pending import PENDING, Pending
+from lora_runtime.adapters.pending import COUNTED, PENDING, Pending
 
 __all__ = ["ALGORITHMS", "KeyParts", "companion", "replaced_parts", "split_key"]
 
 # The adapters of one module are built, and summed, in this order. What wraps others is last.
 ALGORITHMS: tuple[Algorithm, ...] = (
     lora.ALGORITHM,
+    embedding.ALGORITHM,
+    mlx.ALGORITHM,
     loha.ALGORITHM,
     lokr.ALGORITHM,
     abba.ALGORITHM,
@@ -62,8 +72,16 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     deft.ALGORITHM,
     beft.ALGORITHM,
     shira.ALGORITHM,
+    vera.VERA,
+    vera.PVERA,
+    randlora.ALGORITHM,
+    vblora.ALGORITHM,
+    unilora.ALGORITHM,
+    fourierft.ALGORITHM,
+    waveft.ALGORITHM,
     difference.FULL,
     difference.NORM,
+    difference.SET,
     replaced.ALGORITHM,
     tokens.ALGORITHM,
     supertuning.ALGORITHM,
@@ -78,14 +96,14 @@ class KeyParts(NamedTuple):
     stem: str  # names the module
     role: str  # names the tensor within its algorithm: "up", "down", "alpha" …
     spelling: str = ""  # tensors belong together when they are spelled alike
-    owner: Algorithm | Pending | None = None  # None for what all algorithms share: alpha and scale
+    owner: Algorithm | Pending | None = None  # None for what algorithms share: alpha, scale and reshape_weight
 
 
 _Owned = tuple[str, str, Algorithm | Pending | None]  # role, spelling, owner
 
 
 def _owners() -> dict[str, _Owned]:
-    owners: dict[str, _Owned] = {".alpha": ("alpha", "/", None), ".scale": ("scale", "/", None)}
+    owners: dict[str, _Owned] = {f".{role}": (role, "/", None) for role in ("alpha", "scale", "reshape_weight")}
     owners.update((ending, (ending, "/", pending)) for ending, pending in PENDING.items())
     for algorithm in ALGORITHMS:
         for ending, spelled_role in algorithm.endings.items():
@@ -95,11 +113,16 @@ def _owners() -> dict[str, _Owned]:
 
 
 _OWNERS = MappingProxyType(_owners())
+_TAILS = MappingProxyType({ending: tail for algorithm in ALGORITHMS for ending, tail in algorithm.tails.items()})
 _COMPANIONS = MappingProxyType(
     {ending: (spelled, algorithm) for algorithm in ALGORITHMS for ending, spelled in algorithm.companions.items()}
 )
 # PEFT writes the name of the adapter into the keys of its ModuleDicts: "lora_A.default.weight".
 _NAMED = re.compile(r"(\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))\.([^.]+)(\.\w+)?")
+# "to_q_lora.up.weight", and what XLabs calls its two streams: an ending that begins within a name.
+_INFIXES = ("_lora", "_lora1", "_lora2")
+# cloneofsimo's first format: places are counted in the order of the model's modules.
+_COUNTED = re.compile(r"(\w+:\d+):(?:up|down)")
 _DOTS = max(3, *(ending.count(".") for ending in _OWNERS))  # of an ending; 3 with the name of an adapter
 
 
@@ -110,7 +133,7 @@ def split_key(key: str) -> KeyParts | None:
     start = key.find(".")
     found = _OWNERS.get(key[start:]) if start >= 0 else None
     if found is not None:
-        return KeyParts(key[:start], *found)
+        return KeyParts(key[:start] + _TAILS.get(key[start:], ""), *found)
     starts: list[int] = []
     start = len(key)
     for _ in range(_DOTS):
@@ -118,19 +141,20 @@ def split_key(key: str) -> KeyParts | None:
         if start < 0:
             break
         starts.append(start)
-        if key.endswith("_lora", 0, start):  # "to_q_lora.up.weight"
-            starts.append(start - len("_lora"))
+        if key.endswith(_INFIXES, 0, start):
+            starts.append(key.rindex("_", 0, start))
     for start in reversed(starts):
         ending = key[start:]
         found = _OWNERS.get(ending)
         if found is not None:
-            return KeyParts(key[:start], *found)
+            return KeyParts(key[:start] + _TAILS.get(ending, ""), *found)
         if ending.startswith(".lora_") and (named := _NAMED.fullmatch(ending)) is not None:
             found = _OWNERS.get(named[1] + (named[3] or ""))
             if found is not None:
                 role, spelling, owner = found
                 return KeyParts(key[:start], role, spelling + named[2], owner)
-    return None
+    counted = _COUNTED.fullmatch(key)
+    return None if counted is None else KeyParts(counted[1], key, "/", COUNTED)
 
 
 def replaced_parts(key: str) -> KeyParts | None:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_runtime.adapters.refusals import refusal
 from lora_runtime.errors import LoraFileError
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Training", "read_adapter_config", "read_training"]
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAMES", "Training", "read_adapter_config", "read_training"]
 
-WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"  # in a folder that PEFT has saved
+# In a folder that PEFT or MLX-LM has saved.
+WEIGHTS_NAMES, CONFIG_NAME = ("adapter_model.safetensors", "adapters.safetensors"), "adapter_config.json"
 
 _KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
@@ -21,9 +23,9 @@ _MOST_NAMES = 100  # of modules that are saved whole: each key is compared with 
 _MOST_TERMS = 100  # of OFT's series, each a product of matrices; five are usual
 # PEFT's patterns are regular expressions from a file: one with nested repetition could run for ever.
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
+_MOST_PARAMETERS = 1000
+_EXPERTS = ("gate_up_proj", "down_proj")  # as transformers' modules have them
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
-# These begin by changing the weights of the model, so their factors are right only on the changed ones.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Training:
             return True
         return any(f".{name}." in f".{path}" for name in self.saved_whole)
 
+    # Ends of the names of parameters that factors are for, where their module is not enough (PEFT's target_parameters).
+    parameters: tuple[str, ...] = ()
+
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
         if not self.settings:
@@ -54,6 +59,20 @@ class Training:
         name = stem[len(found) + 1 :] if found else stem
         alpha = _matching(settings.get("alpha_pattern", {}), name, settings.get("lora_alpha"))
         return (None if alpha is None else float(alpha)), bool(settings.get("use_rslora"))
+
+    def parameters_of(self, module: str) -> list[str]:
+        """Return the names of the parameters of a module that factors are for, in the order in which PEFT nests them.
+
+        The order is that in which the module has them, which no file tells: it is known of transformers' experts.
+        ValueError for others.
+        """
+        if not self.parameters:
+            return []
+        ends = {name.rpartition(".")[2]: name for name in self.parameters}
+        found = [last for last, name in ends.items() if f".{module}.{last}".endswith(f".{name}")]
+        if len(found) > 1 and set(found) != set(_EXPERTS):
+            raise ValueError(f"only the model tells which factors are for which of its parameters {', '.join(found)}")
+        return sorted(found, key=lambda last: _EXPERTS.index(last) if last in _EXPERTS else 0)
 
     def scale_of(self, stem: str) -> float | None:
         """Return the scale of a module where it is said apart from its factors (PEFT's LoHa and LoKr), or None."""
@@ -70,9 +89,9 @@ def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def read_adapter_config(raw: bytes) -> Training:
-    """Return the settings in PEFT's adapter_config.json; ValueError where it cannot be read.
+    """Return the settings in PEFT's or MLX-LM's adapter_config.json; ValueError where it cannot be read.
 
-    LoraFileError where the file is no change of the model's own weights.
+    LoraFileError where the file holds no change of the model's own weights.
     """
     training, config = _read_tuner(raw), json.loads(raw)
     names = config.get("modules_to_save") or []
@@ -86,22 +105,22 @@ def read_adapter_config(raw: bytes) -> Training:
 def _read_tuner(raw: bytes) -> Training:
     """Return the settings of the tuner; ValueError where they cannot be read.
 
-    LoraFileError where the factors are no change of the model's own weights (PiSSA, OLoRA, CorDA, …). Tuners whose
+    LoraFileError where the factors are no change of the model's own weights (PiSSA, prompt tuning, …). Tuners whose
     alpha is in no config, or that are not known, give no settings: their keys tell what they are.
     """
     try:
         config = json.loads(raw)
         kind = config.get("peft_type")
-        start = str(config.get("init_lora_weights", ""))
-        if kind == "LORA" and start.lower().startswith(_CHANGE_THE_BASE):
-            raise LoraFileError(
-                f"its training began by changing the model's weights ({start}), and its factors are right only on "
-                "those; save it again with path_initial_model_for_weight_conversion"
-            )
+        if (reason := refusal(config)) is not None:
+            raise LoraFileError(reason)
         if kind == "LORA":
             setting = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             _check(setting)
-            return Training({"": setting})
+            return Training({"": setting}, parameters=_parameters(config.get("target_parameters") or []))
+        if kind is None and "lora_parameters" in config:  # MLX-LM's
+            scale = config["lora_parameters"]["scale"]
+            _check({"lora_alpha": scale})
+            return Training(options={"mlx_scale": float(scale)})
         if kind in ("LOHA", "LOKR"):
             ratio = {name: dict(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")}
             ratio |= {"alpha": config["alpha"], "r": config["r"]}
@@ -115,6 +134,34 @@ def _read_tuner(raw: bytes) -> Training:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error})") from None
 
 
+# By tuner: the settings that its formula needs, and what PEFT takes where a configuration does not say.
+_SETTINGS: Mapping[object, Mapping[str, bool | int | float | str]] = {
+    "PVERA": {"sample_at_inference": False},
+    "RANDLORA": {"randlora_alpha": 640.0},
+    "VBLORA": {"topk": 2},
+    "FOURIERFT": {"scaling": 150.0, "random_loc_seed": 777},
+    "WAVEFT": {"scaling": 25.0, "random_loc_seed": 777, "wavelet_family": "db1", "use_idwt": True},
+}
+
+
+def _checked(config: Mapping[str, Any], name: str, default: bool | int | float | str) -> bool | int | float | str:
+    """Return a setting of the kind that its default has; ValueError where it is of another, or out of bounds."""
+    value: Any = config.get(name, default)
+    if type(default) is float:
+        _check({"lora_alpha": value})
+        return float(value)
+    if type(value) is not type(default) or (type(value) is int and not -(2**63) <= value < 2**63):
+        raise ValueError(f"{name} {value!r:.40} is none")
+    return value
+
+
+def _parameters(listed: object) -> tuple[str, ...]:
+    """Return the ends of names of parameters; each module is compared with all, so there may not be too many."""
+    if not isinstance(listed, list) or len(listed) > _MOST_PARAMETERS:
+        raise ValueError(f"target_parameters is no list of at most {_MOST_PARAMETERS} names")
+    return tuple(str(name) for name in listed)
+
+
 def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the formula of a tuner depends on, beside its tensors."""
     if kind == "ADALORA":
@@ -124,6 +171,8 @@ def _options(kind: object, config: Mapping[str, Any]) -> dict[str, Any]:
         if options["init_r"] < 0:
             raise ValueError("a rank that is negative")
         return options
+    if kind in _SETTINGS:
+        return {name: _checked(config, name, default) for name, default in _SETTINGS[kind].items()}
     if kind == "HRA":
         return {"apply_GS": bool(config.get("apply_GS"))}
     if kind == "MISS":
@@ -195,7 +244,10 @@ def _oft_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_training(metadata: Mapping[str, str]) -> Training:
-    """Return the settings in a file's metadata; ValueError where they are there and cannot be read."""
+    """Return the settings in a file's metadata; ValueError where they are there and cannot be read.
+
+    LoraFileError where they say that the file holds no change of the model's own weights.
+    """
     raw = metadata.get(_KEY)
     if raw is None:
         return Training()
@@ -203,11 +255,18 @@ def read_training(metadata: Mapping[str, str]) -> Training:
         found = json.loads(raw)
         if not isinstance(found, dict):
             raise ValueError("no table")
-        settings: dict[str, dict[str, Any]] = {}
+        everything: dict[str, dict[str, Any]] = {}
         for key, value in found.items():
             prefix, _, name = key.rpartition(".")
-            if name in _FIELDS:
-                settings.setdefault(prefix, {})[name] = value
+            everything.setdefault(prefix, {})[name] = value
+        for prefix, setting in everything.items():
+            if (reason := refusal(setting)) is not None:
+                raise LoraFileError(f"its {prefix or 'LoRA'}: {reason}")
+        chosen = {
+            prefix: {name: setting[name] for name in _FIELDS if name in setting}
+            for prefix, setting in everything.items()
+        }
+        settings = {prefix: setting for prefix, setting in chosen.items() if setting}
         for setting in settings.values():
             _check(setting)
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:

@@ -56,6 +56,7 @@ def _shown(facts: dict[str, Any]) -> str:
         "rank": span_of(facts["ranks"]),
         "alpha": span_of(facts["alphas"]),
         "trigger words": ", ".join(facts["trigger_words"]),
+        "note": "; ".join(facts["notes"]),
         "keys": _count(facts["keys"], "key"),
         **{f"  {name}": _count(count, "key") for name, count in facts["components"].items()},
         "size": f"{human_size(facts['size'])} ({facts['size']:,} bytes)",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapters.judge import LAYERS, STEM, agree, build, linear, made, patched, rand, randomise, saved, seen
 from lycoris.modules.full import FullModule
 from lycoris.modules.norms import NormModule
+from safetensors.torch import save_file
 from torch import nn
+
+import lora_runtime
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -74,6 +78,41 @@ def test_an_alpha_says_nothing_about_a_difference(tmp_path: Path) -> None:
     (adapter,) = lora.adapters[STEM]
     assert torch.equal(adapter.delta(torch.zeros(6, 4)), rand(6, 4))
     assert dict(lora.unused) == {f"{STEM}.alpha": "an alpha without factors"}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25, -0.5])
+def test_a_replacement_is_a_straight_line_from_the_old_weight_to_the_new(strength: float, tmp_path: Path) -> None:
+    base = linear()
+    assert isinstance(base.weight, torch.Tensor)
+    (adapter,) = found = saved({"set_weight": rand(24, 12)}, tmp_path).adapters[STEM]
+    assert (adapter.algorithm, adapter.base_dependent) == ("set", True)
+    exact = (1 - strength) * base.weight.double() + strength * rand(24, 12).double()
+    torch.testing.assert_close(patched(base, found, strength)["weight"].double(), exact, rtol=1e-5, atol=1e-6)
+    assert adapter.misfit(torch.Size((24, 13))) == "made for (24, 12), the weight is (24, 13)"
+
+
+class Block(nn.Module):
+    """What of a block of Wan, and of a block of Flux in diffusers' names, is no linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(rand(1, 6, 8))
+        self.key_norm = nn.LayerNorm(8, bias=False)
+        self.proj = nn.Linear(8, 8)
+
+
+def test_a_bare_parameter_and_the_scale_of_a_norm_are_found_in_a_model(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Block()])})
+    change, scale = rand(1, 6, 8, seed=1), rand(8, seed=2)
+    save_file(
+        {"diffusion_model.blocks.0.diff_m": change, "blocks.0.key_norm.scale": scale}, tmp_path / "style.safetensors"
+    )
+    with lora_runtime.apply(model, "<lora:style:0.5>", loras=tmp_path) as applied:
+        block: Any = model["blocks"][0]  # type: ignore[index]
+        assert applied.report.loras[0].used == 2
+        torch.testing.assert_close(block.modulation.data, rand(1, 6, 8) + change / 2)
+        torch.testing.assert_close(block.key_norm.weight.data, (1 + scale) / 2)
+    assert torch.equal(block.modulation.data, rand(1, 6, 8))
 
 
 def test_the_delta_is_a_tensor_of_its_own() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_runtime.adapters import Adapter, Group, LowRank
 from lora_runtime.adapters.lora import build
+from lora_runtime.lora import load_lora, outline
 
 # Δ is one product in float32 of inputs of size one over a rank of 3, so float32's last place and a few more.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -163,6 +166,22 @@ def test_delta_is_not_rounded_inside_autocast() -> None:
 )
 def test_a_misfit_names_both_shapes(shape: tuple[int, ...], reason: str) -> None:
     assert made(torch.zeros(320, 4), torch.zeros(4, 768)).misfit(torch.Size(shape)) == reason
+
+
+def test_factors_for_a_weight_that_was_enlarged_fit_only_one_that_is(tmp_path: Path) -> None:
+    tensors = {
+        "img_in.lora_B.weight": rand(6, 2),
+        "img_in.lora_A.weight": rand(2, 8),
+        "img_in.reshape_weight": torch.tensor([6, 8]),
+    }
+    path = tmp_path / "control.safetensors"
+    save_file(tensors, path)
+    for lora in (load_lora(path), outline(path)):
+        (adapter,) = lora.adapters["img_in"]
+        assert set(adapter.keys) == set(tensors)
+        assert adapter.misfit(torch.Size((6, 8))) is None
+        reason = "made for a weight enlarged to (6, 8); a live weight, here (6, 4), keeps its shape"
+        assert adapter.misfit(torch.Size((6, 4))) == reason
 
 
 def test_a_kernel_does_not_fit_a_linear_layer_of_the_same_size() -> None:

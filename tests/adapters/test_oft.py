@@ -55,6 +55,46 @@ def test_at_other_strengths_a_rotation_is_what_lycoris_makes_of_it(
     agree(base, module, saved(module.state_dict(), tmp_path), strength)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.01])  # within the limit; the norm is cut
+def test_runs_of_outputs_turn_apart(alpha: float, tmp_path: Path) -> None:
+    # By kohya's formula for Flux: each run of rows has blocks, a norm and a limit (alpha · its outputs) of its own.
+    sizes = [(2, 4), (2, 4), (2, 4), (2, 6)]  # blocks and rows of each: q, k, v and the MLP
+    blocks = [rand(count, size, size, seed=run) * 0.3 for run, (count, size) in enumerate(sizes)]
+    weight = rand(36, 10)
+    expected = []
+    for one, rows in zip(blocks, weight.double().split([count * size for count, size in sizes]), strict=True):
+        limit = alpha * rows.shape[0]
+        norm = (one.double() - one.double().mT).norm().item()
+        turns = rotations(one * min(1.0, limit / norm))
+        turned = [turn.T @ block for turn, block in zip(turns, rows.reshape(*one.shape[:2], -1), strict=True)]
+        expected.append(torch.cat(turned))
+    tensors = {f"oft_blocks.{run}": one for run, one in enumerate(blocks)} | {"alpha": torch.tensor(alpha)}
+    lora = saved(tensors, tmp_path, backwards=True)
+    (adapter,) = lora.adapters[STEM]
+    assert len(adapter.keys) == 5
+    merged = weight + adapter.delta(weight)
+    torch.testing.assert_close(merged.double(), torch.cat(expected), rtol=1e-5, atol=1e-5)
+    assert adapter.misfit(torch.Size((36, 3))) is None
+    assert adapter.misfit(torch.Size((35, 3))) == "made for 8 + 8 + 8 + 12 outputs, the weight is (35, 3)"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"blocks.1": rand(2, 4, 4)}, "the runs of outputs are not those from 0 on: blocks.1 (2, 4, 4)"),
+        (
+            {"blocks.0": rand(2, 4, 4), "rescale": rand(8)},
+            "the runs of outputs are not those from 0 on: blocks.0 (2, 4, 4), rescale (8,)",
+        ),
+        ({"blocks.0": rand(2, 4, 3)}, "the blocks are not square: blocks.0 (2, 4, 3)"),
+    ],
+)
+def test_runs_that_contradict_themselves_are_named(tensors: dict[str, Tensor], reason: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        made("oft", tensors)
+    assert str(caught.value) == reason
+
+
 @pytest.mark.parametrize(("algorithm", "kind"), KINDS)
 def test_a_strength_is_always_a_straight_line_from_the_original(
     algorithm: str, kind: type[nn.Module], tmp_path: Path

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lora_runtime
@@ -21,6 +21,8 @@ from lora_runtime.lora_cache import LoraCache
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+    # It looks for patterns among modules alone, and applies them to parameters all the same.
+    pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning"),
 ]
 
 
@@ -39,6 +41,42 @@ class Plain(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+class Words(nn.Module):
+    """A table of embeddings as square as its rank of columns, another, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.square, self.table, self.first = nn.Embedding(8, 8), nn.Embedding(20, 8), nn.Linear(8, 8)
+
+
+class Experts(nn.Module):
+    """Three experts as transformers keeps them: two parameters, (experts, out, in), or turned."""
+
+    def __init__(self, turned: bool, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.is_transposed = turned
+        up, down = (3, width, 8), (3, 8, width // 2)
+        self.gate_up_proj = nn.Parameter(torch.randn(up).mT.contiguous() if turned else torch.randn(up))
+        self.down_proj = nn.Parameter(torch.randn(down).mT.contiguous() if turned else torch.randn(down))
+
+
+class Mixture(nn.Module):
+    """A layer of experts, after a linear layer."""
+
+    def __init__(self, turned: bool = False, width: int = 20) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"experts": Experts(turned, width)})
+        self.first = nn.Linear(8, 8)
+
+
+def mixture_config(*names: str, **options: Any) -> Any:
+    return peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["first"], target_parameters=[f"experts.{name}" for name in names], **options
+    )
 
 
 def saved(model: nn.Module, config: Any, folder: Path) -> dict[str, torch.Tensor]:
@@ -67,6 +105,34 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
     ),
     "rank-stabilised": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["first"])),
     "DoRA": (Plain, peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["first", "second"])),
+    "embeddings": (
+        Words,
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["square", "table", "first"], alpha_pattern={"table": 3}),
+    ),
+    "DoRA of embeddings": (
+        Words,
+        peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["square", "table", "first"]),
+    ),
+    "tokens with rows of their own": (
+        Words,
+        peft.LoraConfig(
+            r=4, lora_alpha=6, target_modules=["first"], trainable_token_indices={"table": [1, 17], "square": [3]}
+        ),
+    ),
+    "tokens alone": (Words, peft.TrainableTokensConfig(target_modules=["table"], token_indices=[1, 17])),
+    "experts": (Mixture, mixture_config("down_proj", "gate_up_proj", alpha_pattern={"experts.down_proj": 3})),
+    "one parameter of experts": (Mixture, mixture_config("down_proj", use_rslora=True)),
+    "turned experts": (lambda: Mixture(True), mixture_config("gate_up_proj", "down_proj")),
+    "turned experts as square as those of GPT-OSS": (lambda: Mixture(True, 16), mixture_config("down_proj")),
+    "biases trained beside the factors": (
+        Plain,
+        peft.LoraConfig(r=4, lora_alpha=6, bias="lora_only", target_modules=["first", "second"]),
+    ),
+    "noise while training": (
+        Plain,
+        peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="orthogonal", target_modules=["first"]),
+    ),
+    "biases of factors": (Plain, peft.LoraConfig(r=4, lora_alpha=6, lora_bias=True, target_modules=["first"])),
     "LoHa": (Plain, peft.LoHaConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr": (Plain, peft.LoKrConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr of whole factors": (
@@ -91,6 +157,13 @@ def test_the_weights_are_those_that_peft_merges(name: str, tmp_path: Path) -> No
     applied.restore()
     for key, weight in model.state_dict().items():
         assert torch.equal(weight, before[key])
+
+
+def test_factors_of_an_embedding_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    keys = {"x.lora_embedding_A": torch.ones(2, 9), "x.lora_embedding_B": torch.ones(8, 3)}
+    save_file(keys, tmp_path / "style.safetensors")
+    with pytest.raises(CorruptFileError, match="the factors do not fit together"):
+        load_lora(tmp_path / "style.safetensors")
 
 
 def test_a_generation_pipeline_is_patched_like_its_model(tmp_path: Path) -> None:
@@ -123,6 +196,142 @@ def test_factors_for_a_changed_base_are_refused_by_name(start: str, tmp_path: Pa
     assert not isinstance(caught.value, CorruptFileError)
 
 
+def test_factors_that_were_converted_for_the_original_weights_are_read(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=6, init_lora_weights="pissa", target_modules=["first", "second"])
+    wrapped = peft.get_peft_model(Plain(), config)
+    # As PEFT asks for: the factors before the training, on the original weights, are what the conversion takes away.
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(str(tmp_path / "start"))
+    wrapped.peft_config["default"].init_lora_weights = "pissa"
+    torch.manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.3
+    wrapped.save_pretrained(str(tmp_path / "style"), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    expected = wrapped.merge_and_unload().state_dict()
+    model = Plain()
+    with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):
+        for key, weight in model.state_dict().items():
+            torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=2e-6)
+
+
+def test_experts_of_another_model_do_not_fit(tmp_path: Path) -> None:
+    saved(Mixture(), mixture_config("down_proj"), tmp_path / "style")
+    (adapter,) = load_lora(tmp_path / "style").adapters["base_model.model.mlp.experts.down_proj"]
+    assert adapter.misfit(torch.Size((3, 8, 10))) is None
+    assert adapter.misfit(torch.Size((8, 10))) is None  # one expert of rank 6
+    for shape in [(4, 8, 10), (3, 10, 8), (8,), (0, 8, 10)]:
+        reason = f"made for experts of (8, 10) with 6 ranks together, the weight is {shape}"
+        assert adapter.misfit(torch.Size(shape)) == reason
+    weight = torch.randn(8, 10)
+    factors = load_file(tmp_path / "style" / "adapter_model.safetensors")
+    up, down = (factors[f"base_model.model.mlp.experts.lora_{side}.weight"] for side in "BA")
+    torch.testing.assert_close(adapter.delta(weight), (up @ down), rtol=1e-5, atol=1e-5)  # alpha 6, rank 6
+
+
+EXPERTS = "base_model.model.mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("names", "stem", "tensors", "reason"),
+    [
+        (["experts.a", "experts.b"], EXPERTS, {}, "only the model tells which factors are for which"),
+        (["experts.down_proj"], f"{EXPERTS}.base_layer", {}, "one of more than the 1 parameters of this module"),
+        (["experts.down_proj"], EXPERTS, {"lora_A.weight": torch.ones(3, 8)}, "the factors do not fit together"),
+        (["experts.down_proj"], EXPERTS, {"lora_A.weight": None}, "up without down"),
+    ],
+)
+def test_factors_of_experts_that_cannot_be_placed_are_named(
+    names: list[str], stem: str, tensors: dict[str, torch.Tensor | None], reason: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "lora_alpha": 4, "target_parameters": names})
+    given = {"lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 4)} | tensors
+    weights = path / "adapter_model.safetensors"
+    save_file({f"{stem}.{role}": tensor for role, tensor in given.items() if tensor is not None}, weights)
+    with pytest.raises(LoraFileError, match=reason):
+        load_lora(path)
+
+
+def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["second.weight"])
+    expected = saved(Plain(), config, tmp_path / "style")
+    model = Plain()
+    with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):
+        torch.testing.assert_close(model.second.weight.data, expected["second.weight"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (None, r"only the adapter_config\.json"),
+        ({"other": [1]}, r"only the adapter_config\.json"),
+        ([1, 2, 3], "3 tokens in the configuration: rows .2, 4."),
+        ([1, 1], "2 tokens in the configuration"),
+        ([1, -1], "are no list of numbers"),
+        ({"x": 5}, "are no list of numbers"),
+    ],
+)
+def test_rows_for_no_known_tokens_are_named(tokens: Any, reason: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "trainable_token_indices": tokens})
+    rows = {"x.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}
+    save_file(rows, path / "adapter_model.safetensors")
+    with pytest.raises(CorruptFileError, match=reason):
+        load_lora(path)
+
+
+def test_rows_fit_a_table_that_has_them(tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "trainable_token_indices": [2, 5]})
+    save_file({"x.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}, path / "adapter_model.safetensors")
+    (adapter,) = load_lora(path).adapters["x"]
+    assert adapter.misfit(torch.Size((6, 4))) is None
+    for shape in [(5, 4), (6, 5), (6,)]:
+        reason = f"made for a table of more than 5 rows of 4, the weight is {shape}"
+        assert adapter.misfit(torch.Size(shape)) == reason
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *[
+        ({"peft_type": kind}, "changes no weight")
+        for kind in (
+            *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+            *("ADAPTION_PROMPT", "SHADOW"),
+        )
+    ],
+    *[({"peft_type": kind}, "anew for each input") for kind in ("XLORA", "POLY", "LILY")],
+    ({"peft_type": "TINYLORA"}, "TinyLoRA's file does not say"),
+    ({"peft_type": "LORA", "use_qalora": True}, "QALoRA adds up groups of inputs"),
+    ({"peft_type": "LORA", "alora_invocation_tokens": [5, 6]}, "an activated LoRA"),
+    ({"peft_type": "LORA", "arrow_config": {"top_k": 3}}, "Arrow mixes several adapters"),
+    ({"peft_type": "LORA", "kasa_config": {"beta": 0.1}}, "KaSA began by cutting"),
+    ({"peft_type": "LORA", "use_bdlora": {"nblocks": 2}}, "BD-LoRA's factors"),
+    ({"peft_type": "LORA", "layer_replication": [[0, 4], [2, 5]]}, "its model repeats layers"),
+]
+
+
+@pytest.mark.parametrize(("config", "reason"), REFUSED)
+def test_what_is_no_change_of_weights_is_refused_by_name(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "style", config)
+    with pytest.raises(LoraFileError, match=reason) as caught:
+        load_lora(path)
+    assert not isinstance(caught.value, CorruptFileError)
+    assert str(caught.value).startswith(f"{path / 'adapter_model.safetensors'}: ")
+
+
+def test_what_peft_says_by_default_is_refused_by_nobody(tmp_path: Path) -> None:
+    # A version of PEFT with a new setting, or a setting that is off, is no reason.
+    settings = {**peft.LoraConfig(lora_alpha=4).to_dict(), "peft_type": "LORA", "some_day": True}
+    settings = {name: list(value) if isinstance(value, set) else value for name, value in settings.items()}
+    assert load_lora(folder(tmp_path / "style", settings)).adapters
+
+
+def test_metadata_that_speak_of_a_changed_base_are_refused_too(tmp_path: Path) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.init_lora_weights": "pissa_niter_4"})}
+    keys = {"unet.x.lora_A.weight": torch.ones(2, 8), "unet.x.lora_B.weight": torch.ones(8, 2)}
+    save_file(keys, tmp_path / "style.safetensors", metadata)
+    with pytest.raises(LoraFileError, match="its unet: its training began by changing the model's weights"):
+        load_lora(tmp_path / "style.safetensors")
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -130,6 +339,8 @@ def test_factors_for_a_changed_base_are_refused_by_name(start: str, tmp_path: Pa
         "[]",
         {"peft_type": "LORA", "lora_alpha": "much"},
         {"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {"(a+)+$": 2}},
+        {"peft_type": "LORA", "target_parameters": "experts.down_proj"},
+        {"peft_type": "LORA", "target_parameters": ["x"] * 1001},
         {"peft_type": "LOHA", "alpha": 1},
         {"peft_type": "LOHA", "alpha": 1, "r": 0},
     ],
