@@ -123,6 +123,7 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256_of_fil
     """Return the adapters of these tensors; the hash may be "". Raises as `load_lora` does."""
     try:
         training, config = _training(path, header)
+        training.check(len(header.tensors))
     except ValueError as error:
         raise CorruptFileError(f"{path}: {error}") from error
     found = _Builder(tensors, training)
