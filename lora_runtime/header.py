@@ -54,6 +54,7 @@ _LENGTH = struct.Struct("<Q")
 _MAX_MARKS = 4_000_000
 # No dimension, and no product of those that are not 0, goes beyond what torch can hold in an int64.
 _MAX_ELEMENTS = 2**63
+_MANY_OBJECTS = 100_000
 _SHOWN = 120  # characters of a name or a shape in a message
 
 _BITS = {
@@ -186,6 +187,11 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            # The first walk after the block would be over all that was made in it: where that is much, it goes straight
+            # to the oldest generation. (What a host has frozen stays so.)
+            if gc.get_count()[0] > _MANY_OBJECTS and gc.get_freeze_count() == 0:
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -302,19 +302,20 @@ def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
         return "SDXL"
     text_encoder = UNKNOWN
     for key, info in tensors.items():
-        width = _input_width(key, info)
-        if width in _CROSS_ATTENTION and "attn2" in key and ("to_k" in key or "to_v" in key):
-            return _CROSS_ATTENTION[width]
-        if width in _TEXT_ENCODER and "self_attn" in key and key.startswith(("lora_te_", "text_encoder.")):
-            text_encoder = _TEXT_ENCODER[width]
+        if "attn2" in key and ("to_k" in key or "to_v" in key):
+            width = _input_width(key, info)
+            if width in _CROSS_ATTENTION:
+                return _CROSS_ATTENTION[width]
+        elif "self_attn" in key and key.startswith(("lora_te_", "text_encoder.")):
+            text_encoder = _TEXT_ENCODER.get(_input_width(key, info), text_encoder)
     return text_encoder
 
 
-def _input_width(key: str, info: TensorInfo) -> int | None:
-    """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it."""
+def _input_width(key: str, info: TensorInfo) -> int:
+    """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it, else 0."""
     suffix = _split(key)[1]
     told = suffix == "diff" or _SUFFIXES.get(suffix) in (("lora", 0), ("loha", 0))
-    return info.shape[1] if told and len(info.shape) >= 2 else None
+    return info.shape[1] if told and len(info.shape) >= 2 else 0
 
 
 # --- components and words ----------------------------------------------------------------------------------------
