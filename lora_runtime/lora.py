@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
@@ -213,7 +214,8 @@ def _memory(path: Path, size: int) -> Tensor:
         if size < _HUGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(size, dtype=torch.uint8, device="cpu")
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel that was built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=torch.uint8)
     except (RuntimeError, OSError) as error:
         raise LoraFileError(f"{path}: cannot be read: there is no memory for its {size:,} bytes") from error

@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import math
+import mmap
 import os
 import pickle
 import struct
@@ -633,6 +634,26 @@ def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     monkeypatch.setattr(loading.torch, "empty", none_left)
     monkeypatch.setattr(loading.mmap, "mmap", none_left)
     assert "there is no memory for its 16,777,216 bytes" in str(error_of(path, load_lora))
+
+
+@pytest.mark.parametrize("kernel_has_them", [False, True])
+def test_what_lies_in_huge_pages_is_what_the_file_holds(
+    kernel_has_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel_has_them:
+
+        class Memory(mmap.mmap):
+            def madvise(self, *_: object) -> None:
+                raise OSError(22, "Invalid argument")
+
+        monkeypatch.setattr(loading.mmap, "mmap", Memory)
+    up, down = factors(1, 6, 1 << 20)
+    path = write(tmp_path / "a.safetensors", {"x.lora_up.weight": raw(up), "x.lora_down.weight": raw(down)})
+    (adapter,) = load_lora(path).adapters["x"]
+    found = adapter.factors()
+    assert found is not None
+    assert torch.equal(found.up, up)
+    assert torch.equal(found.down, down)
 
 
 _PEAK = """
