@@ -9,6 +9,11 @@ attention blocks of a UNet of SD1.5's size; `first` (the first apply of a proces
 (10 LoRAs of rank 16) and `-conv` (3 LoCons of rank 16 on the 3×3 convolutions) behind their names. `parse10k` and
 `import` need no model.
 
+`load200` is load_lora of a file of 200 MB, beside `read` (Path.read_bytes: into new memory, as any loader needs it)
+and `sha256` (the hash alone, of bytes in memory); `keys100k` a file of 100,000 keys. The page cache is warm. `delta …`
+is one layer of SDXL in float32, for each kind of adapter that LyCORIS or PEFT makes (judges.py): our Δ(W₀), of the file
+that the library wrote, and the library's own merged weight. (Ours joins a sum in merge.py; PEFT adds in place.)
+
 Seconds are minima over rounds in which the order of who goes is shuffled. Bytes are the most memory that was in use
 above that of the loaded model, taken in a process of its own; null where it was not taken. The bytes of the floor are
 those of the touched weights, and those of `files` the size of the LoRA files, which whoever reads them may hold too.
@@ -29,7 +34,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -224,7 +229,90 @@ def import_worker(options: Options) -> Iterator[Record]:
     assert "torch" not in sys.modules
 
 
-WORKERS = {"rounds": rounds_worker, "first": first_worker, "parse": parse_worker, "import": import_worker}
+def load_worker(options: Options) -> Iterator[Record]:
+    """Yield the time to load a large file and one of many keys, and what reading and hashing alone take."""
+    import hashlib
+
+    from benchmarks.model import write_large_lora, write_many_keys
+    from lora_runtime.lora import load_lora
+
+    large = write_large_lora(Path(options.folder) / "large.safetensors", 2_000_000 if options.quick else 200_000_000)
+    many = write_many_keys(Path(options.folder) / "many.safetensors", 999 if options.quick else 99_999)
+    content = large.read_bytes()
+    ways = {
+        ("load200", "ours"): lambda: load_lora(large),
+        ("load200", "read"): large.read_bytes,
+        ("load200", "sha256"): lambda: hashlib.sha256(content),
+        ("keys100k", "ours"): lambda: load_lora(many),
+    }
+    best = minima(ways, options.rounds)
+    for (case, who), taken in best.items():
+        yield Record(case, "-", who, taken, None)
+
+
+def minima(ways: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
+    """Return the least seconds of each way, over rounds in a shuffled order; one more warms up."""
+    best: dict[Any, float] = {}
+    shuffle = random.Random(0)
+    for number in range(rounds + 1):
+        order = list(ways)
+        shuffle.shuffle(order)
+        for way in order:
+            gc.collect()
+            start = time.perf_counter()
+            ways[way]()
+            taken = time.perf_counter() - start
+            if number:
+                best[way] = min(taken, best.get(way, taken))
+    return best
+
+
+# SDXL's layers: (out, in) or (out, in, kernel), and a small one for a quick run.
+LAYERS = {"attention": (1280, 1280), "cross": (1280, 2048), "ff": (10240, 1280), "conv": (640, 640, 3)}
+SMALL_LAYERS = {"attention": (128, 128)}
+
+
+def delta_worker(options: Options) -> Iterator[Record]:
+    """Yield the time of our Δ(W₀), and of the library's own merge, for each judge and layer."""
+    import torch
+
+    from benchmarks.judges import JUDGES, judged, quiet
+
+    for layer, (out, columns, *kernel) in (SMALL_LAYERS if options.quick else LAYERS).items():
+        for judge in JUDGES:
+            if kernel and not judge.convolutions:
+                continue
+            torch.manual_seed(0)
+            made = (
+                torch.nn.Conv2d(columns, out, kernel[0], bias=False)
+                if kernel
+                else torch.nn.Linear(columns, out, bias=False)
+            )
+            with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+                found = judged(judge, made, Path(folder))
+                if found is None:
+                    continue
+                times: dict[str, float] = {}
+                for number in range(options.rounds + 1):
+                    found.reset()
+                    for who, run in (("ours", found.delta), (judge.library, found.merged)):
+                        start = time.perf_counter()
+                        run()
+                        taken = time.perf_counter() - start
+                        if number:
+                            times[who] = min(taken, times.get(who, taken))
+            for who, taken in times.items():
+                yield Record(f"delta {judge.name} {layer}", "-", who, taken, None)
+
+
+WORKERS = {
+    "rounds": rounds_worker,
+    "first": first_worker,
+    "parse": parse_worker,
+    "import": import_worker,
+    "load": load_worker,
+    "delta": delta_worker,
+}
 
 
 def named(case: str, variant: str) -> str:
@@ -267,10 +355,15 @@ def jobs_of(arguments: argparse.Namespace, folder: str) -> Iterator[Job]:
 
 def measure(arguments: argparse.Namespace, folder: str) -> list[Record]:
     """Return all records, one for each case, dtype and who."""
+    if arguments.only in ("load", "delta"):
+        options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds)
+        return merged(work([(arguments.only, options)]))
+    options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds)
     jobs = list(jobs_of(arguments, folder))
+    if arguments.only is None:
+        jobs += [("load", options), ("delta", options)]
     # Most of a quick run would be imports: there all jobs share one process.
     processes = [jobs] if arguments.quick else [[job] for job in jobs]
-    options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds)
     processes += [[("parse", options)]] + [[("import", options)]] * arguments.rounds
     return merged(record for process in processes for record in work(process))
 
@@ -347,6 +440,17 @@ def aims(records: list[Record]) -> Iterator[Aim]:
     for case, limit, text in (("parse10k", 0.015, "seconds to parse 10 KB"), ("import", 0.1, "seconds to import")):
         if value := seconds.get((case, "-", "ours")):
             yield Aim(text, value, limit)
+    for case, who, other, limit, text in (
+        ("load200", "ours", "read", 1.3, "200 MB: load / read"),
+        ("load200", "ours", "sha256", 1.3, "200 MB: load / SHA-256 alone"),
+    ):
+        if (value := ratio(case, who, case, other, "-")) is not None:
+            yield Aim(text, value, limit)
+    if value := seconds.get(("keys100k", "-", "ours")):
+        yield Aim("seconds for 100,000 keys", value, 2)
+    for case, dtype, who in seconds:
+        if case.startswith("delta ") and who != "ours" and (value := ratio(case, "ours", case, who, dtype)) is not None:
+            yield Aim(f"{case.removeprefix('delta ')}: ours / theirs", value, 1.1)
 
 
 def table(records: list[Record]) -> Iterator[str]:
@@ -365,9 +469,20 @@ def table(records: list[Record]) -> Iterator[str]:
                 size = row[0].bytes if row[0] else None
                 yield f"  {who:16}" + "".join(times) + (f"{size / 1e6:12.1f}" if size is not None else f"{'–':>12}")
     yield ""
-    for case in ("parse10k", "import", "import+parse"):
-        if (found := cell.get((case, "-", "ours"))) and found.seconds is not None:
-            yield f"{case:16}{found.seconds * 1000:9.1f} ms"
+    yield f"Δ{'ours':>63}{'theirs':>12}{'ratio':>8}"
+    for (case, dtype, who), theirs in cell.items():
+        mine = cell.get((case, dtype, "ours"))
+        if case.startswith("delta ") and who != "ours" and mine and mine.seconds and theirs.seconds:
+            name, ratio = case.removeprefix("delta "), mine.seconds / theirs.seconds
+            yield f"  {name:50}{mine.seconds * 1000:12.2f}{theirs.seconds * 1000:12.2f}{ratio:8.2f}"
+    yield ""
+    for case, who in (
+        *((case, "ours") for case in ("parse10k", "import", "import+parse", "keys100k", "load200")),
+        ("load200", "read"),
+        ("load200", "sha256"),
+    ):
+        if (found := cell.get((case, "-", who))) and found.seconds is not None:
+            yield f"{case if who == 'ours' else f'{case} {who}':16}{found.seconds * 1000:9.1f} ms"
 
 
 def heading(arguments: argparse.Namespace) -> str:
@@ -397,6 +512,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    parser.add_argument("--only", choices=("models", "load", "delta"), help="one part of the measurements")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that everything runs")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:

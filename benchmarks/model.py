@@ -121,3 +121,29 @@ def write_loras(folder: Path, modules: dict[str, Layer], count: int, rank: int) 
         save_file(tensors, path, {"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
         paths.append(path)
     return paths
+
+
+def write_large_lora(path: Path, size: int) -> Path:
+    """Write a LoRA of about `size` bytes, of modules of SDXL's size in fp16, and return its path."""
+    rank, width = 128, 1280
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for number in range(max(1, size // (4 * rank * width))):
+        key = f"lora_unet_input_blocks_{number}_1_proj_in"
+        tensors[f"{key}.lora_down.weight"] = torch.randn(rank, width, generator=generator).half()
+        tensors[f"{key}.lora_up.weight"] = torch.randn(width, rank, generator=generator).half()
+        tensors[f"{key}.alpha"] = torch.tensor(rank / 2)
+    save_file(tensors, path)
+    return path
+
+
+def write_many_keys(path: Path, count: int) -> Path:
+    """Write a LoRA of `count` keys, three a module, and return its path."""
+    tensors: dict[str, Tensor] = {}
+    for number in range(count // 3):
+        key = f"lora_unet_down_blocks_{number}_attentions_0_transformer_blocks_0_attn1_to_q"
+        tensors[f"{key}.lora_down.weight"] = torch.ones(1, 4).half()
+        tensors[f"{key}.lora_up.weight"] = torch.ones(4, 1).half()
+        tensors[f"{key}.alpha"] = torch.tensor(0.5)
+    save_file(tensors, path)
+    return path

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
+import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -30,15 +32,17 @@ from lora_runtime.adapters import (
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.folder import name_of
-from lora_runtime.header import Header, TensorInfo, header_of, open_file, read_header
+from lora_runtime.header import Header, TensorInfo, header_of, no_collection, open_file, read_header, shown
 from lora_runtime.metadata import family
 
 __all__ = ["Lora", "load_lora", "outline"]
 
-# Read and hashed in pieces that stay in the cache between the two.
-_PIECE = 4 << 20
+_PIECE = 1 << 20  # what is read and hashed at a time, so that it is still in the cache; fp8 is looked through likewise
+_HUGE_PAGES = 8 << 20  # from this size on they pay: at most 2 MB are lost to rounding
 
 _LARGEST_CONFIG = 1 << 20  # PEFT's are a few kilobytes
+_MOST_DIMENSIONS = 8  # a convolution of three has five; torch itself stops at 64, and not everywhere with an error
+_LARGEST_NUMBER = torch.finfo(torch.float32).max  # a product with more would be infinite
 
 _ALGORITHMS = MappingProxyType({algorithm.name: algorithm for algorithm in ALGORITHMS})
 _ORDER = MappingProxyType({algorithm.name: index for index, algorithm in enumerate(ALGORITHMS)})
@@ -101,10 +105,10 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """
     path = _weights_in(Path(path))
     # A tensor made in inference mode could not take part in autograd later; a loaded file outlives the caller's mode.
-    with torch.inference_mode(False), torch.no_grad(), _no_collection():
-        header, buffer, sha256 = _read(path)
-        lora = _made(path, header, _Tensors(header.tensors, buffer), sha256)
-    return replace(lora, name=lora.name if name is None else name, nbytes=buffer.numel())
+    with torch.inference_mode(False), torch.no_grad(), no_collection(), ThreadPoolExecutor(1) as hasher:
+        header, tensors, sha256 = _read(path, hasher)
+        lora = _made(path, header, tensors, sha256)
+    return replace(lora, name=lora.name if name is None else name, nbytes=header.size)
 
 
 def outline(path: str | os.PathLike[str]) -> Lora:
@@ -115,14 +119,15 @@ def outline(path: str | os.PathLike[str]) -> Lora:
     """
     path = _weights_in(Path(path))
     header = read_header(path)
-    with torch.inference_mode(False), torch.no_grad(), _no_collection():
-        return _made(path, header, _Shapes(header.tensors), "")
+    with torch.inference_mode(False), torch.no_grad(), no_collection():
+        return _made(path, header, _Shapes(header.tensors), lambda: "")
 
 
-def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) -> Lora:
-    """Return the adapters of these tensors; `sha256` is that of the file, or "". Raises as `load_lora` does."""
+def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256_of_file: Callable[[], str]) -> Lora:
+    """Return the adapters of these tensors; the hash may be "". Raises as `load_lora` does."""
     try:
         training, config = _training(path, header)
+        training.check(len(header.tensors))
     except LoraFileError as error:
         raise LoraFileError(f"{path}: {error}") from None
     except ValueError as error:
@@ -131,6 +136,7 @@ def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256: str) 
     found.build()
     if not (found.adapters or found.embeddings):
         raise _nothing_usable(path, found)
+    sha256 = sha256_of_file()
     return Lora(
         name=name_of(path),
         path=path,
@@ -165,21 +171,6 @@ def _training(path: Path, header: Header) -> tuple[Training, bytes]:
     return read_adapter_config(raw), raw
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Let the garbage collector wait: nothing that loading makes is garbage.
-
-    Its walks over all that exists were a third of the time of a file of 100,000 keys.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
     """Return the error for a file without a single adapter."""
     if not found.unused:
@@ -187,58 +178,78 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
     key, reason = next(iter(found.unused.items()))
     more = f" (and {len(found.unused) - 1} more keys)" if len(found.unused) > 1 else ""
     kind = CorruptFileError if found.broken else LoraFileError
-    return kind(f"{path}: no adapter in it can be used: {key}{more}: {reason}")
+    return kind(f"{path}: no adapter in it can be used: {shown(key)}{more}: {reason}")
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[Header, Tensor, str]:
-    """Return the header, the file's bytes (uint8) and their hash.
+def _read(path: Path, hasher: ThreadPoolExecutor) -> tuple[Header, _Tensors, Callable[[], str]]:
+    """Return the header, the tensors and a function that waits for the hash of the whole file.
 
     The bytes are read once, so all three are of the same file even while a trainer writes the next one. A memory map
-    would die with the process when the file is truncated, and would lock it on Windows.
+    would die with the process when the file is truncated, and would lock it on Windows. The hash takes longer than
+    all the rest: `hasher`, of one thread, follows behind. The header is checked before memory is taken for the tensors.
     """
     with open_file(path) as file:
-        # torch's memory and not a bytearray's, which would be filled with zeros first.
-        buffer = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8, device="cpu")
-        view, sha256, done = buffer.numpy().data, hashlib.sha256(), 0
+        sha256 = hashlib.sha256()
+        header, start, done = header_of(path, file, sha256), file.tell(), 0
+        buffer = _memory(path, header.size - start)
+        view = buffer.numpy().data
         while count := file.readinto(view[done : done + _PIECE]):
-            sha256.update(view[done : done + count])
+            hasher.submit(sha256.update, view[done : done + count])
             done += count
-    return header_of(path, view[:done]), buffer[:done], sha256.hexdigest()
+    if done != buffer.numel():
+        raise CorruptFileError(f"{path}: was cut off while it was read, {start + done:,} of {header.size:,} bytes in")
+    return header, _Tensors(header.tensors, buffer, start), hasher.submit(sha256.hexdigest).result
+
+
+def _memory(path: Path, size: int) -> Tensor:
+    """Return `size` bytes of new memory; LoraFileError where there are not so many.
+
+    Not a bytearray's, which would be filled with zeros first, and in huge pages where the system has them: a first
+    touch of 200 MB takes 100 ms in small pages, four times as long as reading them from a cached file.
+    """
+    try:
+        if size < _HUGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel that was built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)
+    except (RuntimeError, OSError) as error:
+        raise LoraFileError(f"{path}: cannot be read: there is no memory for its {size:,} bytes") from error
 
 
 class _Tensors:
-    """The tensors of a buffer, made when asked for."""
+    """The tensors of a buffer, made when asked for; `start` is the place in the file where the buffer begins."""
 
-    def __init__(self, infos: Mapping[str, TensorInfo], buffer: Tensor) -> None:
+    def __init__(self, infos: Mapping[str, TensorInfo], buffer: Tensor, start: int) -> None:
         self.infos = infos
         self._buffer = buffer
+        self._start = start
         self._typed: dict[str, Tensor] = {}  # the buffer as if all of it had one dtype
         # One look at each run of equal dtype costs a twentieth of a look at each tensor.
-        self._all_finite = all(_is_finite(self._slice(info)) for info in _runs(infos.values()))
+        self._all_finite = all(_is_finite(self._slice(info)) for info in _runs(infos.values(), start))
 
     def finite(self, key: str) -> Tensor:
         """Return a tensor; ValueError says why it cannot be used."""
-        info = self.infos[key]
-        if info.dtype not in _DTYPES:
-            raise ValueError(f"{key} is stored as {info.dtype}, which this torch cannot read")
+        info = _readable(key, self.infos[key])
         tensor = self._slice(info)
         if not (self._all_finite or _is_finite(tensor)):
-            raise ValueError(f"{key} has NaN or infinity in it")
+            raise ValueError(f"{shown(key)} has NaN or infinity in it")
         return tensor
 
     def _slice(self, info: TensorInfo) -> Tensor:
         """Return a view into the buffer, or a copy where the place is not aligned for the dtype."""
         dtype = _DTYPES[info.dtype]
-        size = dtype.itemsize
-        if info.begin % size:
-            return self._buffer[info.begin : info.end].clone().view(dtype).view(info.shape)
+        size, begin = dtype.itemsize, info.begin - self._start
+        if begin % size:
+            return self._buffer[begin : info.end - self._start].clone().view(dtype).view(info.shape)
         if info.dtype not in self._typed:
             self._typed[info.dtype] = self._buffer[: self._buffer.numel() // size * size].view(dtype)
         # One call, for a slice and a view, which take three times as long.
-        return self._typed[info.dtype].as_strided(info.shape, _strides(info.shape), info.begin // size)
+        return self._typed[info.dtype].as_strided(info.shape, _strides(info.shape), begin // size)
 
 
 class _Shapes:
@@ -249,14 +260,22 @@ class _Shapes:
 
     def finite(self, key: str) -> Tensor:
         """Return a tensor on the meta device, or a 1 for a single number; ValueError says why it cannot be used."""
-        info = self.infos[key]
-        if info.dtype not in _DTYPES:
-            raise ValueError(f"{key} is stored as {info.dtype}, which this torch cannot read")
+        info = _readable(key, self.infos[key])
         if math.prod(info.shape) == 1:
             return torch.ones(info.shape, dtype=_DTYPES[info.dtype])
         return torch.empty(info.shape, dtype=_DTYPES[info.dtype], device="meta")
 
 
+def _readable(key: str, info: TensorInfo) -> TensorInfo:
+    """Return what the header says of a tensor; ValueError where torch has nothing like it."""
+    if info.dtype not in _DTYPES:
+        raise ValueError(f"{shown(key)} is stored as {info.dtype}, which this torch cannot read")
+    if len(info.shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{shown(key)} has {len(info.shape)} dimensions; no weight has more than {_MOST_DIMENSIONS}")
+    return info
+
+
+@lru_cache(maxsize=1024)
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a contiguous tensor."""
     strides = [1] * len(shape)
@@ -265,15 +284,16 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _runs(infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
-    """Yield each stretch of the file that holds one floating dtype, as a tensor of one dimension."""
+def _runs(infos: Iterable[TensorInfo], start: int) -> Iterator[TensorInfo]:
+    """Yield each stretch of the file that holds one dtype, as a tensor of one dimension; `start` is aligned."""
     in_order = sorted((info for info in infos if info.dtype in _DTYPES), key=lambda info: info.begin)
     for dtype, run in groupby(in_order, key=lambda info: info.dtype):
         stretch = list(run)
         begin, end = stretch[0].begin, stretch[-1].end
-        if end - begin == sum(info.end - info.begin for info in stretch):
-            yield TensorInfo(dtype, ((end - begin) // _DTYPES[dtype].itemsize,), begin, end)
-        else:  # around a tensor of a dtype that torch lacks
+        size, whole = _DTYPES[dtype].itemsize, end - begin == sum(info.end - info.begin for info in stretch)
+        if whole and (begin - start) % size == 0:
+            yield TensorInfo(dtype, ((end - begin) // size,), begin, end)
+        else:  # around a tensor of a dtype that torch lacks, or to be copied, which is better done one by one
             yield from stretch
 
 
@@ -488,7 +508,10 @@ class _Builder:
         tensor = self.tensors.finite(key)
         if tensor.numel() != 1:
             raise ValueError(f"{role} should be one number and has the shape {tuple(tensor.shape)}")
-        return float(tensor.item())
+        number = float(tensor.item())
+        if abs(number) > _LARGEST_NUMBER:
+            raise ValueError(f"{role} is {number:g}, which no product in float32 can take")
+        return number
 
 
 def _name_of(parts: KeyParts) -> str:

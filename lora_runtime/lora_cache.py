@@ -11,7 +11,7 @@ from lora_runtime.lora import Lora, load_lora
 
 __all__ = ["LoraCache"]
 
-_Stamp = tuple[tuple[int, int, int] | None, ...]
+_Stamp = tuple[tuple[int, ...] | None, ...]
 
 
 class LoraCache:
@@ -46,12 +46,13 @@ class LoraCache:
 
 def _stamp(path: Path) -> _Stamp:
     """Return what changes when a file, or what PEFT wrote beside it, is written again."""
-    found: list[tuple[int, int, int] | None] = []
+    found: list[tuple[int, ...] | None] = []
     for each in (path, *([path.with_name(CONFIG_NAME)] if path.name in WEIGHTS_NAMES else [])):
         try:
             status = each.stat()
         except OSError:
             found.append(None)
         else:
-            found.append((status.st_size, status.st_mtime_ns, status.st_ino))
+            # The last tells of a file that was written anew in place and given its old date, as some copies are.
+            found.append((status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
     return tuple(found)

@@ -352,23 +352,24 @@ def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
         return "SDXL"
     text_encoder = UNKNOWN
     for key, info in tensors.items():
-        name, width = names[key], _input_width(key, info)
+        name = names[key]
         for mark, families in _WIDTHS:
-            if mark in name and width in families:
+            if mark in name and (width := _input_width(key, info)) in families:
                 return families[width]
-        cross_attention = "attn2.to.k" in name or "attn2.to.v" in name
-        if width in _CROSS_ATTENTION and cross_attention and any(mark in name for mark in _UNETS):
-            return _CROSS_ATTENTION[width]
-        if width in _TEXT_ENCODER and "self.attn" in name and name.startswith(_CLIPS):
-            text_encoder = _TEXT_ENCODER[width]
+        if ("attn2.to.k" in name or "attn2.to.v" in name) and any(mark in name for mark in _UNETS):
+            width = _input_width(key, info)
+            if width in _CROSS_ATTENTION:
+                return _CROSS_ATTENTION[width]
+        if "self.attn" in name and name.startswith(_CLIPS):
+            text_encoder = _TEXT_ENCODER.get(_input_width(key, info), text_encoder)
     return text_encoder
 
 
-def _input_width(key: str, info: TensorInfo) -> int | None:
-    """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it."""
+def _input_width(key: str, info: TensorInfo) -> int:
+    """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it, else 0."""
     suffix = _split(key)[1]
     told = suffix == "diff" or _SUFFIXES.get(suffix) in (("lora", 0), ("loha", 0))
-    return info.shape[1] if told and len(info.shape) >= 2 else None
+    return info.shape[1] if told and len(info.shape) >= 2 else 0
 
 
 # --- components and words ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from benchmarks import model
 from benchmarks.bench import Aim, Record, aims, merged
 from benchmarks.contestants import CONTESTANTS, Setting
+from benchmarks.judges import JUDGES
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {"apply", "change", "restore", "step"}
@@ -81,7 +82,14 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     found = {(record["case"], record["who"]): record for record in records}
     assert len(found) == len(records)
     assert {case for case, _ in found} >= CASES
-    assert {who for _, who in found} == WHO
+    assert {who for case, who in found if case in CASES} == WHO
+    assert {who for case, who in found if case == "load200"} == {"ours", "read", "sha256"}
+    assert found["keys100k", "ours"]["seconds"] > 0
+    for judge in JUDGES:
+        pair = [found.get((f"delta {judge.name} attention", who)) for who in ("ours", judge.library)]
+        assert all(record is None or record["seconds"] > 0 for record in pair)
+        assert (pair[0] is None) == (pair[1] is None)
+    assert sum(case.startswith("delta") for case, _ in found) >= 2 * 20
     for who in ("ours", "unmerged", "fuse", "loop"):
         for case in CASES:
             assert found[case, who]["seconds"] > 0

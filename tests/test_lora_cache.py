@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,28 @@ def test_a_file_written_anew_is_read_again(tmp_path: Path) -> None:
     path.unlink()
     write(path, 2)
     assert cache.load(path).sha256 != before.sha256
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its files do not tell when they were changed, only when made and written")
+def test_a_file_written_anew_in_place_with_its_old_date_is_read_again(tmp_path: Path) -> None:
+    cache, path = LoraCache(), write(tmp_path / "a.safetensors", 1)
+    before, status = cache.load(path), path.stat()
+    content = write(tmp_path / "b.safetensors", 2).read_bytes()
+    time.sleep(0.02)  # a file's times go in ticks
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (status.st_size, status.st_mtime_ns, status.st_ino)
+    assert cache.load(path).sha256 != before.sha256
+
+
+def test_the_limit_is_that_of_all_files_together(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abcdef"]
+    size = paths[0].stat().st_size
+    cache = LoraCache(limit=3 * size)
+    for path in paths:
+        assert cache.load(path).nbytes == size
+    assert [path for path, _ in cache._loras.items()] == paths[-3:]
 
 
 def test_the_files_used_longest_ago_go_first(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Adapter(ABC):
         """
 
     def given(self, originals: tuple[Tensor, ...]) -> Adapter:
-        """Return this adapter with the originals of other parameters that its Δ depends on; itself where it needs none."""
+        """Return this adapter with the originals of other parameters that its Δ depends on, or itself."""
         return self
 
 

@@ -27,7 +27,7 @@ def dora_delta(weight: Tensor, inner: Tensor, magnitude: Tensor, axis: int) -> T
     norm = torch.linalg.vector_norm(total, dim=others, keepdim=True)
     # What has no length has no direction either, and stays zero.
     factor = magnitude.reshape(norm.shape) / torch.where(norm > 0, norm, 1.0)
-    return inner * factor + weight * (factor - 1)
+    return (inner * factor).addcmul_(weight, factor - 1)
 
 
 @dataclass(frozen=True, eq=False)

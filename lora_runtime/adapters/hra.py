@@ -45,11 +45,13 @@ class Reflections(Dense):
             basis: Tensor = torch.linalg.qr(vectors).Q
             return -2.0 * (base @ basis) @ basis.mT
         norms = torch.linalg.vector_norm(vectors, dim=0)
-        turned = base
         # What has no length has no direction either, and reflects nothing.
-        for vector in (vectors / torch.where(norms > 0, norms, 1.0)).unbind(1):
-            turned = turned - 2 * torch.outer(turned @ vector, vector)
-        return turned - base
+        units = vectors / torch.where(norms > 0, norms, 1.0)
+        # The chain is I − U·T·Uᵀ with T⁻¹ = ½·I + the part of Uᵀ·U above its diagonal (Schreiber and Van Loan 1989):
+        # two thin products, where reflecting W₀ by each vector reads and writes all of it every time.
+        inverse = torch.triu(units.mT @ units, diagonal=1) + 0.5 * torch.eye(self.rank).to(units)
+        chain: Tensor = torch.linalg.solve_triangular(inverse, units.mT, upper=True)
+        return -(base @ units) @ chain
 
 
 def build(group: Group) -> list[Reflections]:

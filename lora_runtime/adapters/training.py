@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from lora_runtime.adapters.refusals import refusal
@@ -25,6 +26,10 @@ _MOST_TERMS = 100  # of OFT's series, each a product of matrices; five are usual
 _SAFE_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")
 _MOST_PARAMETERS = 1000
 _EXPERTS = ("gate_up_proj", "down_proj")  # as transformers' modules have them
+_MOST_PATTERNS = 2048  # more than a model has modules
+_MOST_COMPONENTS = 8  # of a pipeline
+_MOST_TRIALS = 10_000_000  # of a pattern on a name: a second or two
+_LARGEST_TEXT = 1 << 20  # characters of settings in the metadata; real ones have some thousand
 _WRAPPER = "base_model.model."  # what PEFT puts before a model's own names
 
 
@@ -39,6 +44,8 @@ class Training:
     options: Mapping[str, Any] = field(default_factory=dict)
     saved_whole: tuple[str, ...] = ()  # what the paths of modules end in that are in the file as they are to be
     biases: bool = False  # whether all biases of the model are
+    # Ends of the names of parameters that factors are for, where their module is not enough (PEFT's target_parameters).
+    parameters: tuple[str, ...] = ()
 
     def replaces(self, key: str) -> bool:
         """Return whether a key without any adapter's ending is a parameter that is saved whole."""
@@ -47,8 +54,12 @@ class Training:
             return True
         return any(f".{name}." in f".{path}" for name in self.saved_whole)
 
-    # Ends of the names of parameters that factors are for, where their module is not enough (PEFT's target_parameters).
-    parameters: tuple[str, ...] = ()
+    def check(self, names: int) -> None:
+        """Raise ValueError where it would take too long to try all patterns on so many names."""
+        tables = [*self.settings.values(), self.ratio or {}]
+        patterns = sum(len(table.get(name, {})) for table in tables for name in ("alpha_pattern", "rank_pattern"))
+        if patterns * names > _MOST_TRIALS:
+            raise ValueError(f"{patterns:,} patterns of alphas and ranks are too many for {names:,} keys")
 
     def alpha_of(self, stem: str) -> tuple[float | None, bool]:
         """Return the alpha of a module and whether its scale is alpha/√rank (rsLoRA); None where nothing is said."""
@@ -85,7 +96,13 @@ class Training:
 def _matching(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first pattern that means the module, as PEFT reads patterns."""
     name = name.removeprefix(_WRAPPER)
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), default)
+    return next((value for pattern, value in patterns.items() if _compiled(pattern).match(name)), default)
+
+
+@lru_cache(maxsize=_MOST_PATTERNS * _MOST_COMPONENTS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Return a pattern as PEFT reads it; the cache of `re` is too small for a pattern of each module of a model."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def read_adapter_config(raw: bytes) -> Training:
@@ -252,6 +269,8 @@ def read_training(metadata: Mapping[str, str]) -> Training:
     if raw is None:
         return Training()
     try:
+        if len(raw) > _LARGEST_TEXT:
+            raise ValueError(f"it has {len(raw):,} characters, more than {_LARGEST_TEXT:,}")
         found = json.loads(raw)
         if not isinstance(found, dict):
             raise ValueError("no table")
@@ -267,6 +286,8 @@ def read_training(metadata: Mapping[str, str]) -> Training:
             for prefix, setting in everything.items()
         }
         settings = {prefix: setting for prefix, setting in chosen.items() if setting}
+        if len(settings) > _MOST_COMPONENTS:
+            raise ValueError(f"{len(settings):,} components are more than {_MOST_COMPONENTS}")
         for setting in settings.values():
             _check(setting)
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
@@ -281,6 +302,8 @@ def _check(setting: dict[str, Any]) -> None:
     for alpha in alphas:
         if type(alpha) not in (int, float) or not -_LARGEST < alpha < _LARGEST:
             raise ValueError(f"alpha {alpha!r:.40} is no number of that size")
+    if len(patterns) > _MOST_PATTERNS:
+        raise ValueError(f"{len(patterns):,} patterns are more than {_MOST_PATTERNS:,}")
     for pattern in patterns:
         if _SAFE_PATTERN.fullmatch(pattern) is None:
             raise ValueError(f"the pattern {pattern!r:.40} is more than a name")
