@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from lora_runtime import plan as plan_module
-from lora_runtime.adapters import Algorithm, split_key
 from lora_runtime.lora import outline
 from lora_runtime.plan import LoraReport, Request, make_plan
 
@@ -106,18 +105,7 @@ def report_on(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> LoraRep
     return plan.report.loras[0]
 
 
-# Lists with endings that an algorithm has to know first.
-ENDINGS = {"flux_xlabs": "x.qkv_lora1.down.weight", "flux_control": "x.key_norm.scale"}
-
-
-def known(path: Path) -> Any:
-    """Return the parameter of a test, marked where its file has endings that nobody reads yet."""
-    parts = split_key(ENDINGS.get(path.stem, "x.lora_down.weight"))
-    reads = parts is not None and isinstance(parts.owner, Algorithm)
-    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(not reads, reason="no algorithm has its endings"))
-
-
-@pytest.mark.parametrize("path", [known(path) for path in LISTS])
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_the_keys_of_a_real_file_find_their_places(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = json.loads(path.read_text(encoding="utf-8"))
     keys = dict(expanded(listed["keys"]))
