@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lora_runtime.prompt.block_weights import BlockWeights
 
 __all__ = [
     "ALWAYS",
@@ -45,6 +49,11 @@ CURVES: Mapping[str, Callable[[float], float]] = MappingProxyType(
 _DIGITS = 3  # strengths that vary are rounded to this, so that what is nearly equal is equal and costs nothing anew
 
 
+def number(value: float, spec: str = "") -> str:
+    """Return the shortest text that `float()` reads back as `value`, or what a format `spec` makes of it."""
+    return format(value, spec) if spec else repr(float(value)).removesuffix(".0")
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A step of one pass of sampling, from 0 to `steps` − 1, and its noise level where the sampler tells it."""
@@ -60,6 +69,15 @@ class Position:
 
     value: float
     unit: Unit = "fraction"
+
+    def text(self, bare: bool = False, spec: str = "") -> str:
+        """Return the position as a tag has it, "50%", "10s" or "7.5sigma", with its unit unless `bare`."""
+        if bare:
+            return number(self.value, spec)
+        if self.unit == "fraction":
+            percent = Decimal(repr(self.value)).scaleb(2)
+            return f"{number(float(percent), spec) if spec else format(percent.normalize(), 'f')}%"
+        return number(self.value, spec) + {"step": "s", "sigma": "sigma"}[self.unit]
 
     def in_steps(self, steps: int) -> float:
         """Return the position as a number of steps done, for a run of `steps`; a sigma has none."""
@@ -84,6 +102,17 @@ class Curve:
 
     keys: tuple[Key, ...]
     shape: Shape = "linear"
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+    def __format__(self, spec: str) -> str:
+        """Return the keyframes as a tag has them, "0.2@0,1@0.5", each number formatted by `spec`."""
+        units = {key.position.unit for key in self.keys}
+        last = max(key.position.value for key in self.keys)
+        # Bare numbers are fractions if the greatest is not above 1, and steps otherwise.
+        bare = (units == {"fraction"} and last <= 1) or (units == {"step"} and last > 1)
+        return ",".join(f"{number(key.value, spec)}@{key.position.text(bare, spec)}" for key in self.keys)
 
     def at(self, moment: Moment) -> float:
         """Return the value at a step, rounded to 0.001. By sigma, a sampler without noise levels gives the first."""
@@ -132,8 +161,8 @@ class Window:
 def _reached(position: Position, moment: Moment) -> bool:
     if position.unit == "sigma":
         return moment.sigma is not None and moment.sigma <= position.value
-    # As prompt editing counts: so many steps are done, of all; half of ten is five.
-    place = position.value * moment.steps if position.unit == "fraction" else position.value
+    # As prompt editing counts: so many steps are done, of all; half of ten is five, and half of five is two.
+    place = math.floor(position.value * moment.steps) if position.unit == "fraction" else position.value
     return moment.step >= place
 
 
@@ -170,7 +199,8 @@ class Conditions:
     when: tuple[Window | Turn, ...] = ()  # the denoiser's strength is 0 at steps where one of these does not hold
     expert: str | None = None  # the one denoiser, of several, that is meant: "transformer_2"
     region: Region | None = None
-    part: int | None = None  # of a prompt with AND, the one part that is meant
+    part: int | None = None  # of a prompt with AND, the one part that is meant, counted from 0
+    blocks: BlockWeights | None = None  # what each block gets of the strength
 
 
 ALWAYS = Conditions()
