@@ -112,16 +112,14 @@ def _ratios(items: list[str], reading: Reading, *, placed: bool) -> Iterator[Rat
     """Yield the ratios of a list; what is said about one has its place, if the list stands in the tag itself."""
     start = 0
     for item in items:
-        remarks, reading.remarks = reading.remarks, []
-        end = start + len(item)
+        span = (start, start + len(item))
+        said = len(reading.remarks)
         try:
             yield read_ratio(item, reading)
         except BadValueError as error:
-            raise BadValueError(error.reason, error.hint, (start, end) if placed else None) from None
-        finally:
-            own = reading.remarks if placed else []
-            reading.remarks = [*remarks, *(r._replace(span=(start + r.span[0], start + r.span[1])) for r in own)]
-        start = end + 1
+            raise BadValueError(error.reason, error.hint, span if placed else None) from None
+        reading.remarks[said:] = [remark._replace(span=span) for remark in reading.remarks[said:] if placed]
+        start += len(item) + 1
 
 
 def _element_rule(entry: str, reading: Reading) -> Rule:
