@@ -23,7 +23,6 @@ _COUNTS = "12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux) num
 _INSPIRE = frozenset({18, 21, 27, 55})
 _X = re.compile(r"X(?:([+-])(.+))?")
 _BLOCK_LIKE = re.compile(r"(?:BASE|CLIP|T5|IN|M|OUT|D|S)[\d-][\w-]*")
-_PATTERN = re.compile(r"\*\S*|\S*\*")
 _RATIO_HINT = "write a number such as 0.5"
 
 Ratio = float | Curve | Draw
@@ -58,12 +57,11 @@ def read_rule(where: str, text: str, reading: Reading) -> Rule:
 def rule_misfit(where: str) -> str | None:
     """Return '' if the key of a field names blocks or is a pattern, a reason if it nearly does, None otherwise."""
     words = where.split()
-    named = [word for word in words if word != "NOT" and not _PATTERN.fullmatch(word)]
     try:
         selection(where)
     except ValueError as error:
         word = str(error)
-        return f"there is no block {quote(word)}" if all(map(_BLOCK_LIKE.fullmatch, named)) else None
+        return f"there is no block {quote(word)}" if _BLOCK_LIKE.fullmatch(word) else None
     return "" if words and len(where) <= 200 and words != ["NOT"] else None
 
 
