@@ -44,8 +44,9 @@ def read_steps(text: str, reading: Reading) -> Window:
     if len(parts) < 2:
         raise BadValueError(f"{quote(text)} has no end", "write step=5-10, or start=5")
     start, stop = (read_edge(part, reading) for part in parts)
-    if start.unit == stop.unit and (start.value >= stop.value) != (start.unit == "sigma"):
-        order = "greater noise level" if start.unit == "sigma" else "smaller number"
+    rises, by_sigma = start.value < stop.value, start.unit == "sigma"
+    if start.unit == stop.unit and (start == stop or rises == by_sigma):
+        order = "greater noise level" if by_sigma else "smaller number"
         raise BadValueError(f"{quote(text)} ends before it starts", f"write the {order} first")
     return Window(start, stop)
 

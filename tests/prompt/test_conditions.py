@@ -144,6 +144,7 @@ SOFT = "write soft=0.1"
             'the step "2sigma-10sigma" ends before it starts',
             "write the greater noise level first",
         ),
+        ("step=2sigma-2sigma", 'the step "2sigma-2sigma" ends before it starts', "write the greater noise level first"),
         ("start=", "the start is empty", EDGE),
         ("start=x", 'the start "x" is not a number', EDGE),
         ("start=-5", 'the start "-5" lies before the run', EDGE),
