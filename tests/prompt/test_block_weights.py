@@ -177,6 +177,7 @@ def test_the_parts_of_sd_next_replace_the_strength_of_the_unet() -> None:
     assert blocks("<lora:x:in=0.1>").strength(*PLACES["OUT04"]) is None
 
 
+BARE_X = 'the block weights "X" has no value: there is no x= in the tag'
 BLOCKS = "blocks are BASE, IN00-IN11, M00, OUT00-OUT11"
 COUNTS = "write 12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux) numbers"
 
@@ -197,7 +198,7 @@ COUNTS = "write 12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux
             COUNTS,
         ),
         ("lbw=a" + ",1" * 11, "a", 'the block weights "a" is not a number', "write a number such as 0.7"),
-        ("lbw=X" + ",1" * 11, "X", "the block weights have an X, for which no x= stands in the tag", "write x=0.5"),
+        ("lbw=X" + ",1" * 11, "X", BARE_X, "write x=0.5"),
         (
             "lbw=ATTNDEEPOFF",
             "ATTNDEEPOFF",

@@ -164,7 +164,7 @@ def test_unparse_keeps_every_field_and_what_the_text_around_says(source: str, sc
 @given(full_tags(), st.sampled_from(["a1111", "comfy", "native"]))
 def test_a_tag_of_any_fields_reads_back_in_any_dialect(source: str, dialect: Dialect) -> None:
     prompt = parse_prompt(source, dialect=dialect)
-    assert all(d.severity != "error" for d in prompt.diagnostics if " X, " not in d.message)
+    assert all(d.severity != "error" for d in prompt.diagnostics)
     (tag,) = prompt.tags
     again = parse_prompt(format_tag(tag, dialect=dialect), dialect=dialect)
     assert (meanings(again), conditions(again)) == (meanings(prompt), conditions(prompt))
