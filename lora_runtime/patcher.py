@@ -122,6 +122,13 @@ class Patcher:
                 return False
         return True
 
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """Return W₀ of a parameter, patched or not; in place it is the copy in host memory."""
+        patch = self._patches.get(id(parameter))
+        if patch is None or patch.parameter() is not parameter:
+            return _plain_data(parameter)
+        return patch.original
+
     @_plain_mode
     def restore(self, *, release: bool = False) -> int:
         """Give every parameter its original back; return how many were patched. `release` frees the buffers too."""
