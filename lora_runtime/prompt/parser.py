@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -19,7 +19,7 @@ from lora_runtime.errors import TagSyntaxError
 from lora_runtime.prompt.arguments import ARGUMENTS, BY_NAME, BY_POSITION, Argument, BadValueError
 from lora_runtime.prompt.excerpt import line_and_column, quote, visible
 from lora_runtime.prompt.grammar import Field, Piece, split_fields, split_prompt
-from lora_runtime.prompt.tags import Diagnostic, LoraTag, OtherTag, Prompt, Severity, Span
+from lora_runtime.prompt.tags import Diagnostic, Dialect, LoraTag, OtherTag, Prompt, Scope, Severity, Span
 
 _KINDS = ("lora", "lyco")
 
@@ -33,11 +33,23 @@ _SWALLOWED = 'and the text up to the next ">" is lost with it'
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 
 
-def parse_prompt(text: str, *, strict: bool = False) -> Prompt:
+def parse_prompt(
+    text: str,
+    *,
+    strict: bool = False,
+    dialect: Dialect = "a1111",
+    scope: Scope = "all",
+    presets: Mapping[str, str] | None = None,
+) -> Prompt:
     """Return the clean text, the tags and the diagnostics of a prompt, in time linear in its length.
 
     Any str will do. With `strict`, the first error raises TagSyntaxError, and is its `.diagnostic`. TypeError if `text`
     is not a str.
+
+    `dialect` "comfy" has a tag's strengths in the order denoiser, text encoder; "native" has quoted names and escapes.
+    With `scope` "edit" a tag inside prompt editing or alternation acts when its text does, with "and" in its part of
+    the prompt alone. `presets` are block weights by name, as sd-webui-lora-block-weight writes them; None: its common
+    ones.
     """
     if not isinstance(text, str):
         raise TypeError(f"a prompt is a str, not {type(text).__name__}; of a list, parse each prompt on its own")

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_runtime.prompt.excerpt import excerpt, line_and_column
+from lora_runtime.prompt.strength import ALWAYS, Conditions, Strength
 
 Span = tuple[int, int]
 Severity = Literal["error", "warning", "info"]
+Dialect = Literal["a1111", "comfy", "native"]
+Scope = Literal["all", "edit", "and"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +48,19 @@ class Diagnostic:
 class LoraTag:
     """One `<lora:…>` tag: which LoRA, and how strongly on the text encoder and on the denoiser.
 
-    `dyn` limits the rank, as in the WebUI; None leaves it as the file has it. `raw` is the tag as written, and equals
-    `prompt.source[slice(*span)]`.
+    A strength is a number, or a Curve over the steps. `dyn` limits the rank, as in the WebUI; None leaves it as the file
+    has it. `conditions` say what else the strength depends on: blocks, steps, a region. `raw` is the tag as written,
+    and equals `prompt.source[slice(*span)]`.
     """
 
     name: str
-    te: float
-    unet: float
+    te: Strength
+    unet: Strength
     dyn: int | None = None
     span: Span = (0, 0)
     utf16_span: Span = (0, 0)
     raw: str = ""
+    conditions: Conditions = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class OtherTag:
 class Prompt:
     """A prompt as written (`source`), the text without its tags (`text`), the tags, and what there is to say.
 
-    Tags and diagnostics stand in the order of their places in `source`. `str(prompt)` is the clean text.
+    Tags and diagnostics stand in the order of their places in `source`. `str(prompt)` is the clean text. `dialect` and
+    `scope` are how the source was read.
     """
 
     source: str
@@ -81,6 +87,8 @@ class Prompt:
     tags: tuple[LoraTag, ...] = ()
     others: tuple[OtherTag, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
+    dialect: Dialect = "a1111"
+    scope: Scope = "all"
 
     def __str__(self) -> str:
         return self.text
