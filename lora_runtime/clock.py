@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.live import Call, Row, Side, Stage
+from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
 
 __all__ = ["Clock"]
@@ -39,27 +40,19 @@ _TIMES = ("timestep", "timesteps", "t")
 class Clock:
     """Watches the components of one pipeline and tells their stages what each call is about.
 
-    `images`: how many prompts. `scheduler` gives the pipeline's scheduler as it is now, or None; `guided` says whether
-    it uses guidance, or None where it does not say. `stop` ends the watch.
+    `images`: how many prompts the pipeline is called with. `stop` ends the watch.
     """
 
-    def __init__(
-        self,
-        components: Mapping[str, nn.Module],
-        stages: Mapping[str, Stage],
-        images: int = 1,
-        scheduler: Callable[[], Any] = lambda: None,
-        guided: Callable[[], bool | None] = lambda: None,
-    ) -> None:
+    def __init__(self, model: ModelView, stages: Mapping[str, Stage], images: int = 1) -> None:
         self._images = images
-        self._scheduler = scheduler
-        self._guided = guided
+        self._scheduler = model.scheduler
+        self._guided = model.guided
         self._stages = stages
         self._said: Moment | None = None  # by `at`
         self._run = _Run(None)
         self._encoded: dict[str, int] = {}  # calls of each text encoder since the last picture
         self._watches = []
-        for name, component in components.items():
+        for name, component in model.components.items():
             watch = self._before_text if name.startswith("text_encoder") else self._before_denoiser
             self._watches.append(component.register_forward_pre_hook(_named(watch, name), with_kwargs=True))
 

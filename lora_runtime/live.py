@@ -90,6 +90,7 @@ class Call:
     rows: tuple[Row, ...] = (Row(),)
     grid: tuple[int, int] | None = None
     text: int = 0
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +177,14 @@ class Stage:
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
         if spatial:
-            return self._mask(place, shape[1], shape[2]) if len(shape) == 3 else None
+            return self._mask(place, shape[-2], shape[-1]) if len(shape) > 2 else None
         if len(shape) == 2 and self.call.grid is not None:
             for before in dict.fromkeys((0, self.call.text)):
-                grid = _grid(self.call.grid, shape[0] - before)
-                if grid is not None:
-                    mask = self._mask(place, *grid).reshape(-1, 1)
-                    return torch.cat([mask.new_zeros(before, 1), mask])
+                for frames in dict.fromkeys((1, self.call.frames)):
+                    grid = _grid(self.call.grid, (shape[0] - before) / frames)
+                    if grid is not None:
+                        mask = self._mask(place, *grid).reshape(-1, 1)
+                        return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
         return None
 
     def _mask(self, place: Place, height: int, width: int) -> Tensor:
@@ -208,7 +210,7 @@ def _runs(active: Sequence[tuple[int, ...]]) -> Iterator[_Run]:
 _LEVELS = 8  # of halving between the finest layer and the coarsest
 
 
-def _grid(finest: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+def _grid(finest: tuple[int, int], tokens: float) -> tuple[int, int] | None:
     """Return height and width of so many tokens of a picture whose finest grid is given; layers halve it."""
     height, width = finest
     for _ in range(_LEVELS):
@@ -510,7 +512,8 @@ class _Beside:
             changed = {name: dict(module.named_parameters())[name] + delta for name, delta in deltas.items()}
             self.stage.paused = True
             try:
-                return torch.func.functional_call(module, changed, (inputs,)) - before
+                result: Tensor = torch.func.functional_call(module, changed, (inputs,))
+                return result - before
             finally:
                 self.stage.paused = False
         if weight is None:

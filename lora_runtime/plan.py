@@ -17,11 +17,12 @@ from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.live import LiveModule, LiveTerm, Row, Side, Varying, reason_against
 from lora_runtime.lora import Lora
 from lora_runtime.merge import Term, region_of
+from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Strength, at
 from lora_runtime.regions import Place
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "add_up", "make_plan", "of_batch"]
+__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "add_up", "make_plan", "of_batch", "request_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,25 @@ class Request:
             None if text else self.place,
         )
         return constant if varying == Varying(constant) else varying
+
+
+def request_of(
+    tag: LoraTag,
+    lora: Lora,
+    *,
+    hires: bool = False,
+    seed: int | None = None,
+    side: Side | None = None,
+    place: Place | None = None,
+) -> Request:
+    """Return what a tag asks for, in the first pass or the second; the seed counts where something is drawn from it."""
+    conditions = tag.conditions
+    te, unet = tag.te, tag.unet
+    if hires:
+        te = te if conditions.hires_te is None else conditions.hires_te
+        unet = unet if conditions.hires_unet is None else conditions.hires_unet
+    drawn = conditions.blocks is not None and conditions.blocks.random
+    return Request(lora, te, unet, tag.dyn, tag.span, conditions, None, side, place, seed if drawn else None)
 
 
 _BEFORE = Moment(0, 2)  # where a schedule begins

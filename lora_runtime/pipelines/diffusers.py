@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -39,4 +40,12 @@ def view_pipeline(model: Any) -> ModelView | None:
     family = family_of(next((module for name, module in found.items() if name in DENOISERS), None))
     listed = ", ".join(found)
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
-    return ModelView(MappingProxyType(found), description, "pipeline", family)
+    pipeline = weakref.ref(model)  # weak: what is applied must not keep a pipeline
+    return ModelView(
+        MappingProxyType(found),
+        description,
+        "pipeline",
+        family,
+        scheduler=lambda: getattr(pipeline(), "scheduler", None),
+        guided=lambda: getattr(pipeline(), "do_classifier_free_guidance", None),
+    )
