@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -252,12 +253,21 @@ class _Live:
         self.identity.append((name, identity))
 
 
+# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
+_NO_PLACE = re.compile(
+    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
+    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
+)
+
+
 def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | None]:
     """Return the strength at a place; where one that varies cannot act there, its first value and the reason."""
     strength = request.strength(place.target.component, place.target.path)
     if not isinstance(strength, Varying):
         return strength, None
     reason = reason_against(place.target.module, place.name)
+    if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
+        reason = "it reads text or time, which have no place in the picture; 0 within a region"
     if reason is None:
         return strength, None
     first = Row(0, "positive" if strength.side is None else strength.side)
