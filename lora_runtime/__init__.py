@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lora_runtime.adapters import Adapter as Adapter
     from lora_runtime.catalog import LoraCatalog as LoraCatalog
     from lora_runtime.errors import AmbiguousLoraError as AmbiguousLoraError
-    from lora_runtime.errors import BatchTagsError as BatchTagsError
     from lora_runtime.errors import CatalogError as CatalogError
     from lora_runtime.errors import CorruptFileError as CorruptFileError
     from lora_runtime.errors import LoraError as LoraError
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from lora_runtime.errors import ModelError as ModelError
     from lora_runtime.errors import NoMatchError as NoMatchError
     from lora_runtime.errors import RefusedFileError as RefusedFileError
+    from lora_runtime.errors import RegionError as RegionError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
     from lora_runtime.lora import Lora as Lora
@@ -56,7 +56,7 @@ _HOME = {
     "CorruptFileError": "errors",
     "ModelError": "errors",
     "NoMatchError": "errors",
-    "BatchTagsError": "errors",
+    "RegionError": "errors",
 }
 
 __all__ = [*_HOME]

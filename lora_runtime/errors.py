@@ -10,7 +10,7 @@
     │   └── CorruptFileError        not valid safetensors, or its tensors contradict each other
     ├── ModelError              the model cannot be patched as it is now
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
-    └── BatchTagsError          prompts of one batch ask for different LoRAs: call once for each
+    └── RegionError             a mask cannot be used: another file, or a box
 
 Messages say what happened, to what, why, and what to do next, in one line.
 """
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousLoraError",
-    "BatchTagsError",
     "CatalogError",
     "CorruptFileError",
     "LoraError",
@@ -32,6 +31,7 @@ __all__ = [
     "ModelError",
     "NoMatchError",
     "RefusedFileError",
+    "RegionError",
     "TagSyntaxError",
     "UnknownLoraError",
 ]
@@ -86,5 +86,5 @@ class NoMatchError(ModelError):
     """No key of a file belongs to this model."""
 
 
-class BatchTagsError(LoraError):
-    """The prompts of one call ask for different LoRAs."""
+class RegionError(LoraError):
+    """The region of a tag cannot be made out."""

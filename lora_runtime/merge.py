@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["Piece", "Term", "Workspace", "merge_into", "region_of", "rows_of"]
+__all__ = ["Piece", "Term", "Workspace", "delta_of", "merge_into", "region_of", "rows_of"]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
@@ -62,6 +62,23 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
     if part.inputs is not None:
         view = view[:, : part.inputs]
     return view.mT if part.transposed else view
+
+
+def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Part = WHOLE) -> Tensor:
+    """Return Δ(weight) of one adapter at strength 1, in float32 and the shape of `weight`; 0 outside of its part."""
+    factors = adapter.factors()
+    with no_autocast(weight.device), _full_precision():
+        here = region_of(weight, part)
+        if factors is None:
+            delta = adapter.delta(_swap(here, part)).to(_sum_dtype(weight))
+        else:
+            up, down = (f.to(weight.device, _sum_dtype(weight)) for f in (factors.up[:, :dyn], factors.down[:dyn]))
+            delta = (up @ down).mul_(factors.scale).reshape(here.shape)
+        if part == WHOLE:
+            return delta
+        total = torch.zeros(weight.shape, dtype=_sum_dtype(weight), device=weight.device)
+        region_of(total, part).copy_(_swap(delta, part))
+        return total
 
 
 def rows_of(weight: Tensor, part: Part) -> Tensor:

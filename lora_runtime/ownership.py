@@ -14,8 +14,10 @@ from itertools import count
 
 from torch import nn
 
-from lora_runtime.patcher import Patcher
+from lora_runtime.live import Live
+from lora_runtime.patcher import Originals, Patcher
 from lora_runtime.pipelines import ModelView
+from lora_runtime.plan import Plan
 from lora_runtime.targets import Targets
 
 __all__ = ["ModelState", "owned"]
@@ -33,6 +35,7 @@ class ModelState:
     def __init__(self) -> None:
         """Start unpatched and unlocked."""
         self.patcher = Patcher()
+        self.live = Live()
         self.holder: object | None = None  # a token of who patched: no reference to it, which would keep the model
         self._targets: tuple[tuple[str, ...], Targets] | None = None
         self.serial = next(self._serial)
@@ -63,9 +66,19 @@ class ModelState:
             self._targets = names, Targets(view)
         return self._targets[1]
 
+    def apply(self, plan: Plan, originals: Originals = "auto") -> None:
+        """Make the model show this plan, replacing all earlier ones; if anything fails, it shows none."""
+        try:
+            self.patcher.apply(plan.assignments, originals)
+            self.live.apply(plan.lives, self.patcher)
+        except BaseException:
+            self.restore()
+            raise
+
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""
         self.holder = None
+        self.live.clear()
         return self.patcher.restore(release=release)
 
 

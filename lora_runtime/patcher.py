@@ -124,6 +124,13 @@ class Patcher:
                 return False
         return True
 
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """Return W₀ of a parameter, patched or not; in place it is the copy in host memory."""
+        patch = self._patches.get(id(parameter))
+        if patch is None or patch.parameter() is not parameter:
+            return _plain_data(parameter)
+        return patch.original
+
     @_plain_mode
     def restore(self, *, release: bool = False) -> int:
         """Give every parameter its original back; return how many were patched. `release` frees the buffers too."""
@@ -172,13 +179,6 @@ class Patcher:
     def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
         """Return an adapter that has the originals of these pieces, where it depends on them."""
         return adapter.given(tuple(map(self._original_of, pieces))) if pieces else adapter
-
-    def original(self, parameter: nn.Parameter) -> Tensor:
-        """Return W₀ of a parameter, patched or not; in place it is the copy in host memory."""
-        patch = self._patches.get(id(parameter))
-        if patch is None or patch.parameter() is not parameter:
-            return _plain_data(parameter)
-        return patch.original
 
     def _original_of(self, piece: Piece) -> Tensor:
         """Return what a parameter has of a weight, before any patch."""

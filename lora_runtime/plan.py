@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,26 +15,84 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Rows
 from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.live import LiveModule, LiveTerm, Row, Side, Varying, reason_against
 from lora_runtime.lora import Lora
 from lora_runtime.merge import Piece, Term, region_of
+from lora_runtime.prompt import LoraTag
+from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Strength, at
+from lora_runtime.regions import Place
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "make_plan"]
+__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "add_up", "make_plan", "of_batch", "request_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One file and the strengths asked for: `te` for text encoders, `unet` for the denoiser."""
+    """One file and the strengths asked for: `te` for text encoders, `unet` for the denoiser.
+
+    `images` are the prompts of a batch that ask for it (None: all), `side` says whether only the prompt or only the
+    negative prompt does; `place` is where in the picture, and `seed` what random block weights are drawn from.
+    """
 
     lora: Lora
-    te: float
-    unet: float
+    te: Strength
+    unet: Strength
     dyn: int | None = None
     span: tuple[int, int] = (0, 0)  # of its tag in the prompt
+    conditions: Conditions = ALWAYS
+    images: frozenset[int] | None = None
+    side: Side | None = None
+    place: Place | None = None
+    seed: int | None = None
 
-    def strength(self, component: str) -> float:
-        """Return the strength for a component, by its diffusers name."""
-        return self.te if component.startswith("text_encoder") else self.unet
+    def strength(self, component: str, path: str = "") -> float | Varying:
+        """Return the strength for a module of a component, by their diffusers names: a number where it is constant."""
+        text, conditions = component.startswith("text_encoder"), self.conditions
+        if not text and conditions.expert not in (None, component):
+            return 0.0
+        strengths = [self.te if text else self.unet]
+        if conditions.blocks is not None:
+            instead = None if text else conditions.blocks.strength(component, path)
+            strengths = [strengths[0] if instead is None else instead]
+            strengths.append(conditions.blocks.ratio(component, path, self.seed))
+        if text:  # it runs once, before the first step
+            strengths = [at(strength, _BEFORE) for strength in strengths]
+        curves = tuple(strength for strength in strengths if isinstance(strength, Curve))
+        constant = math.prod(strength for strength in strengths if not isinstance(strength, Curve))
+        if constant == 0:
+            return 0.0
+        varying = Varying(
+            constant,
+            curves,
+            () if text else conditions.when,
+            self.images,
+            self.side,
+            conditions.part,
+            None if text else self.place,
+        )
+        return constant if varying == Varying(constant) else varying
+
+
+def request_of(
+    tag: LoraTag,
+    lora: Lora,
+    *,
+    hires: bool = False,
+    seed: int | None = None,
+    side: Side | None = None,
+    place: Place | None = None,
+) -> Request:
+    """Return what a tag asks for, in the first pass or the second; the seed counts where something is drawn from it."""
+    conditions = tag.conditions
+    te, unet = tag.te, tag.unet
+    if hires:
+        te = te if conditions.hires_te is None else conditions.hires_te
+        unet = unet if conditions.hires_unet is None else conditions.hires_unet
+    drawn = conditions.blocks is not None and conditions.blocks.random
+    return Request(lora, te, unet, tag.dyn, tag.span, conditions, None, side, place, seed if drawn else None)
+
+
+_BEFORE = Moment(0, 2)  # where a schedule begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +108,23 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class LoraReport:
-    """What became of one file: `unused` maps each key that found no place to the reason."""
+    """What became of one file: `unused` maps each key that found no place to the reason.
+
+    `live` is how many of its weights have a strength that varies; `fixed` maps reasons why a strength could not vary
+    to how many weights have the first value instead.
+    """
 
     name: str
     path: str
     sha256: str
-    te: float
-    unet: float
+    te: Strength
+    unet: Strength
     keys: int
     used: int
     targets: Mapping[str, int]  # component → number of its weights that this file changes
     unused: Mapping[str, str] = field(repr=False)
+    live: int = 0
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return one line: strengths, coverage, places, and the reasons with their counts."""
@@ -65,6 +132,8 @@ class LoraReport:
         line = f"{self.name} × {strength}: {self.used} of {self.keys} keys"
         if self.targets:
             line += " on " + ", ".join(f"{count} weights of {name}" for name, count in self.targets.items())
+        if self.live:
+            line += f", {self.live} of them live"
         for reason, count in Counter(self.unused.values()).most_common(_REASONS):
             line += (
                 f"; {count} {'is' if count == 1 else 'are'} {reason}"
@@ -86,12 +155,15 @@ class Report:
     weights: int = 0
     bytes: int = 0
     model: str = ""
+    live: int = 0  # modules beside which adapters act, with strengths that vary
 
     def __str__(self) -> str:
         """Return the report as text, a line for each file."""
         if not self.loras:
             return "no LoRA applied"
         head = f"{self.weights} weights patched ({self.bytes / 1e6:.1f} MB) in {self.model}"
+        if self.live:
+            head += f", {self.live} modules with a strength that varies"
         return "\n".join([head, *(f"  {lora}" for lora in self.loras)])
 
 
@@ -101,38 +173,105 @@ class Plan:
 
     assignments: tuple[Assignment, ...]
     report: Report
+    lives: tuple[LiveModule, ...] = ()
 
 
 def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") -> Plan:
     """Return the plan for these files on these targets.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
-    asked for twice adds up.
+    asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
     """
-    terms: dict[int, list[tuple[Target, nn.Parameter, Term, tuple[object, ...]]]] = {}
+    merged: dict[int, _Merged] = {}
+    live: dict[int, _Live] = {}
+    places: dict[str, tuple[list[_Placed], dict[str, str]]] = {}
     reports = []
-    for request in _add_up(requests):
-        placed, unused = _place(request, targets)
-        reports.append(_report(request, placed, unused))
+    for request in add_up(requests):
+        sha256 = request.lora.sha256
+        if sha256 not in places:
+            places[sha256] = _place(request, targets)
+        placed, unused = places[sha256]
+        varying, fixed = 0, Counter[str]()
         for place in placed:
-            strength = request.strength(place.target.component)
+            strength, reason = _settled(request, place)
+            if reason is not None:
+                fixed[reason] += 1
             if strength == 0:
                 continue
-            identity = (request.lora.sha256, place.stem, place.number, strength, request.dyn, place.part)
-            term = Term(place.adapter, strength, request.dyn, place.part, place.pieces)
-            terms.setdefault(id(place.parameter), []).append((place.target, place.parameter, term, identity))
+            identity = (sha256, place.stem, place.number, strength, request.dyn, place.part)
+            if isinstance(strength, Varying):
+                varying += 1
+                live.setdefault(id(place.target.module), _Live(place.target)).add(
+                    place.name, LiveTerm(place.adapter, strength, request.dyn, place.part, place.pieces), identity
+                )
+            else:
+                merged.setdefault(id(place.parameter), _Merged(place.target, place.parameter)).add(
+                    Term(place.adapter, strength, request.dyn, place.part, place.pieces), identity
+                )
+        reports.append(_report(request, placed, unused, varying, fixed))
     assignments = tuple(
-        Assignment(
-            found[0][0],
-            found[0][1],
-            tuple(f[2] for f in found),
-            tuple(f[3] for f in found),
-            _precise(targets, found[0][0], found[0][1]),
+        Assignment(m.target, m.parameter, tuple(m.terms), tuple(m.identity), _precise(targets, m.target, m.parameter))
+        for m in merged.values()
+    )
+    lives = tuple(
+        LiveModule(
+            found.target.component,
+            found.target.module,
+            MappingProxyType({name: tuple(terms) for name, terms in found.terms.items()}),
+            tuple(found.identity),
         )
-        for found in terms.values()
+        for found in live.values()
     )
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
-    return Plan(assignments, Report(tuple(reports), len(assignments), size, model))
+    return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives)
+
+
+@dataclass(slots=True)
+class _Merged:
+    """What is constant on one parameter."""
+
+    target: Target
+    parameter: nn.Parameter
+    terms: list[Term] = field(default_factory=list)
+    identity: list[object] = field(default_factory=list)
+
+    def add(self, term: Term, identity: object) -> None:
+        self.terms.append(term)
+        self.identity.append(identity)
+
+
+@dataclass(slots=True)
+class _Live:
+    """What varies beside one module."""
+
+    target: Target
+    terms: dict[str, list[LiveTerm]] = field(default_factory=dict)
+    identity: list[object] = field(default_factory=list)
+
+    def add(self, name: str, term: LiveTerm, identity: object) -> None:
+        self.terms.setdefault(name, []).append(term)
+        self.identity.append((name, identity))
+
+
+# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
+_NO_PLACE = re.compile(
+    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
+    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
+)
+
+
+def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | None]:
+    """Return the strength at a place; where one that varies cannot act there, its first value and the reason."""
+    strength = request.strength(place.target.component, place.target.path)
+    if not isinstance(strength, Varying):
+        return strength, None
+    reason = reason_against(place.target.module, place.name)
+    if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
+        reason = "it reads text or time, which have no place in the picture; 0 within a region"
+    if reason is None:
+        return strength, None
+    first = Row(0, "positive" if strength.side is None else strength.side)
+    return (strength.at(_BEFORE) if strength.place is None and strength.means(first) else 0.0), reason
 
 
 def _beside(target: Target, targets: Targets) -> tuple[Piece, ...]:
@@ -151,15 +290,51 @@ def _precise(targets: Targets, target: Target, parameter: nn.Parameter) -> Tenso
     return values if values is not None and values.shape == parameter.shape else None
 
 
-def _add_up(requests: Sequence[Request]) -> Iterator[Request]:
-    """Yield one request for each file and `dyn`, its strengths summed, in the order of content hashes."""
-    groups: dict[tuple[str, bool, int], list[Request]] = {}
+def add_up(requests: Iterable[Request]) -> list[Request]:
+    """Return one request for each file under the same conditions, constant strengths summed, by content hashes."""
+    groups: dict[tuple[object, ...], list[Request]] = {}
     for request in requests:
-        groups.setdefault((request.lora.sha256, request.dyn is not None, request.dyn or 0), []).append(request)
-    for _, same in sorted(groups.items()):
+        curves = tuple(strength for strength in (request.te, request.unet) if isinstance(strength, Curve))
+        groups.setdefault((*_conditions(request), repr(curves)), []).append(request)
+    summed = []
+    for _, same in sorted(groups.items(), key=lambda item: item[0]):
+        if isinstance(same[0].te, Curve) or isinstance(same[0].unet, Curve):
+            summed += same
+            continue
         # sorted: a float sum must not depend on the order of the tags either
-        te, unet = sum(sorted(r.te for r in same)), sum(sorted(r.unet for r in same))
-        yield Request(same[0].lora, te, unet, same[0].dyn)
+        te, unet = sum(sorted(map(_number, (r.te for r in same)))), sum(sorted(map(_number, (r.unet for r in same))))
+        summed.append(replace(same[0], te=te, unet=unet))
+    return summed
+
+
+def of_batch(batch: Sequence[Iterable[Request]]) -> tuple[Request, ...]:
+    """Return the requests of the prompts of a batch: each with the images that ask for it, or None where all do."""
+    images: dict[tuple[object, ...], tuple[Request, list[int]]] = {}
+    for image, requests in enumerate(batch):
+        for request in add_up(requests):
+            key = (*_conditions(request), repr((request.te, request.unet)))
+            images.setdefault(key, (request, []))[1].append(image)
+    return tuple(
+        request if len(asking) == len(batch) else replace(request, images=frozenset(asking))
+        for request, asking in images.values()
+    )
+
+
+def _conditions(request: Request) -> tuple[object, ...]:
+    """Return what requests have in common that differ in nothing but their strengths; such can be sorted."""
+    return (
+        request.lora.sha256,
+        request.dyn is not None,
+        request.dyn or 0,
+        () if request.images is None else tuple(sorted(request.images)),
+        request.side or "",
+        repr((request.conditions, request.place, request.seed)),
+    )
+
+
+def _number(strength: Strength) -> float:
+    assert not isinstance(strength, Curve)
+    return strength
 
 
 _ROLES = ("weight", "bias")
@@ -172,6 +347,7 @@ class _Placed(NamedTuple):
     number: int
     adapter: Adapter
     target: Target
+    name: str  # of the parameter in its module
     parameter: nn.Parameter
     part: Part
     pieces: tuple[Piece, ...] = ()
@@ -194,7 +370,7 @@ def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str,
                 if not isinstance(found, str):
                     for index, adapter in group:
                         placed += _spread(stem, index, adapter, target, found, targets)
-                    for parameter, part in found:
+                    for _, parameter, part in found:
                         taken.setdefault(id(parameter), []).append((part, stem))
                     continue
                 reason = found
@@ -202,7 +378,7 @@ def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str,
     return placed, unused
 
 
-_Spot = tuple[nn.Parameter, Part]
+_Spot = tuple[str, nn.Parameter, Part]  # the parameter's name in its module, the parameter, what of it
 
 
 def _spread(
@@ -214,13 +390,13 @@ def _spread(
             stem, number, adapter, target, *spots[0], _beside(target, targets) if adapter.needs_weight else ()
         )
         return
-    shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
+    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
     whole = _stacked(shapes)
     pieces: tuple[Piece, ...] = ()
     if adapter.base_dependent:
         pieces = tuple(
             Piece(parameter, part, _precise(targets, place, parameter))
-            for place, (parameter, part) in zip(target.places, spots, strict=True)
+            for place, (_, parameter, part) in zip(target.places, spots, strict=True)
         )
     start = 0
     for place, shape, spot in zip(target.places, shapes, spots, strict=True):
@@ -246,18 +422,18 @@ def _fit(
         spots.append(spot)
     if len(spots) > 1 and any(adapter.needs_weight for adapter in adapters):
         return "for a bias that depends on one weight, where this model has several"
-    shapes = [region_of(parameter.data, part).shape for parameter, part in spots]
+    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"
     reason = _misfit(adapters, _stacked(shapes))
-    (parameter, part), *others = spots
+    (own, parameter, part), *others = spots
     if reason is not None and not others and _takes_a_mask(parameter) and part == WHOLE:
         part = replace(part, inputs=_LATENT_CHANNELS)
         if _misfit(adapters, region_of(parameter.data, part).shape) is None:
-            spots, reason = [(parameter, part)], None
+            spots, reason = [(own, parameter, part)], None
     if reason is not None:
         return reason
-    for parameter, part in spots:
+    for _, parameter, part in spots:
         for known, other in taken.get(id(parameter), ()):
             if known.overlaps(part):
                 return f"for a {name} that {other} of the same file changes already"
@@ -276,7 +452,7 @@ def _spot(place: Target, name: str) -> _Spot | str:
     part = role[1]
     if parameter.shape[0] % part.count:
         return f"for {part} of the rows of a {name} that is {tuple(parameter.shape)}"
-    return parameter, part
+    return role[0], parameter, part
 
 
 _LATENT_CHANNELS = 4
@@ -310,7 +486,9 @@ def _storage_name(parameter: nn.Parameter) -> str:
     return str(parameter.dtype).removeprefix("torch.") if kind == "Tensor" else kind
 
 
-def _report(request: Request, placed: Sequence[_Placed], unused: dict[str, str]) -> LoraReport:
+def _report(
+    request: Request, placed: Sequence[_Placed], unused: dict[str, str], live: int, fixed: Mapping[str, int]
+) -> LoraReport:
     """Return the report of one file."""
     parameters = {id(place.parameter): place.target.component for place in placed}
     return LoraReport(
@@ -323,4 +501,6 @@ def _report(request: Request, placed: Sequence[_Placed], unused: dict[str, str])
         used=sum(len(place.adapter.keys) for place in placed),
         targets=dict(Counter(parameters.values())),
         unused=unused,
+        live=live,
+        fixed=dict(fixed),
     )

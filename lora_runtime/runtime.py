@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.catalog import LoraCatalog
-from lora_runtime.errors import BatchTagsError, LoraError, NoMatchError
+from lora_runtime.clock import Clock
+from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.live import Side
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import LoraReport, Report, Request, make_plan
+from lora_runtime.plan import LoraReport, Report, Request, make_plan, of_batch, request_of
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
+from lora_runtime.prompt.strength import Moment
+from lora_runtime.prompt.tags import Dialect, Scope
+from lora_runtime.regions import place_of
 
 __all__ = ["Applied", "Loras", "apply", "judge", "restore"]
 
@@ -42,7 +46,7 @@ class Applied(Generic[Text]):
         self.prompt: Text = prompt
         """The text without its tags: a list where a list came in."""
         self.negative_prompt = negative_prompt
-        """The negative prompt as it came in; tags in it are reported and left."""
+        """The negative prompt: as it came in, or with `negative_tags="apply"` without its tags."""
         self.prompts: tuple[Prompt, ...] = ()
         """Each prompt as it was read, with the places of its tags."""
         self.diagnostics: tuple[Diagnostic, ...] = ()
@@ -54,7 +58,12 @@ class Applied(Generic[Text]):
         self._model = model
         self._requests: tuple[Request, ...] = ()
         self._originals: Originals = "auto"
+        self._clock: Clock | None = None
         self._entered: list[tuple[ModelState, ExitStack]] = []
+
+    @property
+    def _images(self) -> int:
+        return max(1, len(self.prompts))
 
     @property
     def tags(self) -> tuple[LoraTag, ...]:
@@ -66,6 +75,14 @@ class Applied(Generic[Text]):
         """Whether the model shows this now: not restored, and not replaced by a later `apply`."""
         with owned(self._model) as state:
             return state.holder is self._token
+
+    def at(self, step: int, steps: int, sigma: float | None = None) -> None:
+        """Say which step of how many comes next, from 0: for loops of your own, without a diffusers pipeline.
+
+        Changes strengths that vary; nothing where none does, or where a later `apply` has replaced this one.
+        """
+        if self._clock is not None:
+            self._clock.at(Moment(step, steps, sigma))
 
     def restore(self) -> None:
         """Give every weight its original back. Does nothing where a later `apply` has replaced this one."""
@@ -100,6 +117,12 @@ def apply(
     loras: Loras = None,
     strict: bool = False,
     originals: Originals = "auto",
+    negative_tags: Literal["words", "apply"] = "words",
+    hires: bool = False,
+    seeds: int | Sequence[int] | None = None,
+    dialect: Dialect = "a1111",
+    scope: Scope = "all",
+    presets: Mapping[str, str] | None = None,
 ) -> Applied[Text]:
     """Patch `model` with the LoRAs that the prompt's tags name; return the clean prompt and what was done.
 
@@ -107,25 +130,41 @@ def apply(
             image = pipe(applied.prompt).images[0]
 
     `model` is a diffusers pipeline or any `torch.nn.Module`. A later `apply` on it replaces this one; leaving the
-    `with` block, `applied.restore()` or `lora_runtime.restore(model)` undoes it, bit for bit. The prompts of a list
-    must ask for the same LoRAs. `loras` is a folder, several, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH,
-    else `models/Lora` and `loras`.
+    `with` block, `applied.restore()` or `lora_runtime.restore(model)` undoes it, bit for bit. Of a list of prompts each
+    image gets its own tags. `loras` is a folder, several, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH, else
+    `models/Lora` and `loras`.
+
+    What a tag can say is in docs/syntax.md. Strengths that are the same throughout a picture go into the weights; those
+    that depend on the step, the image, the side or the place act beside them while the pipeline runs, and follow its
+    scheduler by themselves. `negative_tags="apply"` has tags of the negative prompt act on its side of the guidance;
+    else they stay words, and are warned of. `hires` asks for the strengths of the second pass (`hr=`); `seeds`, one or
+    one for each prompt, are what random block weights are drawn from. `dialect`, `scope`, `presets`: see parse_prompt.
 
     A tag that cannot be read, found or used costs only itself: it is logged and listed in `.diagnostics`; with
     `strict` it raises (TagSyntaxError, UnknownLoraError, …) and the model stays as it was. `originals` says where W₀
     is kept: "device" beside W′, "host" in host memory while W′ is written in place, "auto" by the free memory.
-    Raises ModelError for what is no model, BatchTagsError, CatalogError for a folder that is not there.
+    Raises ModelError for what is no model, CatalogError for a folder that is not there.
     """
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    prompts = tuple(parse_prompt(text, strict=strict) for text in texts)
-    _require_same_tags(prompts)
+    read = partial(parse_prompt, strict=strict, dialect=dialect, scope=scope, presets=presets)
+    prompts = tuple(map(read, [prompt] if isinstance(prompt, str) else prompt))
     clean: Any = prompts[0].text if isinstance(prompt, str) else [parsed.text for parsed in prompts]
     applied: Applied[Text] = Applied(view(model), clean, negative_prompt)
     applied.prompts = prompts
     applied._originals = originals
     problems = _Problems(strict, prompts)
-    applied._requests = tuple(_load(applied.tags, loras, problems))
-    _warn_of_negative_tags(negative_prompt, problems)
+    load = partial(_load, loras=loras, problems=problems, hires=hires)
+    each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
+    requests = of_batch([list(load(read, seed=seed)) for read, seed in zip(prompts, each, strict=True)])
+    if negative_tags == "apply" and negative_prompt is not None:
+        alone = isinstance(negative_prompt, str)
+        negatives = tuple(map(read, [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt))
+        applied.negative_prompt = negatives[0].text if alone else [parsed.text for parsed in negatives]
+        problems.add(negatives)
+        seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
+        requests += of_batch([list(load(read, seed=seed, side="negative")) for read, seed in seeded])
+    else:
+        _warn_of_negative_tags(negative_prompt, problems)
+    applied._requests = requests
     with owned(applied._model) as state:
         _patch(state, applied, problems)
     applied.diagnostics = problems.diagnostics
@@ -143,9 +182,15 @@ class _Problems:
 
     def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self._source = prompts[0].source if prompts else ""
         self.diagnostics: tuple[Diagnostic, ...] = ()
+        self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
+        self.add(prompts)
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Take note of what could not be read in these prompts."""
         for prompt in prompts:
+            for tag in prompt.tags:
+                self._sources.setdefault(tag.span, prompt.source)
             for diagnostic in prompt.diagnostics:
                 self._note(diagnostic, prompt.source)
 
@@ -166,46 +211,45 @@ class _Problems:
         elif diagnostic is not None:
             self._note(diagnostic)
 
+    def unmoved(self, report: LoraReport, request: Request) -> None:
+        """Take note of strengths that should vary and cannot."""
+        for reason, count in report.fixed.items():
+            weights = "1 weight has" if count == 1 else f"{count} weights have"
+            self.warning(
+                f'"{report.name}": {weights} the first value of the strength throughout: {reason}', "", request.span
+            )
+
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
+        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
+            return
         self.diagnostics += (diagnostic,)
         if diagnostic.severity != "info":
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
-            about_a_place = diagnostic.span != (0, 0)
-            logger.warning(
-                "%s", diagnostic.format(source or self._source) if about_a_place else diagnostic.message + hint
-            )
+            source = self._sources.get(diagnostic.span) if source is None else source
+            logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
 
 
-def _require_same_tags(prompts: Sequence[Prompt]) -> None:
-    """Raise BatchTagsError unless all prompts ask for the same LoRAs at the same strengths."""
-    for index, prompt in enumerate(prompts[1:], start=1):
-        if _wishes(prompt) != _wishes(prompts[0]):
-            raise BatchTagsError(
-                f"prompt {index} asks for {_names(prompt)}, prompt 0 for {_names(prompts[0])}: one call patches one "
-                "set of weights for all its pictures; call once for each set of tags"
-            )
-
-
-def _wishes(prompt: Prompt) -> Counter[tuple[str, float, float, int | None]]:
-    """Return what a prompt asks for, whatever the order of its tags."""
-    return Counter((tag.name, tag.te, tag.unet, tag.dyn) for tag in prompt.tags)
-
-
-def _names(prompt: Prompt) -> str:
-    return ", ".join(tag.raw for tag in prompt.tags) or "no LoRA"
-
-
-def _load(tags: Iterable[LoraTag], loras: Loras, problems: _Problems) -> Iterator[Request]:
-    """Yield a request for each tag whose file is found and can be read."""
-    for tag in tags:
+def _load(
+    prompt: Prompt,
+    *,
+    loras: Loras,
+    problems: _Problems,
+    hires: bool = False,
+    seed: int | None = None,
+    side: Side | None = None,
+) -> Iterator[Request]:
+    """Yield a request for each tag of a prompt whose file is found and can be read."""
+    for tag in prompt.tags:
         catalog = _catalog(loras)
+        region = tag.conditions.region
         try:
             entry = catalog.resolve(tag.name)
             lora = _cache.load(entry.path, name=entry.name)
+            place = None if region is None else place_of(region)
         except LoraError as error:
             problems.error(error, tag.span)
         else:
-            yield Request(lora, tag.te, tag.unet, tag.dyn, tag.span)
+            yield request_of(tag, lora, hires=hires, seed=seed, side=side, place=place)
 
 
 def _catalog(loras: Loras) -> LoraCatalog:
@@ -243,8 +287,12 @@ def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> Non
         for report in plan.report.loras:
             if report.sha256 == request.lora.sha256:
                 problems.judgement(judge(report, request, model))
+                problems.unmoved(report, request)
     state.holder = None
-    state.patcher.apply(plan.assignments, applied._originals)
+    state.apply(plan, applied._originals)
+    applied._clock = Clock(model, state.live.stages, applied._images) if plan.lives else None
+    if applied._clock is not None:
+        state.live.until_then(applied._clock.stop)
     state.holder = applied._token
     applied.report = plan.report
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
 
 __all__ = ["Host", "ModelView", "plain"]
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +25,10 @@ class ModelView:
     family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
     # Where a module keeps a parameter in more digits than the parameter itself has: "weight" → name of the attribute.
     precise: Mapping[str, str] = field(default_factory=dict)
+    # The pipeline's scheduler as it is now; None where the host has none or tells the steps otherwise.
+    scheduler: Callable[[], Any] = _nothing
+    # Whether the pipeline paints with classifier-free guidance now; None where it does not say.
+    guided: Callable[[], bool | None] = _nothing
 
 
 class Host(Protocol):

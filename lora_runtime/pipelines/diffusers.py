@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -39,4 +40,20 @@ def view_pipeline(model: Any) -> ModelView | None:
     family = family_of(next((module for name, module in found.items() if name in DENOISERS), None))
     listed = ", ".join(found)
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
-    return ModelView(MappingProxyType(found), description, "pipeline", family)
+    pipeline = _weakly(model)
+    return ModelView(
+        MappingProxyType(found),
+        description,
+        "pipeline",
+        family,
+        scheduler=lambda: getattr(pipeline(), "scheduler", None),
+        guided=lambda: getattr(pipeline(), "do_classifier_free_guidance", None),
+    )
+
+
+def _weakly(model: Any) -> Callable[[], Any]:
+    """Return what gives the pipeline while it lives: what is applied must not keep it."""
+    try:
+        return weakref.ref(model)
+    except TypeError:  # of a class that cannot be referred to so
+        return lambda: model

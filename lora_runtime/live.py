@@ -1,0 +1,562 @@
+"""Adapters beside a module, for strengths that a weight cannot have: y += s·U(D·x), at every call.
+
+A weight is one number for a whole picture. Where the strength depends on the step, on the image of a batch, on the side
+(prompt or negative prompt) or on the place in the picture, the adapter stays outside of the weight: the module runs as
+it is, and what the adapter would have added is added to its output, s being broadcast over rows, tokens or pixels. The
+factors of all adapters of a module lie in one pair of matrices.
+
+What has no factors keeps its dense Δ: a module that is linear in its parameters (linear, convolution, norm, embedding)
+run once more with Δ for its weight gives just what Δ adds.
+
+Who runs the model says at each call what it is about (`Stage.begin`); a module only looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_runtime.adapters import Adapter
+from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.merge import Piece, delta_of
+from lora_runtime.prompt.strength import Curve, Moment, Turn, Window
+from lora_runtime.regions import Place
+
+__all__ = ["Call", "Live", "LiveModule", "LiveTerm", "Row", "Side", "Stage", "Varying", "attach", "reason_against"]
+
+logger = logging.getLogger("lora_runtime")
+
+Side = Literal["positive", "negative"]
+
+
+@dataclass(frozen=True, slots=True)
+class Varying:
+    """A strength that is not the same everywhere: constant · Π curves, where and when it holds; else 0."""
+
+    constant: float
+    curves: tuple[Curve, ...] = ()
+    when: tuple[Window | Turn, ...] = ()
+    images: frozenset[int] | None = None  # of a batch of prompts; None: all of them
+    side: Side | None = None
+    part: int | None = None  # of a prompt with AND
+    place: Place | None = None
+
+    def at(self, moment: Moment) -> float:
+        """Return the strength at a step, where it holds."""
+        if not all(condition.holds(moment) for condition in self.when):
+            return 0.0
+        return math.prod((curve.at(moment) for curve in self.curves), start=self.constant)
+
+    def means(self, row: Row) -> bool:
+        """Return whether a row of a batch is meant."""
+        return (
+            (self.images is None or row.image in self.images)
+            and (self.side is None or row.side == self.side)
+            and (self.part is None or row.part == self.part)
+        )
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it differs between the rows of a call."""
+        return self.images is not None or self.side is not None or self.part is not None
+
+
+class Row(NamedTuple):
+    """What one row of a batch belongs to."""
+
+    image: int = 0
+    side: Side = "positive"
+    part: int = 0
+
+
+_START = Moment(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call of a component is about.
+
+    `rows`: of its batch; one stands for all where the batch is of one kind. `grid`: height and width of the latents, in
+    the units of the finest layer; `text`: how many tokens of text stand before those of the picture in joint layers.
+    """
+
+    moment: Moment = _START
+    rows: tuple[Row, ...] = (Row(),)
+    grid: tuple[int, int] | None = None
+    text: int = 0
+    frames: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTerm:
+    """One adapter at a strength that varies; `dyn` and `pieces` as in Term."""
+
+    adapter: Adapter
+    strength: Varying
+    dyn: int | None = None
+    part: Part = WHOLE
+    pieces: tuple[Piece, ...] = ()
+
+
+class _Run(NamedTuple):
+    """Neighbouring rows of a batch in which the same terms act."""
+
+    rows: slice
+    terms: tuple[int, ...]  # indices into the profile
+
+
+class Stage:
+    """What the calls of one component are about now, and what follows for its live modules.
+
+    What follows is worked out once for a call, not for each module: modules with the same adapters share it.
+    """
+
+    def __init__(self) -> None:
+        """Begin with a call of one row at the first step of one."""
+        self.call = Call()
+        self.paused = False  # while a module runs once more with a delta for its weight
+        self._known: dict[Any, Any] = {}
+        self._masks: dict[tuple[Place, int, int], Tensor] = {}
+        self._said: set[str] = set()
+
+    def begin(self, call: Call) -> None:
+        """Say what the next call is about."""
+        if call != self.call:
+            self.call = call
+            self._known.clear()
+
+    def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[_Run, ...]:
+        """Return which rows of a batch need which terms; rows that need none are left out."""
+        key = "runs", profile, batch
+        if key not in self._known:
+            values = [varying.at(self.call.moment) for varying in profile]
+            rows = self._rows(batch) if any(varying.by_row for varying in profile) else [Row()] * batch
+            active = [
+                tuple(i for i, varying in enumerate(profile) if values[i] != 0 and varying.means(row)) for row in rows
+            ]
+            self._known[key] = tuple(_runs(active))
+        known: tuple[_Run, ...] = self._known[key]
+        return known
+
+    def _rows(self, batch: int) -> Sequence[Row]:
+        """Return what each row of a module's batch is; a batch of frames or pictures has several rows for each."""
+        rows = self.call.rows
+        if batch % len(rows) == 0:
+            each = batch // len(rows)
+            return [row for row in rows for _ in range(each)]
+        self._say(f"a batch of {batch} is no multiple of the {len(rows)} rows that are known; the first row counts")
+        return [rows[0]] * batch
+
+    def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
+        """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
+        key = "scale", terms, like.device, like.dtype
+        if key not in self._known:
+            values = [varying.at(self.call.moment) for varying, _ in terms]
+            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
+            one = all(value == values[0] for value in values)
+            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
+        known: Tensor | float = self._known[key]
+        return known
+
+    def places(self, place: Place, shape: tuple[int, ...], spatial: bool, like: Tensor) -> Tensor | float:
+        """Return how far each pixel, (h, w), or each token, (tokens, 1), lies inside; 0 where the layer has neither.
+
+        `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
+        """
+        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
+        if key not in self._known:
+            found = self._found(place, shape, spatial)
+            self._known[key] = 0.0 if found is None else found.to(like)
+        known: Tensor | float = self._known[key]
+        return known
+
+    def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
+        if spatial:
+            return self._mask(place, shape[-2], shape[-1]) if len(shape) > 2 else None
+        if len(shape) == 2 and self.call.grid is not None:
+            for before in dict.fromkeys((0, self.call.text)):
+                for frames in dict.fromkeys((1, self.call.frames)):
+                    grid = _grid(self.call.grid, (shape[0] - before) / frames)
+                    if grid is not None:
+                        mask = self._mask(place, *grid).reshape(-1, 1)
+                        return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
+        return None
+
+    def _mask(self, place: Place, height: int, width: int) -> Tensor:
+        key = place, height, width
+        if key not in self._masks:
+            self._masks[key] = place.mask(height, width)
+        return self._masks[key]
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning("%s", message)
+
+
+def _runs(active: Sequence[tuple[int, ...]]) -> Iterator[_Run]:
+    """Yield the stretches of equal neighbours that are not empty."""
+    for terms, group in groupby(range(len(active)), key=lambda row: active[row]):
+        rows = list(group)
+        if terms:
+            yield _Run(slice(rows[0], rows[-1] + 1), terms)
+
+
+_LEVELS = 8  # of halving between the finest layer and the coarsest
+
+
+def _grid(finest: tuple[int, int], tokens: float) -> tuple[int, int] | None:
+    """Return height and width of so many tokens of a picture whose finest grid is given; layers halve it."""
+    height, width = finest
+    for _ in range(_LEVELS):
+        if height * width == tokens:
+            return height, width
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModule:
+    """What acts beside one module of a component: terms by the name of its parameter.
+
+    `identity` is equal only where the same files meet at the same strengths.
+    """
+
+    component: str
+    module: nn.Module
+    terms: Mapping[str, tuple[LiveTerm, ...]]
+    identity: tuple[object, ...]
+
+
+class Originals(Protocol):
+    """Who keeps the original weights: the patcher of the model."""
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """Return W₀ of a parameter."""
+        ...
+
+    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
+        """Return an adapter that has the originals of the pieces that it depends on."""
+        ...
+
+
+class _Attached(NamedTuple):
+    module: weakref.ref[nn.Module]
+    identity: tuple[object, ...]
+    detach: Callable[[], None]
+
+
+class Live:
+    """What acts beside the modules of one model now."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.stages: dict[str, Stage] = {}  # by component, of those that have live modules
+        self._attached: dict[int, _Attached] = {}  # by id(module)
+        self._endings: list[Callable[[], None]] = []
+
+    @property
+    def count(self) -> int:
+        """The number of modules beside which something acts."""
+        return len(self._attached)
+
+    def apply(self, modules: Sequence[LiveModule], originals: Originals) -> None:
+        """Let just these act from now on."""
+        self._end()
+        wanted = {id(live.module): live for live in modules}
+        for key, attached in list(self._attached.items()):
+            live = wanted.get(key)
+            if live is None or attached.module() is not live.module or attached.identity != _identity(live, originals):
+                attached.detach()
+                del self._attached[key]
+        components = {live.component for live in modules}
+        self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
+        for key, live in wanted.items():
+            if key not in self._attached:
+                detach = attach(live.module, self.stages[live.component], live.terms, originals)
+                self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
+        for stage in self.stages.values():
+            stage.begin(Call())
+
+    def until_then(self, ending: Callable[[], None]) -> None:
+        """Have this called when what acts now ends: by another `apply`, or `clear`."""
+        self._endings.append(ending)
+
+    def clear(self) -> None:
+        """Let nothing act any more."""
+        self._end()
+        for attached in self._attached.values():
+            attached.detach()
+        self._attached.clear()
+        self.stages = {}
+
+    def _end(self) -> None:
+        while self._endings:
+            self._endings.pop()()
+
+
+def _identity(live: LiveModule, originals: Originals) -> tuple[object, ...]:
+    """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too."""
+    weights = [
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+        for name, terms in live.terms.items()
+        for term in terms
+        if term.adapter.base_dependent
+        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
+        if parameter is not None
+        for tensor in [originals.original(parameter)]
+    ]
+    return *live.identity, *weights
+
+
+# ---- one module -----------------------------------------------------------------------------------------------------
+
+# torch's MultiheadAttention takes the weights of its layers and never calls them.
+_NEVER_CALLED = ("MultiheadAttention", "NonDynamicallyQuantizableLinear")
+_TURNED_LINEAR = "Conv1D"  # of transformers: a linear layer with a weight (in, out)
+
+
+def reason_against(module: nn.Module, parameter: str) -> str | None:
+    """Return why a change of this parameter cannot act beside the module, or None where it can.
+
+    It can where the output is a linear function of the parameter, and the module is called.
+    """
+    kind = type(module).__name__
+    if kind in _NEVER_CALLED:
+        return f"the weights of a {kind} are used without calling it"
+    if parameter not in ("weight", "bias") or not (_is_product(module) or "Norm" in kind):
+        return f"the output of a {kind} is no linear function of its {parameter}"
+    return None
+
+
+def attach(
+    module: nn.Module, stage: Stage, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
+) -> Callable[[], None]:
+    """Let these terms act beside a module from now on; return what ends it.
+
+    `terms` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and to the
+    device of the weight, and follow the module where it goes.
+    """
+    beside = _Beside(module, stage, *_prepare(module, terms, originals))
+    return module.register_forward_hook(beside, with_kwargs=True).remove
+
+
+@dataclass(eq=False)
+class _Factors:
+    """The factors of all low-rank terms on one run of a module's outputs, side by side."""
+
+    outputs: tuple[int, int] | None  # of the module's outputs; None: all
+    inputs: int | None  # only the first so many; None: all
+    strengths: tuple[Varying, ...]
+    bounds: tuple[tuple[int, int], ...]  # of the ranks of each
+    up: Tensor  # (R, out): as the product wants it
+    down: Tensor  # (R, in), or of a convolution (R, in, k, k)
+
+    def of(self, terms: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return the factors of some of the terms."""
+        if len(terms) == len(self.bounds):
+            return self.up, self.down
+        if terms[-1] - terms[0] == len(terms) - 1:  # neighbours: views
+            ranks = slice(self.bounds[terms[0]][0], self.bounds[terms[-1]][1])
+            return self.up[ranks], self.down[ranks]
+        chosen = [slice(*self.bounds[term]) for term in terms]
+        return torch.cat([self.up[ranks] for ranks in chosen]), torch.cat([self.down[ranks] for ranks in chosen])
+
+    def follow(self, like: Tensor) -> None:
+        """Go where the module computes, and in its dtype."""
+        if self.up.device != like.device or self.up.dtype != like.dtype:
+            self.up, self.down = self.up.to(like), self.down.to(like)
+
+
+@dataclass(eq=False)
+class _Dense:
+    """The deltas of terms without factors at one strength, by parameter, in the shapes of the module's own."""
+
+    strength: Varying
+    deltas: dict[str, Tensor]
+
+    def follow(self, like: Tensor) -> None:
+        """Go where the module computes, and in its dtype."""
+        for name, delta in self.deltas.items():
+            if delta.device != like.device or delta.dtype != like.dtype:
+                self.deltas[name] = delta.to(like)
+
+
+def _prepare(
+    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
+) -> tuple[list[_Factors], list[_Dense]]:
+    """Return the factors that can act as two products, and a dense delta for each other strength."""
+    products: dict[Part, list[LiveTerm]] = {}
+    dense: dict[Varying, dict[str, Tensor]] = {}
+    weights = {
+        name: originals.original(parameter) for name in terms if (parameter := module._parameters[name]) is not None
+    }
+    for name, here in terms.items():
+        for term in here:
+            if name == "weight" and _acts_as_products(module, term):
+                products.setdefault(term.part, []).append(term)
+                continue
+            deltas = dense.setdefault(term.strength, {})
+            delta = delta_of(weights[name], originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+    return (
+        [_join(module, part, group, weights["weight"]) for part, group in products.items()],
+        [
+            _Dense(strength, {name: delta.to(weights[name].dtype) for name, delta in deltas.items()})
+            for strength, deltas in dense.items()
+        ],
+    )
+
+
+def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
+    """Return whether U(D·x) can be computed beside this module."""
+    if _is_convolution(module):
+        grouped = getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False)
+        return not grouped and term.adapter.factors() is not None
+    return _is_linear(module) and term.adapter.factors() is not None
+
+
+def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
+    """Put the factors of terms on one part of a weight side by side."""
+    ups, downs, bounds, rank = [], [], [], 0
+    for term in terms:
+        factors = term.adapter.factors()
+        assert factors is not None
+        up, down = factors.up[:, : term.dyn], factors.down[: term.dyn]
+        ups.append(up.to(weight.device, torch.float32).t() * factors.scale)
+        downs.append(down.to(weight.device, torch.float32))
+        bounds.append((rank, rank + down.shape[0]))
+        rank += down.shape[0]
+    up, down = torch.cat(ups).to(weight.dtype), torch.cat(downs).to(weight.dtype)
+    if part.swapped:
+        up = torch.roll(up, up.shape[1] // 2, 1)
+    if _is_convolution(module):
+        down = down.reshape(rank, -1, *weight.shape[2:])
+    start = part.index * (weight.shape[0] // part.count)
+    outputs = None if part.count == 1 else (start, start + up.shape[1])
+    return _Factors(outputs, part.inputs, tuple(term.strength for term in terms), tuple(bounds), up, down)
+
+
+class _Beside:
+    """What runs after each call of one module, and adds to its output."""
+
+    def __init__(self, module: nn.Module, stage: Stage, factors: list[_Factors], dense: list[_Dense]) -> None:
+        self.stage = stage
+        self.factors = factors
+        self.dense = dense
+        self.spatial = _is_convolution(module) or isinstance(module, nn.GroupNorm)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if self.stage.paused:
+            return output
+        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        before = output
+        # Nobody else has the output yet, so it may be written; autograd, and a second run of the module, need it.
+        if self.dense or (torch.is_grad_enabled() and output.requires_grad):
+            output = output.clone()
+        for factors in self.factors:
+            runs = self.stage.runs(factors.strengths, inputs.shape[0])
+            if runs:
+                factors.follow(output)
+            for run in runs:
+                self._add_products(module, factors, run, inputs, output)
+        for dense in self.dense:
+            runs = self.stage.runs((dense.strength,), inputs.shape[0])
+            if runs:
+                dense.follow(output)
+                self._add_dense(module, dense, runs, inputs, before, output)
+        return output
+
+    def _add_products(self, module: nn.Module, factors: _Factors, run: _Run, inputs: Tensor, output: Tensor) -> None:
+        """Add Σ s·U(D·x) of the terms of one run to its rows of the output."""
+        terms = tuple((factors.strengths[i], factors.bounds[i][1] - factors.bounds[i][0]) for i in run.terms)
+        up, down = factors.of(run.terms)
+        here, there = inputs[run.rows].to(down.dtype), output[run.rows]
+        channel = 1 if self.spatial else -1
+        if factors.inputs is not None:
+            here = here.narrow(channel, 0, factors.inputs)
+        if factors.outputs is not None:
+            start, stop = factors.outputs
+            there = there.narrow(channel, start, stop - start)
+        scale = self.stage.scale(terms, down)
+        if self.spatial:
+            inner: Tensor = module._conv_forward(here, down, None)  # type: ignore[operator]  # torch's convolutions
+            inner.mul_(scale if isinstance(scale, float) else scale.view(-1, *(1 for _ in inner.shape[2:])))
+        else:
+            inner = functional.linear(here, down).mul_(scale)
+        self._confine(inner, terms)
+        if self.spatial:
+            # (out, R) · (rows, R, pixels)
+            there.add_(torch.matmul(up.t(), inner.flatten(2)).view(there.shape))
+        elif there.is_contiguous():
+            # In one pass over the output: a product and a sum took 1.12 to 1.16 of a bare step, this 1.03 to 1.14.
+            there.view(-1, there.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), up)
+        else:
+            there.add_(inner @ up)
+
+    def _confine(self, inner: Tensor, terms: tuple[tuple[Varying, int], ...]) -> None:
+        """Weigh the ranks of terms that act only in a region by the place of each pixel or token."""
+        start = 0
+        for varying, rank in terms:
+            if varying.place is not None:
+                ranks = inner.narrow(1 if self.spatial else -1, start, rank)
+                ranks.mul_(self.stage.places(varying.place, tuple(inner.shape[1:]), self.spatial, inner))
+            start += rank
+
+    def _add_dense(
+        self, module: nn.Module, dense: _Dense, runs: Sequence[_Run], inputs: Tensor, before: Tensor, output: Tensor
+    ) -> None:
+        """Add s·Δ(x) to the rows of the output that are meant; `before` is what the module itself gave."""
+        strength = dense.strength.at(self.stage.call.moment)
+        for run in runs:
+            extra = self._alone(module, dense.deltas, inputs[run.rows], before[run.rows])
+            if dense.strength.place is not None:
+                places = self.stage.places(dense.strength.place, tuple(output.shape[1:]), self.spatial, extra)
+                extra = extra * places
+            output[run.rows].add_(extra, alpha=strength)
+
+    def _alone(self, module: nn.Module, deltas: Mapping[str, Tensor], inputs: Tensor, before: Tensor) -> Tensor:
+        """Return what the deltas add to the module's output at strength 1."""
+        weight, bias = deltas.get("weight"), deltas.get("bias")
+        if not _is_product(module):  # a norm
+            # Its output is linear in its parameters, but it may have an offset, as Gemma's has 1 + weight.
+            changed = {name: dict(module.named_parameters())[name] + delta for name, delta in deltas.items()}
+            self.stage.paused = True
+            try:
+                return cast("Tensor", torch.func.functional_call(module, changed, (inputs,))) - before
+            finally:
+                self.stage.paused = False
+        if weight is None:
+            assert bias is not None
+            return bias.view(-1, *(1 for _ in before.shape[2:])) if self.spatial else bias
+        if isinstance(module, nn.Embedding):
+            return functional.embedding(inputs, weight)
+        inputs = inputs.to(weight.dtype)
+        if self.spatial:
+            return cast("Tensor", module._conv_forward(inputs, weight, bias))  # type: ignore[operator]
+        return functional.linear(inputs, weight.t() if _is_turned(module) else weight, bias)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
+def _is_turned(module: nn.Module) -> bool:
+    return type(module).__name__ == _TURNED_LINEAR
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or _is_turned(module)
+
+
+def _is_product(module: nn.Module) -> bool:
+    return _is_linear(module) or _is_convolution(module) or isinstance(module, nn.Embedding)
