@@ -1,6 +1,7 @@
 """Strength as a function: of the step, the block and the place. A number is its simplest case.
 
-Nothing here knows a model: a curve is asked for its value at a `Moment`, block weights for the ratio of a module's path.
+Nothing here knows a model: a curve is asked for its value at a `Moment`, and what depends on blocks is asked for the
+path of a module.
 """
 
 from __future__ import annotations
@@ -109,9 +110,10 @@ class Curve:
     def __format__(self, spec: str) -> str:
         """Return the keyframes as a tag has them, "0.2@0,1@0.5", each number formatted by `spec`."""
         units = {key.position.unit for key in self.keys}
-        last = max(key.position.value for key in self.keys)
+        places = [key.position.value for key in self.keys]
         # Bare numbers are fractions if the greatest is not above 1, and steps otherwise.
-        bare = (units == {"fraction"} and last <= 1) or (units == {"step"} and last > 1)
+        steps = max(places) > 1 and not any(0 < place < 1 for place in places)
+        bare = (units == {"fraction"} and max(places) <= 1) or (units == {"step"} and steps)
         return ",".join(f"{number(key.value, spec)}@{key.position.text(bare, spec)}" for key in self.keys)
 
     def at(self, moment: Moment) -> float:
@@ -152,7 +154,7 @@ class Window:
     stop: Position | None = None
 
     def holds(self, moment: Moment) -> bool:
-        """Return whether the step lies inside. A fraction is of the number of steps: 0.5 of 10 steps is 5 steps done."""
+        """Return whether the step lies inside. A fraction is of the number of steps: 0.5 of 10 is 5 steps done."""
         return not (self.start is not None and not _reached(self.start, moment)) and not (
             self.stop is not None and _reached(self.stop, moment)
         )
