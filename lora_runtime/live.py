@@ -78,7 +78,7 @@ class Row(NamedTuple):
     part: int = 0
 
 
-_START = Moment(0, 1)
+_ONLY = Moment(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Call:
     the units of the finest layer; `text`: how many tokens of text stand before those of the picture in joint layers.
     """
 
-    moment: Moment = _START
+    moment: Moment = _ONLY
     rows: tuple[Row, ...] = (Row(),)
     grid: tuple[int, int] | None = None
     text: int = 0
@@ -305,15 +305,17 @@ class Live:
 
 
 def _identity(live: LiveModule, originals: Originals) -> tuple[object, ...]:
-    """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too."""
+    """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too.
+
+    The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
+    """
     weights = [
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+        (originals.original(parameter).data_ptr(), 0 if parameter.is_inference() else parameter._version)
         for name, terms in live.terms.items()
         for term in terms
         if term.adapter.base_dependent
         for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
         if parameter is not None
-        for tensor in [originals.original(parameter)]
     ]
     return *live.identity, *weights
 
@@ -361,6 +363,10 @@ class _Factors:
     up: Tensor  # (R, out): as the product wants it
     down: Tensor  # (R, in), or of a convolution (R, in, k, k)
 
+    def __post_init__(self) -> None:
+        """Keep the factors as they came: a call in half precision must not cost the next one its digits."""
+        self._whole = self.up, self.down
+
     def of(self, terms: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return the factors of some of the terms."""
         if len(terms) == len(self.bounds):
@@ -374,7 +380,7 @@ class _Factors:
     def follow(self, like: Tensor) -> None:
         """Go where the module computes, and in its dtype."""
         if self.up.device != like.device or self.up.dtype != like.dtype:
-            self.up, self.down = self.up.to(like), self.down.to(like)
+            self.up, self.down = (factor.to(like) for factor in self._whole)
 
 
 @dataclass(eq=False)
@@ -384,11 +390,15 @@ class _Dense:
     strength: Varying
     deltas: dict[str, Tensor]
 
+    def __post_init__(self) -> None:
+        """Keep the deltas as they came, as those of factors."""
+        self._whole = dict(self.deltas)
+
     def follow(self, like: Tensor) -> None:
         """Go where the module computes, and in its dtype."""
         for name, delta in self.deltas.items():
             if delta.device != like.device or delta.dtype != like.dtype:
-                self.deltas[name] = delta.to(like)
+                self.deltas[name] = self._whole[name].to(like)
 
 
 def _prepare(
@@ -454,15 +464,20 @@ class _Beside:
         self.factors = factors
         self.dense = dense
         self.spatial = _is_convolution(module) or isinstance(module, nn.GroupNorm)
+        # How many dimensions a batch has at least; an input with fewer is a batch of one.
+        self.least = cast("Tensor", module.weight).ndim if _is_convolution(module) else 2 if _is_linear(module) else 1
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self.stage.paused:
             return output
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
-        before = output
+        again = _Again(self.stage, module, args, kwargs, output)
         # Nobody else has the output yet, so it may be written; autograd, and a second run of the module, need it.
         if self.dense or (torch.is_grad_enabled() and output.requires_grad):
             output = output.clone()
+        changed = output
+        if inputs.ndim < self.least:
+            inputs, output = inputs[None], output[None]
         for factors in self.factors:
             runs = self.stage.runs(factors.strengths, inputs.shape[0])
             if runs:
@@ -473,8 +488,8 @@ class _Beside:
             runs = self.stage.runs((dense.strength,), inputs.shape[0])
             if runs:
                 dense.follow(output)
-                self._add_dense(module, dense, runs, inputs, before, output)
-        return output
+                self._add_dense(module, dense, runs, inputs, again, output)
+        return changed
 
     def _add_products(self, module: nn.Module, factors: _Factors, run: _Run, inputs: Tensor, output: Tensor) -> None:
         """Add Σ s·U(D·x) of the terms of one run to its rows of the output."""
@@ -513,37 +528,51 @@ class _Beside:
             start += rank
 
     def _add_dense(
-        self, module: nn.Module, dense: _Dense, runs: Sequence[_Run], inputs: Tensor, before: Tensor, output: Tensor
+        self, module: nn.Module, dense: _Dense, runs: Sequence[_Run], inputs: Tensor, again: _Again, output: Tensor
     ) -> None:
-        """Add s·Δ(x) to the rows of the output that are meant; `before` is what the module itself gave."""
+        """Add s·Δ(x) to the rows of the output that are meant."""
         strength = dense.strength.at(self.stage.call.moment)
+        whole = None if _is_linear(module) or _is_convolution(module) else again.run(dense.deltas)
         for run in runs:
-            extra = self._alone(module, dense.deltas, inputs[run.rows], before[run.rows])
+            extra = self._alone(module, dense.deltas, inputs[run.rows]) if whole is None else whole[run.rows]
             if dense.strength.place is not None:
                 places = self.stage.places(dense.strength.place, tuple(output.shape[1:]), self.spatial, extra)
                 extra = extra * places
             output[run.rows].add_(extra, alpha=strength)
 
-    def _alone(self, module: nn.Module, deltas: Mapping[str, Tensor], inputs: Tensor, before: Tensor) -> Tensor:
-        """Return what the deltas add to the module's output at strength 1."""
+    def _alone(self, module: nn.Module, deltas: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return what the deltas add to the output of a linear layer or convolution at strength 1."""
         weight, bias = deltas.get("weight"), deltas.get("bias")
-        if not _is_product(module):  # a norm
-            # Its output is linear in its parameters, but it may have an offset, as Gemma's has 1 + weight.
-            changed = {name: dict(module.named_parameters())[name] + delta for name, delta in deltas.items()}
-            self.stage.paused = True
-            try:
-                return cast("Tensor", torch.func.functional_call(module, changed, (inputs,))) - before
-            finally:
-                self.stage.paused = False
         if weight is None:
             assert bias is not None
-            return bias.view(-1, *(1 for _ in before.shape[2:])) if self.spatial else bias
-        if isinstance(module, nn.Embedding):
-            return functional.embedding(inputs, weight)
+            return bias.view(-1, *(1 for _ in inputs.shape[2:])) if self.spatial else bias
         inputs = inputs.to(weight.dtype)
         if self.spatial:
             return cast("Tensor", module._conv_forward(inputs, weight, bias))  # type: ignore[operator]
         return functional.linear(inputs, weight.t() if _is_turned(module) else weight, bias)
+
+
+class _Again(NamedTuple):
+    """One call of a norm or an embedding, to be done anew with other parameters; it may have more than one input."""
+
+    stage: Stage
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: Tensor
+
+    def run(self, deltas: Mapping[str, Tensor]) -> Tensor:
+        """Return what the deltas add to the output at strength 1."""
+        # The output is linear in the parameters, but a norm may have an offset, as Gemma's has 1 + weight.
+        norm = not isinstance(self.module, nn.Embedding)
+        own = self.module._parameters
+        changed = {name: cast("Tensor", own[name]) + delta if norm else delta for name, delta in deltas.items()}
+        self.stage.paused = True
+        try:
+            output: Tensor = torch.func.functional_call(self.module, changed, self.args, self.kwargs)
+        finally:
+            self.stage.paused = False
+        return output - self.before if norm else output
 
 
 def _is_convolution(module: nn.Module) -> bool:
