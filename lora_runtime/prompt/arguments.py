@@ -1,58 +1,46 @@
 """What may stand after the name in a `<lora:…>` tag, as data.
 
-The parser reads the fields of a tag by this table and hands the values to LoraTag by name: a new argument is one entry
-here and one field there.
+The parser reads the fields of a tag by this table and hands the values on by name: a new argument is one entry here,
+and where it belongs in LoraTag or its Conditions.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_runtime.prompt.block_lists import read_elements, read_list, read_x
+from lora_runtime.prompt.conditions import (
+    read_box,
+    read_edge,
+    read_expert,
+    read_mask,
+    read_shape,
+    read_soft,
+    read_steps,
+)
 from lora_runtime.prompt.excerpt import quote
-
-
-class BadValueError(ValueError):
-    """A field cannot be read: `.reason` completes a sentence that begins with the argument's noun; `.hint` may help."""
-
-    def __init__(self, reason: str, hint: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
+from lora_runtime.prompt.keyframes import read_strength
+from lora_runtime.prompt.tags import Dialect
+from lora_runtime.prompt.values import BadValueError, Reading, parse_float
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One argument of a tag.
 
-    `by_position` says whether it may stand without its key; the order of those that may is that of the table. `read`
-    turns the text of a field into the value and raises BadValueError. `default` gives the value of an argument that was
-    left out, from the values of those above it in the table.
+    `read` turns the text of a field into the value and raises BadValueError; a tag whose `essential` argument cannot be
+    read is not applied, another argument is left out. `noun` is what messages call it.
     """
 
     name: str
-    by_position: bool
     noun: str
-    read: Callable[[str], Any]
-    default: Callable[[Mapping[str, Any]], Any]
+    read: Callable[[str, Reading], Any]
+    essential: bool = False
 
 
-def read_strength(text: str) -> float:
-    """Return what `float()` reads, but neither nan nor infinity nor digit separators; raises BadValueError."""
-    if not text.strip():
-        raise BadValueError("is empty", 'write a number such as 0.7, or leave out the ":"')
-    value = _number(text)
-    if value is None:
-        raise BadValueError(f"{quote(text)} is not a number", _strength_hint(text))
-    if not math.isfinite(value):
-        raise BadValueError(f"{quote(text)} is not a finite number", "write a number such as 0.7")
-    return value
-
-
-def read_rank(text: str) -> int:
+def read_rank(text: str, reading: Reading) -> int:
     """Return what `int()` reads, but no digit separators; raises BadValueError."""
     if not text.strip():
         raise BadValueError("is empty", 'write a whole number such as 8, or leave out the ":"')
@@ -61,43 +49,50 @@ def read_rank(text: str) -> int:
             return int(text)
     except ValueError:
         pass
-    near = _number(text.replace("_", ""))
+    near = parse_float(text.replace("_", ""))
     hint = "write a whole number such as 8"
     if near is not None and near.is_integer() and abs(near) < 1e6:
         hint = f"write {near:.0f}"
     raise BadValueError(f"{quote(text)} is not a whole number", hint)
 
 
+# Fields are read in this order, whatever their order in the tag: lists have an X that x= gives.
 ARGUMENTS = (
-    Argument("te", True, "strength", read_strength, lambda _: 1.0),
-    Argument("unet", True, "unet strength", read_strength, lambda given: given["te"]),
-    Argument("dyn", True, "rank", read_rank, lambda _: None),
+    Argument("te", "strength", read_strength, essential=True),
+    Argument("unet", "unet strength", read_strength, essential=True),
+    Argument("dyn", "rank", read_rank, essential=True),
+    Argument("hr", "hires strength", read_strength, essential=True),
+    Argument("hrte", "hires strength", read_strength, essential=True),
+    Argument("hrunet", "hires unet strength", read_strength, essential=True),
+    Argument("in", "strength of the input blocks", read_strength, essential=True),
+    Argument("mid", "strength of the middle block", read_strength, essential=True),
+    Argument("out", "strength of the output blocks", read_strength, essential=True),
+    Argument("x", "value of X", read_x),
+    Argument("lbw", "block weights", read_list),
+    Argument("lbwe", "element weights", read_elements),
+    Argument("start", "start", read_edge),
+    Argument("stop", "stop", read_edge),
+    Argument("step", "steps", read_steps),
+    Argument("curve", "curve", read_shape),
+    Argument("module", "module", read_expert),
+    Argument("mask", "mask", read_mask),
+    Argument("box", "box", read_box),
+    Argument("soft", "width of the edge", read_soft),
 )
-BY_NAME = {argument.name: argument for argument in ARGUMENTS}
-BY_POSITION = tuple(argument for argument in ARGUMENTS if argument.by_position)
+BY_NAME: Mapping[str, Argument] = {argument.name: argument for argument in ARGUMENTS}
+# Other spellings of a key. Of LBW's, "w" is the old one.
+ALIASES: Mapping[str, str] = {"w": "lbw"}
+# What may stand without a key, in this order. ComfyUI has the denoiser first.
+BY_POSITION: Mapping[Dialect, tuple[str, ...]] = {
+    "a1111": ("te", "unet", "dyn"),
+    "comfy": ("unet", "te", "dyn"),
+    "native": ("te", "unet", "dyn"),
+}
 
 
-def _number(text: str) -> float | None:
-    """Return what `float()` reads, nan and infinity included; None for anything else and for digit separators."""
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _strength_hint(text: str) -> str:
-    """Return what to do about `text`, which is not a number: the number that it comes near, if there is one."""
-    text = text.strip()
-    if len(text) > 60:
-        return "write a number such as 0.7"
-    percent = _number(text[:-1]) if text.endswith("%") else None
-    if percent is not None and math.isfinite(percent):
-        return f"write {percent / 100!r}"
-    for near in (text.replace("_", ""), text.replace(",", "."), text.rstrip(")]}.,;'\"")):
-        value = _number(near)
-        if value is not None and math.isfinite(value):
-            return f"write {near.strip()}"
-    number, *rest = re.split(r"\s", text, maxsplit=1)
-    if rest and _number(number) is not None:
-        return f'if the tag ends after {quote(number)}, write ">" there'
-    return "write a number such as 0.7"
+def with_defaults(values: Mapping[str, Any], dialect: Dialect) -> tuple[Any, Any, int | None]:
+    """Return the strengths te and unet and the rank: of what may come by position the second is as the first."""
+    first, second, _ = BY_POSITION[dialect]
+    given = {first: values.get(first, 1.0)}
+    given[second] = values.get(second, given[first])
+    return given["te"], given["unet"], values.get("dyn")

@@ -105,7 +105,9 @@ class BlockWeights:
 
 def _names(block: str | None) -> frozenset[str]:
     """Return the names by which rules may mean a block: BASE is all text encoders, CLIP is those that are no T5."""
-    return frozenset({"T5": ("T5", "BASE"), "BASE": ("BASE", "CLIP"), None: ()}.get(block, (block,)))
+    if block is None:
+        return frozenset()
+    return frozenset({"T5": ("T5", "BASE"), "BASE": ("BASE", "CLIP")}.get(block, (block,)))
 
 
 @lru_cache(maxsize=1024)

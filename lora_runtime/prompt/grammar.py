@@ -1,10 +1,12 @@
-"""The two grammars at work: a prompt split into tags and the rest, and a tag split into fields."""
+"""The grammars at work: a prompt split into tags and the rest, and a tag split into fields; for each dialect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+from lora_runtime.prompt.tags import Dialect
 
 if TYPE_CHECKING:
     from lark import Lark, Token, Tree
@@ -30,7 +32,7 @@ class Field(NamedTuple):
     end: int
 
 
-def split_prompt(text: str) -> Iterator[Piece]:
+def split_prompt(text: str, dialect: Dialect = "a1111") -> Iterator[Piece]:
     """Yield the pieces of `text` in order, without gap or overlap; in linear time for any text.
 
     No tag ends after the last ">", so the grammar gets only what comes before. Without this, each "<a:" of a text
@@ -38,20 +40,20 @@ def split_prompt(text: str) -> Iterator[Piece]:
     """
     head = text.rfind(">") + 1
     end = 0
-    for token in cast("list[Token]", _prompt_grammar().parse(text[:head]).children):
+    for token in cast("list[Token]", _prompt_grammar(dialect == "native").parse(text[:head]).children):
         start, end = end, end + len(token)
         yield Piece(token.type == "TAG", start, end)
     if head < len(text):
         yield Piece(False, head, len(text))
 
 
-def split_fields(body: str) -> tuple[Field, ...]:
+def split_fields(body: str, dialect: Dialect = "a1111") -> tuple[Field, ...]:
     """Return the fields of a tag, from what follows its kind: `body` begins with ":"."""
-    return _remembered_fields(body) if len(body) <= 200 else _fields(body)
+    return (_remembered_fields if len(body) <= 200 else _fields)(body, dialect == "native")
 
 
-def _fields(body: str) -> tuple[Field, ...]:
-    return tuple(_field(tree) for tree in cast("list[Tree[Token]]", _tag_grammar().parse(body).children))
+def _fields(body: str, native: bool) -> tuple[Field, ...]:
+    return tuple(_field(tree) for tree in cast("list[Tree[Token]]", _tag_grammar(native).parse(body).children))
 
 
 # Reading the fields of a tag takes 20 to 30 µs, and the same tags come again with each picture and each key typed:
@@ -67,13 +69,13 @@ def _field(tree: Tree[Token]) -> Field:
 
 
 @cache
-def _prompt_grammar() -> Lark:
-    return _grammar("prompt.lark", "basic")
+def _prompt_grammar(native: bool) -> Lark:
+    return _grammar("native_prompt.lark" if native else "prompt.lark", "basic")
 
 
 @cache
-def _tag_grammar() -> Lark:
-    return _grammar("tag.lark", "contextual")
+def _tag_grammar(native: bool) -> Lark:
+    return _grammar("native_tag.lark" if native else "tag.lark", "contextual")
 
 
 def _grammar(name: str, lexer: Literal["basic", "contextual"]) -> Lark:

@@ -10,26 +10,35 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 from lora_runtime.errors import TagSyntaxError
-from lora_runtime.prompt.arguments import ARGUMENTS, BY_NAME, BY_POSITION, Argument, BadValueError
+from lora_runtime.prompt.arguments import ALIASES, ARGUMENTS, BY_NAME, BY_POSITION, Argument, with_defaults
+from lora_runtime.prompt.block_lists import is_block_list, read_rule, rule_misfit
+from lora_runtime.prompt.brackets import MOST_LEVELS, parts, scopes
+from lora_runtime.prompt.conditions import EXPERTS, conditions_of, has_curve, with_shape
 from lora_runtime.prompt.excerpt import line_and_column, quote, visible
 from lora_runtime.prompt.grammar import Field, Piece, split_fields, split_prompt
+from lora_runtime.prompt.presets import common_presets
+from lora_runtime.prompt.quotes import unquoted
 from lora_runtime.prompt.tags import Diagnostic, Dialect, LoraTag, OtherTag, Prompt, Scope, Severity, Span
+from lora_runtime.prompt.values import BadValueError, Reading
 
-_KINDS = ("lora", "lyco")
+_KINDS = ("lora", "lyco", "loractl")
 
 # A LoRA tag begins where no tag can: inside another, whose ">" is therefore missing.
-_OPENER = re.compile(r"<\s*(?:lora|lyco)\s*[:>]", re.IGNORECASE)
+_OPENER = re.compile(r"<\s*(?:lora|lyco|loractl)\s*[:>]", re.IGNORECASE)
 # Text that was meant as a LoRA tag: blanks, the word, what follows, and the ">" if it is there.
-_MEANT = re.compile(r"<(\s*)(lora|lyco)\b([^<>]*)(>?)", re.IGNORECASE)
+_MEANT = re.compile(r"<(\s*)(lora|lyco|loractl)\b([^<>]*)(>?)", re.IGNORECASE)
 # How far a tag without ">" was meant to go: a name may have blanks in it if a colon follows, what stands last may not.
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
+_ORDER = {argument.name: index for index, argument in enumerate(ARGUMENTS)}
+_TEXTS = ("mask",)  # arguments whose text may be quoted in the native dialect
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 
 
@@ -53,7 +62,10 @@ def parse_prompt(
     """
     if not isinstance(text, str):
         raise TypeError(f"a prompt is a str, not {type(text).__name__}; of a list, parse each prompt on its own")
-    prompt = _Reader(text).read()
+    for option, value, known in (("dialect", dialect, get_args(Dialect)), ("scope", scope, get_args(Scope))):
+        if value not in known:
+            raise ValueError(f"{option} is one of {', '.join(known)}, not {value!r}")
+    prompt = _Reader(text, dialect, scope, common_presets() if presets is None else presets).read()
     for diagnostic in prompt.diagnostics if strict else ():
         if diagnostic.severity == "error":
             line, column = line_and_column(text, diagnostic.span[0])
@@ -73,24 +85,52 @@ class _Given(NamedTuple):
 class _Reader:
     """Reads one prompt from left to right, collecting what it finds."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, dialect: Dialect, scope: Scope, presets: Mapping[str, str]) -> None:
         self.source = source
+        self.dialect: Dialect = dialect
+        self.scope: Scope = scope
+        self.presets = presets
         self.utf16 = _utf16_counter(source)
         self.text: list[str] = []
+        self.length = 0  # of the clean text so far
         self.tags: list[LoraTag] = []
+        self.places: list[int] = []  # of the tags in the clean text
         self.names: set[str] = set()
         self.others: list[OtherTag] = []
         self.diagnostics: list[Diagnostic] = []
 
     def read(self) -> Prompt:
-        for is_tag, start, end in split_prompt(self.source):
+        for is_tag, start, end in split_prompt(self.source, self.dialect):
             if is_tag:
                 self.read_tag(start, end)
             else:
                 self.text.append(self.source[start:end])
+                self.length += end - start
                 self.read_text(start, end)
+        text = "".join(self.text)
+        tags = tuple(self.in_scope(text))
         self.diagnostics.sort(key=lambda diagnostic: diagnostic.span)
-        return Prompt(self.source, "".join(self.text), tuple(self.tags), tuple(self.others), tuple(self.diagnostics))
+        return Prompt(self.source, text, tags, tuple(self.others), tuple(self.diagnostics), self.dialect, self.scope)
+
+    def in_scope(self, text: str) -> Iterator[LoraTag]:
+        """Yield the tags with the conditions that the text around them makes, if the scope is that of the text."""
+        if self.scope == "and":
+            for tag, part in zip(self.tags, parts(text, self.places), strict=True):
+                yield replace(tag, conditions=replace(tag.conditions, part=part))
+            return
+        for tag, whens in zip(self.tags, scopes(text, self.places), strict=True):
+            if not whens:
+                yield tag
+            elif self.scope == "edit":
+                if len(whens) > MOST_LEVELS:
+                    message = f"{quote(tag.name)} stands in more than {MOST_LEVELS} brackets; the inner ones count"
+                    self.note("warning", tag.span, message)
+                when = (*whens[-MOST_LEVELS:], *tag.conditions.when)
+                yield replace(tag, conditions=replace(tag.conditions, when=when))
+            else:
+                message = "the brackets around a tag do not switch it; it acts in every step, as in the WebUI"
+                self.note("info", tag.span, message, 'scope="edit" reads such tags with their brackets')
+                yield tag
 
     def note(self, severity: Severity, span: Span, message: str, hint: str = "") -> None:
         self.diagnostics.append(Diagnostic(severity, span, message, hint))
@@ -100,6 +140,8 @@ class _Reader:
         for match in _MEANT.finditer(self.source, start, end):
             blank, word, rest, closed = match.groups()
             rest = rest.lstrip()
+            if self.dialect == "native" and self.source[: match.start()].endswith("\\"):
+                continue
             if not closed:
                 if rest.startswith(":"):
                     self.note_unclosed(match.start(), match.end(), "so it is not a tag")
@@ -110,6 +152,8 @@ class _Reader:
                 why, hint = "it has no name", "write <lora:NAME:0.7>"
             elif not rest.startswith(":"):
                 why = f'a ":" is missing after {quote(word)}'
+            elif self.dialect == "native" and not (blank or match[0][1 + len(word)] != ":"):
+                why, hint = "a quote or an escape in it is not closed", 'write \\" for a quote in a name'
             else:
                 why = f"there is a blank after {quote('<' if blank else word)}"
             self.note("warning", match.span(), f"{quote(match[0])} is not a tag: {why}", hint)
@@ -128,7 +172,9 @@ class _Reader:
         is a guess; the last is complete, and is read: its text is gone from the prompt in any case.
         """
         kind = self.kind(start)
-        inner = [match.start() for match in _OPENER.finditer(self.source, start + 1, end)]
+        # A native tag has no "<" in it but one that is escaped.
+        openers = () if self.dialect == "native" else _OPENER.finditer(self.source, start + 1, end)
+        inner = [match.start() for match in openers]
         if kind.lower() in _KINDS:
             starts = [start, *inner]
         else:
@@ -162,26 +208,42 @@ class _Reader:
         """Add the tag from `start` to `end`, or say why it is dropped."""
         kind = self.kind(start)
         body = start + 1 + len(kind)
-        fields = [_moved(field, body) for field in split_fields(self.source[body : end - 1])]
+        fields = [_moved(field, body) for field in split_fields(self.source[body : end - 1], self.dialect)]
         unkeyed, given = self.sort_fields(fields)
         name = self.read_name(unkeyed[0] if unkeyed else (body + 1, body + 1))
-        values = self.read_values(start, end, [*self.by_position(unkeyed[1:]), *given])
+        by_position = self.by_position(unkeyed[1:])
+        values = self.read_values(start, end, [*by_position, *given])
         if name is None or values is None:
             return
+        te, unet, dyn = with_defaults(values, self.dialect)
         span = (start, end)
         self.tags.append(
-            LoraTag(name=name, **values, span=span, utf16_span=self.utf16(span), raw=self.source[start:end])
-        )
-        self.note_spelling(kind, name, span)
-        by_key = {argument.name for argument, _, _ in given}
-        if len(unkeyed) > 2 and values["te"] != values["unet"] and by_key.isdisjoint(("te", "unet")):
-            te, unet = (self.source[slice(*field)].strip() for field in unkeyed[1:3])
-            self.note(
-                "info",
-                (unkeyed[1][0], unkeyed[2][1]),
-                f"{quote(te)} is for the text encoder and {quote(unet)} for the denoiser",
-                f"te={visible(te)}:unet={visible(unet)} says the same in plain sight",
+            LoraTag(
+                name=name,
+                te=te,
+                unet=unet,
+                dyn=dyn,
+                span=span,
+                utf16_span=self.utf16(span),
+                raw=self.source[start:end],
+                conditions=conditions_of(values, name),
             )
+        )
+        self.places.append(self.length)
+        self.note_spelling(kind, name, span)
+        strengths = {one.argument.name: one for one in by_position if one.argument.name in ("te", "unet")}
+        if len(strengths) == 2 and te != unet and all(one.argument.name not in strengths for one in given):
+            self.note_order(strengths["te"], strengths["unet"])
+
+    def note_order(self, te: _Given, unet: _Given) -> None:
+        """Say which of two strengths without a key is which."""
+        for_te, for_unet = te.text.strip(), unet.text.strip()
+        self.note(
+            "info",
+            (min(te.span, unet.span)[0], max(te.span, unet.span)[1]),
+            f"{quote(for_te)} is for the text encoder and {quote(for_unet)} for the denoiser",
+            f"te={visible(for_te)}:unet={visible(for_unet)} says the same in plain sight",
+        )
 
     def sort_fields(self, fields: list[Field]) -> tuple[list[Span], list[_Given]]:
         """Return the places of the fields without a key, the name first, and the arguments given by key.
@@ -196,69 +258,117 @@ class _Reader:
             key = None if field.key is None else field.key.strip()
             if key is None:
                 unkeyed.append(span)
-            elif key in BY_NAME:
+                continue
+            argument = self.argument(key, span, is_first=index == 0)
+            if argument is not None:
                 if key != field.key:
                     self.note("info", span, f"the blanks around {quote(key)} are ignored")
-                if key in given:
-                    self.note("warning", given[key].span, f"{quote(key + '=')} is given twice; the last one counts")
+                if argument.name in given:
+                    before = given[argument.name].span
+                    self.note("warning", before, f"{quote(key + '=')} is given twice; the last one counts")
                 value = (field.value_start, field.end)
-                given[key] = _Given(BY_NAME[key], self.source[slice(*value)], value)
+                given[argument.name] = _Given(argument, self.source[slice(*value)], value)
             elif index == 0:
                 message = f"{quote(self.source[slice(*span)])} is read as the name, not as an argument"
                 self.note("warning", span, message, f"arguments are {_known_keys()}")
                 unkeyed.append(span)
-            else:
-                near = _nearest(key, tuple(BY_NAME))
-                hint = f"did you mean {near}=?" if near else f"arguments are {_known_keys()}"
-                self.note("warning", span, f"there is no argument {quote(key + '=')}; it is ignored", hint)
         return unkeyed, [*given.values()]
+
+    def argument(self, key: str, span: Span, *, is_first: bool) -> Argument | None:
+        """Return the argument that a key means, a rule for blocks or modules among them; None and why for others."""
+        name = ALIASES.get(key, key)
+        if name in BY_NAME:
+            return BY_NAME[name]
+        if is_first:
+            return None
+        misfit = rule_misfit(key)
+        if misfit == "":
+            return Argument(key, "ratio", partial(read_rule, key))
+        if misfit:
+            hint = "blocks are BASE, IN00-IN11, M00, OUT00-OUT11; of Flux CLIP, T5, IN, D00-D18, S00-S37, OUT"
+            self.note("warning", span, f"{misfit}; this field is ignored", hint)
+            return None
+        near = _nearest(key, tuple(BY_NAME))
+        hint = f"did you mean {near}=?" if near else f"arguments are {_known_keys()}"
+        self.note("warning", span, f"there is no argument {quote(key + '=')}; it is ignored", hint)
+        return None
 
     def by_position(self, unkeyed: list[Span]) -> list[_Given]:
         """Return the arguments given by position, `unkeyed` being the fields after the name."""
-        known, extra = unkeyed[: len(BY_POSITION)], unkeyed[len(BY_POSITION) :]
+        plain: list[_Given] = []
+        named: list[_Given] = []
+        order = BY_POSITION[self.dialect]
+        extra: list[Span] = []
+        for span in unkeyed:
+            text = self.source[slice(*span)]
+            if text.strip() in EXPERTS:
+                named.append(_Given(BY_NAME["module"], text, span))
+            elif is_block_list(text, self.presets):
+                self.note("info", span, f"{quote(text)} is read as block weights", f"write lbw={visible(text.strip())}")
+                named.append(_Given(BY_NAME["lbw"], text, span))
+            elif len(plain) < len(order):
+                plain.append(_Given(BY_NAME[order[len(plain)]], text, span))
+            else:
+                extra.append(span)
         if extra:
             what = "1 field too many; it is" if len(extra) == 1 else f"{len(extra)} fields too many; they are"
-            order = ":".join(argument.name for argument in BY_POSITION)
-            self.note("warning", (extra[0][0], extra[-1][1]), f"{what} ignored", f"the order is name:{order}")
-        return [
-            _Given(argument, self.source[slice(*span)], span)
-            for argument, span in zip(BY_POSITION, known, strict=False)
-        ]
+            hint = f"the order is name:{':'.join(order)}"
+            self.note("warning", (extra[0][0], extra[-1][1]), f"{what} ignored", hint)
+        return [*plain, *named]
 
     def read_name(self, span: Span) -> str | None:
         """Return the name at `span` without blanks around it; None and a diagnostic if nothing is left."""
         written = self.source[slice(*span)]
-        name = written.strip()
+        quoted = written.strip()
+        name = unquoted(quoted) if self.dialect == "native" else quoted
         if not name:
             self.note("error", span, "the name is empty; this tag is not applied", "write <lora:NAME:0.7>")
             return None
-        if name != written:
+        if quoted != written:
             self.note("info", span, f"the blanks around the name {quote(name)} are ignored")
-        if "<" in name:
+        if "<" in name and self.dialect != "native":
             self.note("warning", span, f'the name {quote(name)} has "<" in it', 'is a ">" missing before it?')
         return name
 
     def read_values(self, start: int, end: int, given: list[_Given]) -> dict[str, Any] | None:
-        """Return a value for each argument, what is given later going first; None and diagnostics if one is bad.
+        """Return the values by the names of their arguments, what is given later going first.
 
-        A value that another one overrides is read all the same: what cannot be read was not meant.
+        None and diagnostics if the tag cannot be applied. A value that another one overrides is read all the same: what
+        cannot be read was not meant.
         """
-        values: dict[str, Any] = {}
+        reading = Reading(self.presets)
         good = True
-        for argument, text, span in given:
+        for argument, text, span in sorted(given, key=lambda one: _ORDER.get(one.argument.name, len(_ORDER))):
+            written = unquoted(text) if self.dialect == "native" and argument.name in _TEXTS else text
             try:
-                values[argument.name] = argument.read(text)
+                reading.values[argument.name] = argument.read(written, reading)
             except BadValueError as error:
-                if "<" in text:
+                if "<" in text and self.dialect != "native":
                     self.note_unclosed(start, end, _SWALLOWED)
                     return None
-                message = f"the {argument.noun} {error.reason}; this tag is not applied"
-                self.note("error", span, message, error.hint)
-                good = False
-        for argument in ARGUMENTS:
-            if good and argument.name not in values:
-                values[argument.name] = argument.default(values)
-        return values if good else None
+                severity: Severity = "error" if argument.essential else "warning"
+                consequence = "this tag is not applied" if argument.essential else "this field is ignored"
+                message = f"the {argument.noun} {error.reason}; {consequence}"
+                self.note(severity, _within(span, error.span), message, error.hint)
+                good = good and not argument.essential
+            for remark in reading.remarks:
+                self.note(remark.severity, _within(span, remark.span), remark.message, remark.hint)
+            reading.remarks.clear()
+        self.note_idle({one.argument.name: one.span for one in given}, reading)
+        shape = reading.values.get("curve", "linear")
+        return {key: with_shape(value, shape) for key, value in reading.values.items()} if good else None
+
+    def note_idle(self, spans: Mapping[str, Span], reading: Reading) -> None:
+        """Say which fields were read and have nothing to act on."""
+        values = reading.values
+        idle = (
+            ("curve", any(map(has_curve, values.values())), "no strength of this tag has keyframes"),
+            ("soft", "mask" in values or "box" in values, "this tag has neither mask= nor box="),
+            ("x", reading.used_x, "no block weight of this tag has an X"),
+        )
+        for name, used, why in idle:
+            if name in values and not used:
+                self.note("warning", spans[name], f"{quote(name + '=')} has no effect: {why}")
 
     def note_spelling(self, kind: str, name: str, span: Span) -> None:
         """Say what may surprise about a tag that is applied."""
@@ -271,6 +381,10 @@ class _Reader:
         if name in self.names:
             self.note("info", span, f"{quote(name)} was named before; the strengths add up")
         self.names.add(name)
+
+
+def _within(span: Span, inner: Span | None) -> Span:
+    return span if inner is None else (span[0] + inner[0], span[0] + inner[1])
 
 
 def _moved(field: Field, by: int) -> Field:

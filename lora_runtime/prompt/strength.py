@@ -1,6 +1,7 @@
 """Strength as a function: of the step, the block and the place. A number is its simplest case.
 
-Nothing here knows a model: a curve is asked for its value at a `Moment`, block weights for the ratio of a module's path.
+Nothing here knows a model: a curve is asked for its value at a `Moment`, and what depends on blocks is asked for the
+path of a module.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Window:
     stop: Position | None = None
 
     def holds(self, moment: Moment) -> bool:
-        """Return whether the step lies inside. A fraction is of the number of steps: 0.5 of 10 steps is 5 steps done."""
+        """Return whether the step lies inside. A fraction is of the number of steps: 0.5 of 10 is 5 steps done."""
         return not (self.start is not None and not _reached(self.start, moment)) and not (
             self.stop is not None and _reached(self.stop, moment)
         )

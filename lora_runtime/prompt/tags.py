@@ -48,9 +48,9 @@ class Diagnostic:
 class LoraTag:
     """One `<lora:…>` tag: which LoRA, and how strongly on the text encoder and on the denoiser.
 
-    A strength is a number, or a Curve over the steps. `dyn` limits the rank, as in the WebUI; None leaves it as the file
-    has it. `conditions` say what else the strength depends on: blocks, steps, a region. `raw` is the tag as written,
-    and equals `prompt.source[slice(*span)]`.
+    A strength is a number, or a Curve over the steps. `dyn` limits the rank, as in the WebUI; None leaves it as the
+    file has it. `conditions` say what else the strength depends on: blocks, steps, a region. `raw` is the tag as
+    written, and equals `prompt.source[slice(*span)]`.
     """
 
     name: str

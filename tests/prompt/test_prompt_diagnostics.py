@@ -4,6 +4,11 @@ import pytest
 
 from lora_runtime.prompt import Diagnostic, parse_prompt
 
+KEYS = (
+    "arguments are te=, unet=, dyn=, hr=, hrte=, hrunet=, in=, mid=, out=, x=, lbw=, lbwe=, start=, stop=, step=, "
+    "curve=, module=, mask=, box=, soft="
+)
+
 
 def said(source: str) -> tuple[str, str]:
     """Return message and hint of the only diagnostic."""
@@ -67,13 +72,12 @@ def said(source: str) -> tuple[str, str]:
             "write <lora:x:1>",
         ),
         ("<lora:x:Unet=1>", 'there is no argument "Unet="; it is ignored', "did you mean unet=?"),
-        ("<lora:x:lbw=1>", 'there is no argument "lbw="; it is ignored', "arguments are te=, unet=, dyn="),
         (
             "<lora:x:multiplier_of_it=1>",
             'there is no argument "multiplier_of_it="; it is ignored',
-            "arguments are te=, unet=, dyn=",
+            KEYS,
         ),
-        ("<lora:a=b:1>", '"a=b" is read as the name, not as an argument', "arguments are te=, unet=, dyn="),
+        ("<lora:a=b:1>", '"a=b" is read as the name, not as an argument', KEYS),
         ("<lora:x:1:1:1:1>", "1 field too many; it is ignored", "the order is name:te:unet:dyn"),
         ("<lora:x:1:1:1:1:1>", "2 fields too many; they are ignored", "the order is name:te:unet:dyn"),
         (

@@ -1,0 +1,97 @@
+"""Where a tag stands in the text around it: inside prompt editing or alternation, and in which part between ANDs.
+
+The text is the clean text, as the WebUI reads it, and a tag is a place in it. [a:b:10] is a for 10 steps and b after
+them, [b:10] and [a::10] have one of the two; a number with a point is a fraction of the run. [a|b] takes turns, a step
+each. Brackets that do not fit together mean nothing, as in the WebUI.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lora_runtime.prompt.strength import Position, Turn, Window
+
+_TOKEN = re.compile(r"\\.|[\[\]()|:]", re.DOTALL)
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
+_AND = re.compile(r"\bAND\b")
+MOST_LEVELS = 32
+
+
+@dataclass(slots=True)
+class _Bracket:
+    """A bracket while it is read: the one around it, the part of that it stands in, and its own cuts at ":" and "|"."""
+
+    opener: str
+    outer: _Bracket | None
+    part: int
+    cuts: list[tuple[str, int]] = field(default_factory=list)
+    whole: bool = True  # nothing in it is open
+    whens: tuple[Window | Turn | None, ...] = ()  # of each part
+
+
+def scopes(text: str, places: Sequence[int]) -> list[tuple[Window | Turn, ...]]:
+    """Return when each of the places, in rising order, takes part: () is always.
+
+    Of more than MOST_LEVELS conditions the innermost MOST_LEVELS + 1 are returned.
+    """
+    if "[" not in text:
+        return [()] * len(places)
+    homes: list[tuple[_Bracket | None, int]] = []
+    top: _Bracket | None = None
+    for match in _TOKEN.finditer(text):
+        while len(homes) < len(places) and places[len(homes)] <= match.start():
+            homes.append((top, len(top.cuts) if top else 0))
+        top = _after(top, match[0], match.start(), text)
+    homes += [(top, len(top.cuts) if top else 0)] * (len(places) - len(homes))
+    return [_whens(*home) for home in homes]
+
+
+def parts(text: str, places: Sequence[int]) -> list[int | None]:
+    """Return the number of the part that each place stands in; None where the text has no AND."""
+    ends = [match.end() for match in _AND.finditer(text)]
+    return [bisect_right(ends, place) if ends else None for place in places]
+
+
+def _after(top: _Bracket | None, token: str, place: int, text: str) -> _Bracket | None:
+    """Return the innermost bracket that is open after a token."""
+    if token in "[(":
+        return _Bracket(token, top, len(top.cuts) if top else 0)
+    if top is None or token[0] == "\\":
+        return top
+    if token in ":|":
+        top.cuts.append((token, place))
+        return top
+    if token != {"[": "]", "(": ")"}[top.opener]:
+        top.whole = False
+        return top
+    if top.opener == "[" and top.whole:
+        top.whens = _bracket_whens(top.cuts, place, text)
+    return top.outer
+
+
+def _bracket_whens(cuts: Sequence[tuple[str, int]], end: int, text: str) -> tuple[Window | Turn | None, ...]:
+    kinds = {kind for kind, _ in cuts}
+    if kinds == {"|"}:
+        return tuple(Turn(index, len(cuts) + 1) for index in range(len(cuts) + 1))
+    if kinds != {":"} or len(cuts) > 2:
+        return ()
+    written = text[cuts[-1][1] + 1 : end]
+    if not _NUMBER.fullmatch(written):
+        return ()
+    change = Position(float(written), "fraction" if "." in written else "step")
+    before, after = Window(stop=change), Window(start=change)
+    return (after, None) if len(cuts) == 1 else (before, after, None)
+
+
+def _whens(bracket: _Bracket | None, part: int) -> tuple[Window | Turn, ...]:
+    """Return when a part of a bracket takes part, the outermost condition first."""
+    found: list[Window | Turn] = []
+    while bracket is not None and len(found) <= MOST_LEVELS:
+        if part < len(bracket.whens) and (when := bracket.whens[part]) is not None:
+            found.append(when)
+        part = bracket.part
+        bracket = bracket.outer
+    return tuple(reversed(found))
