@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
 from lora_runtime.live import Call, Row, Stage
 from lora_runtime.prompt.strength import Moment
 
@@ -33,12 +31,12 @@ class Denoising:
         """Say what the next calls are about: `rows` are all that will come, in their order."""
         self._moment, self._rows, self._done = moment, tuple(rows), 0
 
-    def watch(self, denoiser: nn.Module, stage: Stage) -> Callable[[], None]:
+    def watch(self, denoiser: Any, stage: Stage) -> Callable[[], None]:
         """Tell `stage` of each call of a denoiser from now on; return what ends it."""
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            latents = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if latents is not None and latents.ndim > 2 and self._moment is not None:
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            latents = next((value for value in (*args, *kwargs.values()) if hasattr(value, "shape")), None)
+            if latents is not None and self._moment is not None:
                 grid = int(latents.shape[-2]), int(latents.shape[-1])
                 stage.begin(Call(self._moment, self._next(len(latents)), grid))
 

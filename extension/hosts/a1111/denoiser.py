@@ -51,15 +51,18 @@ def _sigma(params: Any) -> float:
     return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
 
 
+_NO_PART = -1  # of a negative prompt, in which AND is a word
+
+
 def rows_of(params: Any) -> tuple[Row, ...]:
     """Return what each row belongs to."""
     rows = len(params.x)
     parts = _parts(params)
     positive = [Row(image, "positive", part) for image, count in enumerate(parts) for part in range(count)]
-    negative = [Row(image, "negative") for image in range(len(parts))]
+    negative = [Row(image, "negative", _NO_PART) for image in range(len(parts))]
     # A model that edits pictures (InstructPix2Pix) has a third group: the picture without the prompt.
     while len(positive) + len(negative) < rows:
-        negative += negative[: len(parts)] or [Row()]
+        negative += negative[: len(parts)] or [Row(0, "negative", _NO_PART)]
     return tuple([*positive, *negative][:rows])
 
 

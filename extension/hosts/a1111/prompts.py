@@ -1,8 +1,8 @@
 """The prompts of one batch as written, and the tags in them; by the time that tags are asked for, texts have lost them.
 
-    p.all_prompts, p.all_hr_prompts              raw, of all batches
-    p.extra_network_data, .hr_extra_network_data the tags of a batch's first prompt, cut apart at every colon
-    p.negative_prompts, p.hr_negative_prompts    of this batch; the WebUI leaves tags in them
+p.all_prompts, p.all_hr_prompts              raw, of all batches
+p.extra_network_data, .hr_extra_network_data the tags of a batch's first prompt, cut apart at every colon
+p.negative_prompts, p.hr_negative_prompts    of this batch; the WebUI leaves tags in them
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def about_changed_prompts(p: Any, batch: BatchPrompts, hires: bool) -> list[Noti
     return [
         Notice(
             "warning",
-            "a script has changed the prompts after they were set; the LoRAs of the first one are used for all pictures",
+            "a script has changed the prompts after they were set; all pictures have the LoRAs of the first one",
             "use a batch size of 1 and a higher batch count",
         )
     ]

@@ -104,7 +104,7 @@ def calm_builtin(models: Iterable[Any]) -> None:
 
 # Extensions that work on the LoRAs which the built-in has loaded, by a piece of their folder's name.
 _BESIDE = {
-    "loractl": "loractl's syntax is read here too, and its own work has no effect unless the settings leave it the tags",
+    "loractl": "loractl's syntax is read here too, and it does nothing itself, unless the settings leave it the tags",
     "lora-block-weight": "LoRA Block Weight's syntax and presets are read here too, and its own work has no effect",
     "additional-networks": "Additional Networks applies LoRAs of its own, on top of these",
 }
