@@ -6,7 +6,7 @@
     denoiser.total_steps  calls that are expected: twice the steps for a sampler of the second order
     params.x              all rows: of each picture its parts (AND), then of each picture the negative prompt
 
-The UNet is then called once with all rows, or several times with some, in this order; the negative ones may be left out.
+The UNet is then called once with all rows, or several times with some, in this order; negative ones may be left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Block weights by name: the common ones, those of sd-webui-lora-block-weight where it is installed, and the user's own.
+"""Block weights by name: the common ones, those of sd-webui-lora-block-weight if it is there, and the user's own.
 
 The user's own are in `lora_runtime_presets.txt` in the WebUI's data folder, in the format of lbwpresets.txt.
 """
