@@ -11,7 +11,9 @@ import numpy as np
 import program
 import pytest
 
-LESS_THAN_A_LEVEL = 1.0
+# Mean differences in levels of 255: of pictures that are equal but for sums in another order, and of pictures that a
+# LoRA has changed. Another seed is 40 levels away, the share of the text encoder 0.07.
+EQUAL, OTHER = 0.02, 0.05
 VARYING = "a cat <lora:sd1:te=0:unet=0@0,1@1>"
 HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 1.0}
 
@@ -48,7 +50,7 @@ def told(run: program.WebUI, prompt: str, **job: Any) -> list[dict[str, Any]]:
 
 def pictures(picture: program.Picture) -> list[Any]:
     """Return the pictures of a batch without the grid before them."""
-    return picture.pixels[1:] if len(picture.pixels) > 1 else picture.pixels
+    return picture.pixels[picture.info["index_of_first_image"] :]
 
 
 # --- steps ---
@@ -68,14 +70,14 @@ def test_a_strength_that_could_vary_and_does_not_is_a_number(run: program.WebUI,
     expected = run.txt2img(f"a cat <lora:sd1:{constant}>")
     picture = run.txt2img(f"a cat <lora:sd1:{varying}>")
     assert not picture.notices
-    assert picture.difference(expected) < LESS_THAN_A_LEVEL
-    assert expected.difference(run.txt2img("a cat")) > LESS_THAN_A_LEVEL
+    assert picture.difference(expected) < EQUAL
+    assert expected.difference(run.txt2img("a cat")) > OTHER
     assert run.digest() == before
 
 
 def test_a_window_changes_the_picture_by_its_length(run: program.WebUI) -> None:
     pictured = [run.txt2img(f"a cat <lora:sd1:te=0:unet=1:stop={steps}>") for steps in range(5)]
-    assert pictured[4].difference(run.txt2img("a cat <lora:sd1:te=0:unet=1>")) < LESS_THAN_A_LEVEL
+    assert pictured[4].difference(run.txt2img("a cat <lora:sd1:te=0:unet=1>")) < EQUAL
     assert pictured[0].difference(run.txt2img("a cat")) == 0
     distances = [picture.difference(pictured[0]) for picture in pictured]
     assert all(distance > 0 for distance in distances[1:])
@@ -120,7 +122,7 @@ def test_each_sampler_keeps_a_strength_for_a_step(run: program.WebUI, sampler: s
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "DDIM", "UniPC"])
 def test_noise_levels_fall(run: program.WebUI, sampler: str) -> None:
     sigmas = [call["sigma"] for call in told(run, VARYING, sampler_name=sampler)]
-    assert 5 < sigmas[0] < 200
+    assert 3 < sigmas[0] < 200
     assert sigmas[-1] < 3
     assert sigmas == sorted(sigmas, reverse=True)
 
@@ -135,8 +137,8 @@ def test_the_hires_pass_begins_anew(run: program.WebUI) -> None:
 def test_a_lora_for_the_hires_pass_alone(run: program.WebUI) -> None:
     only = run.txt2img("a cat <lora:sd1:0:hr=0.8>", **HIRES)
     apart = run.txt2img("a cat ", hr_prompt="a cat <lora:sd1:0.8>", **HIRES)
-    assert only.difference(apart) < LESS_THAN_A_LEVEL
-    assert only.difference(run.txt2img("a cat <lora:sd1:0>", **HIRES)) > LESS_THAN_A_LEVEL
+    assert only.difference(apart) < EQUAL
+    assert only.difference(run.txt2img("a cat <lora:sd1:0>", **HIRES)) > OTHER
 
 
 def test_img2img_counts_the_steps_that_it_makes(run: program.WebUI) -> None:
@@ -175,9 +177,9 @@ def test_four_pictures_of_one_batch_with_four_loras(run: program.WebUI, options:
     singles = [pictures(run.txt2img(prompt, seed=1 + index, **job))[0] for index, prompt in enumerate(prompts)]
     assert len(batch) == 4
     for together, alone in zip(batch, singles, strict=True):
-        assert np.abs(together - alone).mean() < LESS_THAN_A_LEVEL
+        assert np.abs(together - alone).mean() < EQUAL
     plain = pictures(run.txt2img("a cat ", **job))[0]
-    assert np.abs(batch[0] - plain).mean() > LESS_THAN_A_LEVEL
+    assert np.abs(batch[0] - plain).mean() > OTHER
 
 
 def test_rows_of_prompts_with_parts(run: program.WebUI) -> None:
@@ -196,7 +198,7 @@ def test_each_picture_of_the_hires_pass_has_its_own(run: program.WebUI) -> None:
     batch = pictures(run.txt2img("|||".join(prompts), batch_size=2, **HIRES))
     for index, prompt in enumerate(prompts):
         alone = pictures(run.txt2img(prompt, seed=1 + index, **HIRES))[0]
-        assert np.abs(batch[index] - alone).mean() < LESS_THAN_A_LEVEL
+        assert np.abs(batch[index] - alone).mean() < EQUAL
 
 
 def test_a_lora_of_the_negative_side(run: program.WebUI) -> None:
@@ -206,8 +208,8 @@ def test_a_lora_of_the_negative_side(run: program.WebUI) -> None:
     negative = run.txt2img("a cat ", negative_prompt="ugly <lora:sd1:0.7>")
     assert not negative.notices
     assert "Negative prompt: ugly <lora:sd1:0.7>" in negative.infotext
-    assert negative.difference(words) > LESS_THAN_A_LEVEL
-    assert negative.difference(run.txt2img("a cat <lora:sd1:0.7>", negative_prompt="ugly ")) > LESS_THAN_A_LEVEL
+    assert negative.difference(words) > OTHER
+    assert negative.difference(run.txt2img("a cat <lora:sd1:0.7>", negative_prompt="ugly ")) > OTHER
     nothing = run.txt2img("a cat ", negative_prompt="ugly <lora:sd1:0>")
     assert nothing.difference(words) == 0
 
@@ -217,9 +219,9 @@ def test_a_tag_acts_on_its_part_alone(run: program.WebUI) -> None:
     run.set_options(lora_runtime_scope="its part of the prompt (AND)")
     first = run.txt2img("a cat <lora:sd1:0.7> AND a dog")
     second = run.txt2img("a cat AND a dog <lora:sd1:0.7>")
-    assert first.difference(second) > LESS_THAN_A_LEVEL
+    assert first.difference(second) > OTHER
     nothing = run.txt2img("a cat <lora:sd1:0> AND a dog")
-    assert first.difference(nothing) > LESS_THAN_A_LEVEL
+    assert first.difference(nothing) > OTHER
     assert not first.notices
 
 
@@ -228,7 +230,7 @@ def test_prompt_editing_takes_the_tag_along(run: program.WebUI) -> None:
     run.set_options(lora_runtime_scope="while its words are in the prompt")
     half = run.txt2img("a [cat <lora:sd1:te=0:unet=0.7>:dog:0.5]")
     run.set_options(lora_runtime_scope="whole picture")
-    assert half.difference(run.txt2img("a [cat <lora:sd1:te=0:unet=0.7:stop=2>:dog:0.5]")) < LESS_THAN_A_LEVEL
+    assert half.difference(run.txt2img("a [cat <lora:sd1:te=0:unet=0.7:stop=2>:dog:0.5]")) < EQUAL
     assert half.difference(whole) > 0
 
 
@@ -254,7 +256,7 @@ def test_random_block_weights_are_those_of_the_seed(run: program.WebUI) -> None:
     batch = pictures(run.txt2img(prompt, batch_size=2, seed=5))
     for index in (0, 1):
         alone = pictures(run.txt2img(prompt, seed=5 + index))[0]
-        assert np.abs(batch[index] - alone).mean() < LESS_THAN_A_LEVEL
+        assert np.abs(batch[index] - alone).mean() < EQUAL
 
 
 def test_a_box_of_the_whole_picture_is_no_box(run: program.WebUI) -> None:
@@ -283,7 +285,7 @@ def test_the_refiner_goes_on_with_the_schedule(run: program.WebUI) -> None:
     calls = told(run, VARYING, **job)
     assert [call["step"] for call in calls] == [0, 1, 2, 3]
     one = run.txt2img("a cat <lora:sd1:0.8@0,0.8@1>", **job)
-    assert one.difference(run.txt2img("a cat <lora:sd1:0.8>", **job)) < LESS_THAN_A_LEVEL
+    assert one.difference(run.txt2img("a cat <lora:sd1:0.8>", **job)) < EQUAL
     run.txt2img("a cat ")
     assert run.state()["hooks"] == 0
 
@@ -295,7 +297,7 @@ def test_sdxl_and_sd2(run: program.WebUI) -> None:
         batch = pictures(run.txt2img("|||".join(prompts), batch_size=2))
         for index, prompt in enumerate(prompts):
             alone = pictures(run.txt2img(prompt, seed=1 + index))[0]
-            assert np.abs(batch[index] - alone).mean() < LESS_THAN_A_LEVEL
+            assert np.abs(batch[index] - alone).mean() < EQUAL
         varying = run.txt2img(f"a cat <lora:{kind}:0.7@0,0.7@1>")
-        assert varying.difference(run.txt2img(f"a cat <lora:{kind}:0.7>")) < LESS_THAN_A_LEVEL
+        assert varying.difference(run.txt2img(f"a cat <lora:{kind}:0.7>")) < EQUAL
         assert not varying.notices
