@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 
 __all__ = ["FLUX", "LAYOUTS", "UNET", "block_of", "expanded", "names_between"]
 
@@ -60,6 +60,7 @@ def block_of(component: str, path: str) -> str | None:
     return _block_of_unet(path) or _block_of_flux(path)
 
 
+@cache
 def expanded(count: int) -> tuple[tuple[str, int | None], ...]:
     """Return the blocks that a list of `count` numbers is about, each with its place in the list.
 

@@ -19,15 +19,15 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_runtime.adapters import Adapter, no_autocast
+from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.merge import delta_of
+from lora_runtime.merge import Piece, delta_of
 from lora_runtime.prompt.strength import Curve, Moment, Turn, Window
 from lora_runtime.regions import Place
 
@@ -95,12 +95,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class LiveTerm:
-    """One adapter at a strength that varies; `dyn` uses only its first `dyn` ranks."""
+    """One adapter at a strength that varies; `dyn` and `pieces` as in Term."""
 
     adapter: Adapter
     strength: Varying
     dyn: int | None = None
     part: Part = WHOLE
+    pieces: tuple[Piece, ...] = ()
 
 
 class _Run(NamedTuple):
@@ -233,6 +234,18 @@ class LiveModule:
     identity: tuple[object, ...]
 
 
+class Originals(Protocol):
+    """Who keeps the original weights: the patcher of the model."""
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """Return W₀ of a parameter."""
+        ...
+
+    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
+        """Return an adapter that has the originals of the pieces that it depends on."""
+        ...
+
+
 class _Attached(NamedTuple):
     module: weakref.ref[nn.Module]
     identity: tuple[object, ...]
@@ -253,22 +266,21 @@ class Live:
         """The number of modules beside which something acts."""
         return len(self._attached)
 
-    def apply(self, modules: Sequence[LiveModule], original: Callable[[nn.Parameter], Tensor]) -> None:
-        """Let just these act from now on; `original` gives W₀ of a parameter."""
+    def apply(self, modules: Sequence[LiveModule], originals: Originals) -> None:
+        """Let just these act from now on."""
         self._end()
         wanted = {id(live.module): live for live in modules}
         for key, attached in list(self._attached.items()):
             live = wanted.get(key)
-            if live is None or attached.module() is not live.module or attached.identity != _identity(live, original):
+            if live is None or attached.module() is not live.module or attached.identity != _identity(live, originals):
                 attached.detach()
                 del self._attached[key]
         components = {live.component for live in modules}
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._attached:
-                originals = {name: original(live.module._parameters[name]) for name in live.terms}  # type: ignore[arg-type]
                 detach = attach(live.module, self.stages[live.component], live.terms, originals)
-                self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, original), detach)
+                self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
         for stage in self.stages.values():
             stage.begin(Call())
 
@@ -289,13 +301,16 @@ class Live:
             self._endings.pop()()
 
 
-def _identity(live: LiveModule, original: Callable[[nn.Parameter], Tensor]) -> tuple[object, ...]:
+def _identity(live: LiveModule, originals: Originals) -> tuple[object, ...]:
     """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too."""
     weights = [
         (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
         for name, terms in live.terms.items()
-        if any(term.adapter.base_dependent for term in terms)
-        for tensor in [original(live.module._parameters[name])]  # type: ignore[arg-type]
+        for term in terms
+        if term.adapter.base_dependent
+        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
+        if parameter is not None
+        for tensor in [originals.original(parameter)]
     ]
     return *live.identity, *weights
 
@@ -321,12 +336,12 @@ def reason_against(module: nn.Module, parameter: str) -> str | None:
 
 
 def attach(
-    module: nn.Module, stage: Stage, terms: Mapping[str, Sequence[LiveTerm]], originals: Mapping[str, Tensor]
+    module: nn.Module, stage: Stage, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
 ) -> Callable[[], None]:
     """Let these terms act beside a module from now on; return what ends it.
 
-    `terms` and `originals` (W₀) are by the name of the module's parameter. Factors and deltas are copied once, in the
-    dtype and to the device of the weight, and follow the module where it goes.
+    `terms` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and to the
+    device of the weight, and follow the module where it goes.
     """
     beside = _Beside(module, stage, *_prepare(module, terms, originals))
     return module.register_forward_hook(beside, with_kwargs=True).remove
@@ -374,24 +389,26 @@ class _Dense:
 
 
 def _prepare(
-    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Mapping[str, Tensor]
+    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
 ) -> tuple[list[_Factors], list[_Dense]]:
     """Return the factors that can act as two products, and a dense delta for each other strength."""
     products: dict[Part, list[LiveTerm]] = {}
     dense: dict[Varying, dict[str, Tensor]] = {}
-    with no_autocast(originals[next(iter(terms))].device):
-        for name, here in terms.items():
-            for term in here:
-                if name == "weight" and _acts_as_products(module, term):
-                    products.setdefault(term.part, []).append(term)
-                    continue
-                deltas = dense.setdefault(term.strength, {})
-                delta = delta_of(originals[name], term.adapter, term.dyn, term.part)
-                deltas[name] = deltas[name] + delta if name in deltas else delta
+    weights = {
+        name: originals.original(parameter) for name in terms if (parameter := module._parameters[name]) is not None
+    }
+    for name, here in terms.items():
+        for term in here:
+            if name == "weight" and _acts_as_products(module, term):
+                products.setdefault(term.part, []).append(term)
+                continue
+            deltas = dense.setdefault(term.strength, {})
+            delta = delta_of(weights[name], originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
+            deltas[name] = deltas[name] + delta if name in deltas else delta
     return (
-        [_join(module, part, group, originals["weight"]) for part, group in products.items()],
+        [_join(module, part, group, weights["weight"]) for part, group in products.items()],
         [
-            _Dense(strength, {name: delta.to(originals[name].dtype) for name, delta in deltas.items()})
+            _Dense(strength, {name: delta.to(weights[name].dtype) for name, delta in deltas.items()})
             for strength, deltas in dense.items()
         ],
     )
@@ -421,8 +438,8 @@ def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tens
         up = torch.roll(up, up.shape[1] // 2, 1)
     if _is_convolution(module):
         down = down.reshape(rank, -1, *weight.shape[2:])
-    rows = up.shape[1]
-    outputs = None if part.count == 1 else (part.index * rows, (part.index + 1) * rows)
+    start = part.index * (weight.shape[0] // part.count)
+    outputs = None if part.count == 1 else (start, start + up.shape[1])
     return _Factors(outputs, part.inputs, tuple(term.strength for term in terms), tuple(bounds), up, down)
 
 
@@ -512,8 +529,7 @@ class _Beside:
             changed = {name: dict(module.named_parameters())[name] + delta for name, delta in deltas.items()}
             self.stage.paused = True
             try:
-                result: Tensor = torch.func.functional_call(module, changed, (inputs,))
-                return result - before
+                return cast("Tensor", torch.func.functional_call(module, changed, (inputs,))) - before
             finally:
                 self.stage.paused = False
         if weight is None:
@@ -523,8 +539,7 @@ class _Beside:
             return functional.embedding(inputs, weight)
         inputs = inputs.to(weight.dtype)
         if self.spatial:
-            result: Tensor = module._conv_forward(inputs, weight, bias)  # type: ignore[operator]
-            return result
+            return cast("Tensor", module._conv_forward(inputs, weight, bias))  # type: ignore[operator]
         return functional.linear(inputs, weight.t() if _is_turned(module) else weight, bias)
 
 

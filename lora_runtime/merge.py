@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["Term", "Workspace", "delta_of", "merge_into", "region_of"]
+__all__ = ["Piece", "Term", "Workspace", "delta_of", "merge_into", "region_of", "rows_of"]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
@@ -30,14 +30,28 @@ _FAST = {"tf32", "bf16"}  # what a host may have allowed inside float32 products
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """What one parameter has of a weight that a file has whole; `precise` as in an Assignment."""
+
+    parameter: nn.Parameter
+    part: Part
+    precise: Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One adapter at one strength; `dyn` uses only its first `dyn` ranks (the WebUI's `dyn=`)."""
+    """One adapter at one strength; `dyn` uses only its first `dyn` ranks (the WebUI's `dyn=`).
+
+    `pieces`: the parameters whose originals, one below the other, `Rows` of a change that depends on W₀ have to be
+    given first; whoever keeps the originals does.
+    """
 
     adapter: Adapter
     strength: float
     dyn: int | None = None
     part: Part = WHOLE
+    pieces: tuple[Piece, ...] = ()
 
 
 def region_of(weight: Tensor, part: Part) -> Tensor:
@@ -45,7 +59,7 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
     if part is WHOLE:
         return weight
     rows = weight.shape[0] // part.count
-    view = weight[part.index * rows : (part.index + 1) * rows]
+    view = weight[part.index * rows : (part.index + part.span) * rows]
     if part.inputs is not None:
         view = view[:, : part.inputs]
     return view.t() if part.transposed else view
@@ -66,6 +80,11 @@ def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Par
         total = torch.zeros(weight.shape, dtype=_sum_dtype(weight), device=weight.device)
         region_of(total, part).copy_(_swap(delta, part))
         return total
+
+
+def rows_of(weight: Tensor, part: Part) -> Tensor:
+    """Return a part of a weight with its rows in the order in which files have them."""
+    return _swap(region_of(weight, part), part)
 
 
 def _swap(rows: Tensor, part: Part) -> Tensor:

@@ -70,7 +70,7 @@ class ModelState:
         """Make the model show this plan, replacing all earlier ones; if anything fails, it shows none."""
         try:
             self.patcher.apply(plan.assignments, originals)
-            self.live.apply(plan.lives, self.patcher.original)
+            self.live.apply(plan.lives, self.patcher)
         except BaseException:
             self.restore()
             raise

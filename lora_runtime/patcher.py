@@ -22,14 +22,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.merge import Workspace, merge_into
+from lora_runtime.adapters import Adapter, Rows
+from lora_runtime.merge import Piece, Term, Workspace, merge_into, rows_of
 from lora_runtime.plan import Assignment
 
 __all__ = ["Originals", "Patcher"]
@@ -104,7 +105,8 @@ class Patcher:
             for key in [key for key in self._patches if key not in wanted]:
                 self._restore(key)
             modes = [(a, in_place[a.parameter.device] or a.parameter.is_inference()) for a in assignments]
-            changed = [(a, mode) for a, mode in modes if not self._is_current(a, mode)]
+            stale = {id(a.parameter) for a, mode in modes if not self._is_current(a, mode)}
+            changed = [(a, mode) for a, mode in modes if not stale.isdisjoint(_reads(a))]
             workspace = Workspace()
             bindings = [(a, self._fill(a, mode, workspace)) for a, mode in changed]
             for assignment, buffer in bindings:
@@ -164,15 +166,33 @@ class Patcher:
             if patch is None:
                 patch = self._begin(parameter, _copy_to_host(parameter, self._buffer(key)), in_place=True)
             weight = patch.original if assignment.precise is None else assignment.precise
-            merge_into(_plain_data(parameter), weight, assignment.terms, workspace)
+            merge_into(_plain_data(parameter), weight, self._terms(assignment), workspace)
             return patch.original
         original = _plain_data(parameter) if patch is None else patch.original
         buffer = self._buffer(key)
         if buffer is None or not _same_layout(buffer, torch.empty_like(original, device="meta"), original.device):
             buffer = torch.empty_like(original)
         weight = original if assignment.precise is None else assignment.precise
-        merge_into(buffer, weight, assignment.terms, workspace)
+        merge_into(buffer, weight, self._terms(assignment), workspace)
         return buffer
+
+    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
+        """Return an adapter that has the originals of these pieces, where it is rows of one that depends on them."""
+        if not (pieces and isinstance(adapter, Rows)):
+            return adapter
+        return replace(adapter, originals=tuple(map(self._original_of, pieces)))
+
+    def _original_of(self, piece: Piece) -> Tensor:
+        """Return what a parameter has of a weight, before any patch."""
+        weight = self.original(piece.parameter) if piece.precise is None else piece.precise
+        return rows_of(weight, piece.part)
+
+    def _terms(self, assignment: Assignment) -> list[Term]:
+        """Return the terms of a parameter; those that depend on the originals of others too are given them."""
+        return [
+            replace(term, adapter=self.grounded(term.adapter, term.pieces)) if term.pieces else term
+            for term in assignment.terms
+        ]
 
     def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:
         """Record a parameter as patched, with what will bring it back."""
@@ -227,6 +247,11 @@ class Patcher:
             if buffer is not None:
                 held[buffer.device] = held.get(buffer.device, 0) + buffer.numel() * buffer.element_size()
         return held
+
+
+def _reads(assignment: Assignment) -> set[int]:
+    """Return the ids of the parameters whose originals a W′ is made of: its own, and others where a file has them."""
+    return {id(assignment.parameter), *(id(piece.parameter) for term in assignment.terms for piece in term.pieces)}
 
 
 def _stamp(parameter: nn.Parameter) -> int | tuple[torch.dtype, int]:

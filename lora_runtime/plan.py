@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.adapters import Adapter
+from lora_runtime.adapters import Adapter, Rows
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.live import LiveModule, LiveTerm, Row, Side, Varying, reason_against
 from lora_runtime.lora import Lora
-from lora_runtime.merge import Term, region_of
+from lora_runtime.merge import Piece, Term, region_of
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Strength, at
 from lora_runtime.regions import Place
@@ -201,11 +202,11 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
             if isinstance(strength, Varying):
                 varying += 1
                 live.setdefault(id(place.target.module), _Live(place.target)).add(
-                    place.name, LiveTerm(place.adapter, strength, request.dyn, place.part), identity
+                    place.name, LiveTerm(place.adapter, strength, request.dyn, place.part, place.pieces), identity
                 )
             else:
                 merged.setdefault(id(place.parameter), _Merged(place.target, place.parameter)).add(
-                    Term(place.adapter, strength, request.dyn, place.part), identity
+                    Term(place.adapter, strength, request.dyn, place.part, place.pieces), identity
                 )
         reports.append(_report(request, placed, unused, varying, fixed))
     assignments = tuple(
@@ -252,12 +253,21 @@ class _Live:
         self.identity.append((name, identity))
 
 
+# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
+_NO_PLACE = re.compile(
+    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
+    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
+)
+
+
 def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | None]:
     """Return the strength at a place; where one that varies cannot act there, its first value and the reason."""
     strength = request.strength(place.target.component, place.target.path)
     if not isinstance(strength, Varying):
         return strength, None
     reason = reason_against(place.target.module, place.name)
+    if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
+        reason = "it reads text or time, which have no place in the picture; 0 within a region"
     if reason is None:
         return strength, None
     first = Row(0, "positive" if strength.side is None else strength.side)
@@ -333,6 +343,7 @@ class _Placed(NamedTuple):
     name: str  # of the parameter in its module
     parameter: nn.Parameter
     part: Part
+    pieces: tuple[Piece, ...] = ()
 
 
 def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str, str]]:
@@ -349,39 +360,87 @@ def _place(request: Request, targets: Targets) -> tuple[list[_Placed], dict[str,
                 continue
             if target is not None and reason is None:
                 found = _fit(target, name, [adapter for _, adapter in group], taken)
-                if isinstance(found, str):
-                    reason = found
-                else:
-                    own, parameter, part = found
-                    placed += [_Placed(stem, index, adapter, target, own, parameter, part) for index, adapter in group]
-                    taken.setdefault(id(parameter), []).append((part, stem))
+                if not isinstance(found, str):
+                    for index, adapter in group:
+                        placed += _spread(stem, index, adapter, target, found, targets)
+                    for _, parameter, part in found:
+                        taken.setdefault(id(parameter), []).append((part, stem))
                     continue
+                reason = found
             unused.update((key, reason or "") for _, adapter in group for key in adapter.keys)
     return placed, unused
 
 
+_Spot = tuple[str, nn.Parameter, Part]  # the parameter's name in its module, the parameter, what of it
+
+
+def _spread(
+    stem: str, number: int, adapter: Adapter, target: Target, spots: Sequence[_Spot], targets: Targets
+) -> Iterator[_Placed]:
+    """Yield an adapter on its one spot, or its rows on each of several; its keys count with the first of them."""
+    if len(spots) == 1:
+        yield _Placed(stem, number, adapter, target, *spots[0])
+        return
+    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
+    whole = _stacked(shapes)
+    pieces: tuple[Piece, ...] = ()
+    if adapter.base_dependent:
+        pieces = tuple(
+            Piece(parameter, part, _precise(targets, place, parameter))
+            for place, (_, parameter, part) in zip(target.places, spots, strict=True)
+        )
+    start = 0
+    for place, shape, spot in zip(target.places, shapes, spots, strict=True):
+        rows = Rows(adapter, whole, start, start + shape[0], () if start else adapter.keys)
+        yield _Placed(stem, number, rows, place, *spot, pieces)
+        start = rows.stop
+
+
+def _stacked(shapes: Sequence[torch.Size]) -> torch.Size:
+    """Return the shape of weights of these shapes, one below the other."""
+    return torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+
+
 def _fit(
     target: Target, name: str, adapters: Sequence[Adapter], taken: Mapping[int, Sequence[tuple[Part, str]]]
-) -> tuple[str, nn.Parameter, Part] | str:
-    """Return which parameter these adapters change, and what of it, or the reason why none."""
-    role = target.role(name)
-    parameter = None if role is None else target.module._parameters.get(role[0])
+) -> list[_Spot] | str:
+    """Return what of which parameters these adapters change, in the order of their rows, or the reason why none."""
+    spots: list[_Spot] = []
+    for place in target.places:
+        spot = _spot(place, name)
+        if isinstance(spot, str):
+            return spot if len(target.places) == 1 else f"{spot}: {place}"
+        spots.append(spot)
+    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
+    if any(shape[1:] != shapes[0][1:] for shape in shapes):
+        return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"
+    reason = _misfit(adapters, _stacked(shapes))
+    (own, parameter, part), *others = spots
+    if reason is not None and not others and _takes_a_mask(parameter) and part == WHOLE:
+        part = replace(part, inputs=_LATENT_CHANNELS)
+        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
+            spots, reason = [(own, parameter, part)], None
+    if reason is not None:
+        return reason
+    for _, parameter, part in spots:
+        for known, other in taken.get(id(parameter), ()):
+            if known.overlaps(part):
+                return f"for a {name} that {other} of the same file changes already"
+    return spots
+
+
+def _spot(place: Target, name: str) -> _Spot | str:
+    """Return what of which parameter is the "weight" or "bias" of a place, or the reason why it cannot be changed."""
+    role = place.role(name)
+    parameter = None if role is None else place.module._parameters.get(role[0])
     if role is None or (parameter is None and name == "bias"):
         return "for a bias that this module does not have"
     reason = _unfit(parameter)
     if parameter is None or reason is not None:
         return reason or ""
     part = role[1]
-    reason = _misfit(adapters, region_of(parameter.data, part).shape)
-    if reason is not None and _takes_a_mask(parameter) and part == WHOLE:
-        part = replace(part, inputs=_LATENT_CHANNELS)
-        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
-            reason = None
-    if reason is not None:
-        return reason
-    for known, other in taken.get(id(parameter), ()):
-        if known.overlaps(part):
-            return f"for a {name} that {other} of the same file changes already"
+    if parameter.shape[0] % part.count:
+        return f"for {part} of the rows of a {name} that is {tuple(parameter.shape)}"
     return role[0], parameter, part
 
 

@@ -167,6 +167,7 @@ def apply(
     applied._requests = requests
     with owned(applied._model) as state:
         _patch(state, applied, problems)
+    applied.diagnostics = problems.diagnostics
     return applied
 
 

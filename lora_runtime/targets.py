@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, normalise, prefixes, spellings
+from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, fused, normalise, prefixes, spellings
 from lora_runtime.pipelines import ModelView
 
 __all__ = ["Target", "Targets"]
@@ -37,6 +37,12 @@ class Target:
     reference: weakref.ref[nn.Module] = field(repr=False, compare=False)
     parameter: str = "weight"
     part: Part = WHOLE  # of the parameter
+    rest: tuple[Target, ...] = ()  # the places of the rows below its own, where a file has one weight for all of them
+
+    @property
+    def places(self) -> tuple[Target, ...]:
+        """The places that have the rows of a file's weight, in the order of the rows: one unless there is a `rest`."""
+        return (replace(self, rest=()), *self.rest) if self.rest else (self,)
 
     @property
     def module(self) -> nn.Module:
@@ -55,6 +61,8 @@ class Target:
 
     def __str__(self) -> str:
         """Return the place as people write it."""
+        if self.rest:
+            return " + ".join(map(str, self.places))
         place = f"{self.component}.{self.path}" if self.path else self.component
         return f"{place} ({self.part})" if str(self.part) else place
 
@@ -142,10 +150,17 @@ def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]
         name, target = normalise(spelling), places[path]
         if part is not WHOLE:
             target = parts.setdefault((id(target), part), replace(target, part=part))
-        known = names.setdefault(name, (target,))
-        if not any(target is other for other in known):
-            names[name] = (*known, target)
+        _add(names, name, target)
+    for paths, spelling in fused(tuple(places)):
+        above, *rest = (places[path] for path in paths)
+        _add(names, normalise(spelling), replace(above, rest=tuple(rest)))
     return names
+
+
+def _add(names: dict[str, tuple[Target, ...]], name: str, target: Target) -> None:
+    known = names.setdefault(name, (target,))
+    if target not in known:
+        names[name] = (*known, target)
 
 
 def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -235,14 +235,6 @@ def test_an_empty_list_of_prompts_gives_an_empty_list(pipe: Any, folder: Path) -
     assert lora_runtime.apply(pipe, [], loras=folder).prompt == []
 
 
-def test_a_list_of_prompts_with_different_tags_is_an_error_and_keeps_what_was(pipe: Any, folder: Path) -> None:
-    lora_runtime.apply(pipe, "<lora:wash>", loras=folder)
-    patched = weights(pipe)
-    with pytest.raises(lora_runtime.BatchTagsError, match=r"prompt 1 asks for <lora:ink:0.7>, prompt 0 for <lora:ink>"):
-        lora_runtime.apply(pipe, ["a <lora:ink>", "b <lora:ink:0.7>"], loras=folder)
-    assert_untouched(pipe, patched)
-
-
 def test_a_broken_tag_in_any_prompt_of_a_list_is_said(
     pipe: Any, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Factors, Group
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
 from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, split_key
+from lora_runtime.adapters.rows import Rows
 
 __all__ = [
     "ALGORITHMS",
@@ -17,6 +18,7 @@ __all__ = [
     "KeyParts",
     "LowRank",
     "Pending",
+    "Rows",
     "companion",
     "no_autocast",
     "split_key",

@@ -22,6 +22,7 @@ __all__ = [
     "Dialect",
     "Part",
     "component_of",
+    "fused",
     "normalise",
     "prefixes",
     "spellings",
@@ -80,6 +81,13 @@ def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
     for theirs, name in _spell(tuple(translated)):
         path, part = translated[theirs]
         yield path, name, part
+
+
+def fused(paths: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (paths in the order of the file's rows, name) for every name that several modules have together."""
+    together = {name: live for dialect in DIALECTS for live, name in dialect.fusions(paths)}
+    for name, spelling in _spell(tuple(together)):
+        yield together[name], spelling
 
 
 def _spell(paths: Sequence[str]) -> Iterator[tuple[str, str]]:

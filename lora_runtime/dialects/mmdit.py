@@ -1,74 +1,73 @@
-"""A live MMDiT of SD3: what diffusers calls its modules.
+"""MMDiT, the denoiser of SD3: the names of the original and those of diffusers.
 
-One linear layer makes q, k and v. Where a layer gives shift and scale, diffusers has scale and shift: in the last
-layer, and for the text in the last block, which gives nothing else.
+In the original one linear layer makes q, k and v. Where a layer gives shift and scale, diffusers has scale and shift:
+in the last layer, and for the text in the last block, which gives nothing else.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 
-from lora_runtime.dialects.base import WHOLE, Dialect, Part
+from lora_runtime.dialects.base import Dialect, Part
+from lora_runtime.dialects.layout import SWAPPED, Layout
 
 __all__ = ["MMDIT"]
 
-_BLOCK = re.compile(r"joint_blocks\.(\d+)\.(x_block|context_block)\.(.+)")
-_SWAPPED = Part(swapped=True)
-_TOP = {
-    "x_embedder.proj": ("pos_embed.proj", WHOLE),
-    "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1", WHOLE),
-    "t_embedder.mlp.2": ("time_text_embed.timestep_embedder.linear_2", WHOLE),
-    "y_embedder.mlp.0": ("time_text_embed.text_embedder.linear_1", WHOLE),
-    "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2", WHOLE),
-    "context_embedder": ("context_embedder", WHOLE),
-    "final_layer.adaLN_modulation.1": ("norm_out.linear", _SWAPPED),
-    "final_layer.linear": ("proj_out", WHOLE),
-}
-_IMAGE = {
-    "attn.proj": "attn.to_out.0",
-    "attn.ln_q": "attn.norm_q",
-    "attn.ln_k": "attn.norm_k",
-    "attn2.proj": "attn2.to_out.0",
-    "attn2.ln_q": "attn2.norm_q",
-    "attn2.ln_k": "attn2.norm_k",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-    "adaLN_modulation.1": "norm1.linear",
-}
-_TEXT = {
-    "attn.proj": "attn.to_add_out",
-    "attn.ln_q": "attn.norm_added_q",
-    "attn.ln_k": "attn.norm_added_k",
-    "mlp.fc1": "ff_context.net.0.proj",
-    "mlp.fc2": "ff_context.net.2",
-    "adaLN_modulation.1": "norm1_context.linear",
-}
-_FUSED = {
-    ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("x_block", "attn2.qkv"): ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+_IMAGE = "joint_blocks.#.x_block"
+_TEXT = "joint_blocks.#.context_block"
+_BLOCK = "transformer_blocks.#"
+
+_LAYOUT = Layout(
+    original=("joint_blocks.0.x_block.attn.qkv",),
+    diffusers=("pos_embed.proj", "transformer_blocks.0.attn.add_q_proj"),
+    table=MappingProxyType(
+        {
+            "x_embedder.proj": "pos_embed.proj",
+            "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+            "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+            "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+            "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+            "context_embedder": "context_embedder",
+            "final_layer.adaLN_modulation.1": "norm_out.linear",
+            "final_layer.linear": "proj_out",
+            f"{_IMAGE}.attn.qkv": (f"{_BLOCK}.attn.to_q", f"{_BLOCK}.attn.to_k", f"{_BLOCK}.attn.to_v"),
+            f"{_IMAGE}.attn.proj": f"{_BLOCK}.attn.to_out.0",
+            f"{_IMAGE}.attn.ln_q": f"{_BLOCK}.attn.norm_q",
+            f"{_IMAGE}.attn.ln_k": f"{_BLOCK}.attn.norm_k",
+            f"{_IMAGE}.attn2.qkv": (f"{_BLOCK}.attn2.to_q", f"{_BLOCK}.attn2.to_k", f"{_BLOCK}.attn2.to_v"),
+            f"{_IMAGE}.attn2.proj": f"{_BLOCK}.attn2.to_out.0",
+            f"{_IMAGE}.attn2.ln_q": f"{_BLOCK}.attn2.norm_q",
+            f"{_IMAGE}.attn2.ln_k": f"{_BLOCK}.attn2.norm_k",
+            f"{_IMAGE}.mlp.fc1": f"{_BLOCK}.ff.net.0.proj",
+            f"{_IMAGE}.mlp.fc2": f"{_BLOCK}.ff.net.2",
+            f"{_IMAGE}.adaLN_modulation.1": f"{_BLOCK}.norm1.linear",
+            f"{_TEXT}.attn.qkv": tuple(f"{_BLOCK}.attn.add_{name}_proj" for name in "qkv"),
+            f"{_TEXT}.attn.proj": f"{_BLOCK}.attn.to_add_out",
+            f"{_TEXT}.attn.ln_q": f"{_BLOCK}.attn.norm_added_q",
+            f"{_TEXT}.attn.ln_k": f"{_BLOCK}.attn.norm_added_k",
+            f"{_TEXT}.mlp.fc1": f"{_BLOCK}.ff_context.net.0.proj",
+            f"{_TEXT}.mlp.fc2": f"{_BLOCK}.ff_context.net.2",
+            f"{_TEXT}.adaLN_modulation.1": f"{_BLOCK}.norm1_context.linear",
+        }
+    ),
+    swapped=frozenset({"final_layer.adaLN_modulation.1"}),
+)
+# What gives shift and scale of the text, and what is beside it in all blocks but the last.
+_NORMS = {
+    ".context_block.adaLN_modulation.1": ".context_block.mlp.fc1",
+    ".norm1_context.linear": ".ff_context.net.0.proj",
 }
 
 
 def translations(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
-    """Yield diffusers' path for each module, for q, k and v one a part; nothing for other models."""
-    if not any(path.startswith("joint_blocks.") for path in paths):
-        return
-    blocks = {path: match for path in paths if (match := _BLOCK.fullmatch(path))}
-    there = set(paths)
-    for path in paths:
-        if path in _TOP:
-            yield (path, *_TOP[path])
-        elif path in blocks:
-            number, side, inner = blocks[path].groups()
-            block = f"transformer_blocks.{number}"
-            for index, name in enumerate(_FUSED.get((side, inner), ())):
-                yield path, f"{block}.{name}", Part(index, 3)
-            name = (_IMAGE if side == "x_block" else _TEXT).get(inner, "")
-            if name:
-                short = side == "context_block" and f"joint_blocks.{number}.context_block.mlp.fc1" not in there
-                yield path, f"{block}.{name}", _SWAPPED if short and inner == "adaLN_modulation.1" else WHOLE
+    """Yield each module's name in the other layout, for q, k and v one a part; nothing for other models."""
+    there: set[str] | None = None
+    for path, name, part in _LAYOUT.translations(paths):
+        there = set(paths) if there is None else there
+        norm = next((norm for norm in _NORMS if path.endswith(norm)), None)
+        short = norm is not None and path.removesuffix(norm) + _NORMS[norm] not in there
+        yield path, name, SWAPPED if short else part
 
 
-MMDIT = Dialect("mmdit", translations=translations)
+MMDIT = Dialect("mmdit", translations=translations, fusions=_LAYOUT.fusions)

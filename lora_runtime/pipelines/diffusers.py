@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -40,7 +40,7 @@ def view_pipeline(model: Any) -> ModelView | None:
     family = family_of(next((module for name, module in found.items() if name in DENOISERS), None))
     listed = ", ".join(found)
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
-    pipeline = weakref.ref(model)  # weak: what is applied must not keep a pipeline
+    pipeline = _weakly(model)
     return ModelView(
         MappingProxyType(found),
         description,
@@ -49,3 +49,11 @@ def view_pipeline(model: Any) -> ModelView | None:
         scheduler=lambda: getattr(pipeline(), "scheduler", None),
         guided=lambda: getattr(pipeline(), "do_classifier_free_guidance", None),
     )
+
+
+def _weakly(model: Any) -> Callable[[], Any]:
+    """Return what gives the pipeline while it lives: what is applied must not keep it."""
+    try:
+        return weakref.ref(model)
+    except TypeError:  # of a class that cannot be referred to so
+        return lambda: model

@@ -23,7 +23,6 @@ _COUNTS = "12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux) num
 _INSPIRE = frozenset({18, 21, 27, 55})
 _X = re.compile(r"X(?:([+-])(.+))?")
 _BLOCK_LIKE = re.compile(r"(?:BASE|CLIP|T5|IN|M|OUT|D|S)[\d-][\w-]*")
-_PATTERN = re.compile(r"\*\S*|\S*\*")
 _RATIO_HINT = "write a number such as 0.5"
 
 Ratio = float | Curve | Draw
@@ -58,12 +57,11 @@ def read_rule(where: str, text: str, reading: Reading) -> Rule:
 def rule_misfit(where: str) -> str | None:
     """Return '' if the key of a field names blocks or is a pattern, a reason if it nearly does, None otherwise."""
     words = where.split()
-    named = [word for word in words if word != "NOT" and not _PATTERN.fullmatch(word)]
     try:
         selection(where)
     except ValueError as error:
         word = str(error)
-        return f"there is no block {quote(word)}" if all(map(_BLOCK_LIKE.fullmatch, named)) else None
+        return f"there is no block {quote(word)}" if _BLOCK_LIKE.fullmatch(word) else None
     return "" if words and len(where) <= 200 and words != ["NOT"] else None
 
 
@@ -112,16 +110,14 @@ def _ratios(items: list[str], reading: Reading, *, placed: bool) -> Iterator[Rat
     """Yield the ratios of a list; what is said about one has its place, if the list stands in the tag itself."""
     start = 0
     for item in items:
-        remarks, reading.remarks = reading.remarks, []
-        end = start + len(item)
+        span = (start, start + len(item))
+        said = len(reading.remarks)
         try:
             yield read_ratio(item, reading)
         except BadValueError as error:
-            raise BadValueError(error.reason, error.hint, (start, end) if placed else None) from None
-        finally:
-            own = reading.remarks if placed else []
-            reading.remarks = [*remarks, *(r._replace(span=(start + r.span[0], start + r.span[1])) for r in own)]
-        start = end + 1
+            raise BadValueError(error.reason, error.hint, span if placed else None) from None
+        reading.remarks[said:] = [remark._replace(span=span) for remark in reading.remarks[said:] if placed]
+        start += len(item) + 1
 
 
 def _element_rule(entry: str, reading: Reading) -> Rule:

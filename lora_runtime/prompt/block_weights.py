@@ -115,12 +115,16 @@ def selection(where: str) -> tuple[frozenset[str] | None, tuple[str, ...]]:
     """Return the blocks (None: any module) and the patterns that words stand for; ValueError for the first bad word."""
     words = where.split()
     inverted = words[:1] == ["NOT"]
-    patterns = tuple(word for word in words if "*" in word)
-    named = [word for word in words[inverted:] if "*" not in word]
+    patterns = tuple(word for word in words if _is_pattern(word))
+    named = [word for word in words[inverted:] if not _is_pattern(word)]
     blocks = frozenset(name for word in named for name in _blocks(word))
     if inverted:
         blocks = frozenset((*UNET, *FLUX)) - blocks
     return blocks if named else None, patterns
+
+
+def _is_pattern(word: str) -> bool:
+    return word.startswith("*") or word.endswith("*")
 
 
 def _blocks(word: str) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ _MEANT = re.compile(r"<(\s*)(lora|lyco|loractl)\b([^<>]*)(>?)", re.IGNORECASE)
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
 _ORDER = {argument.name: index for index, argument in enumerate(ARGUMENTS)}
+_IDLE = frozenset({"curve", "soft", "x"})  # arguments that act on others
 _TEXTS = ("mask",)  # arguments whose text may be quoted in the native dialect
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 
@@ -231,9 +232,10 @@ class _Reader:
         )
         self.places.append(self.length)
         self.note_spelling(kind, name, span)
-        strengths = {one.argument.name: one for one in by_position if one.argument.name in ("te", "unet")}
-        if len(strengths) == 2 and te != unet and all(one.argument.name not in strengths for one in given):
-            self.note_order(strengths["te"], strengths["unet"])
+        if te != unet:
+            strengths = {one.argument.name: one for one in by_position if one.argument.name in ("te", "unet")}
+            if len(strengths) == 2 and all(one.argument.name not in strengths for one in given):
+                self.note_order(strengths["te"], strengths["unet"])
 
     def note_order(self, te: _Given, unet: _Given) -> None:
         """Say which of two strengths without a key is which."""
@@ -338,7 +340,7 @@ class _Reader:
         """
         reading = Reading(self.presets)
         good = True
-        for argument, text, span in sorted(given, key=lambda one: _ORDER.get(one.argument.name, len(_ORDER))):
+        for argument, text, span in sorted(given, key=_rank) if len(given) > 1 else given:
             written = unquoted(text) if self.dialect == "native" and argument.name in _TEXTS else text
             try:
                 reading.values[argument.name] = argument.read(written, reading)
@@ -351,22 +353,25 @@ class _Reader:
                 message = f"the {argument.noun} {error.reason}; {consequence}"
                 self.note(severity, _within(span, error.span), message, error.hint)
                 good = good and not argument.essential
-            for remark in reading.remarks:
+            while reading.remarks:
+                remark = reading.remarks.pop()
                 self.note(remark.severity, _within(span, remark.span), remark.message, remark.hint)
-            reading.remarks.clear()
-        self.note_idle({one.argument.name: one.span for one in given}, reading)
-        shape = reading.values.get("curve", "linear")
-        return {key: with_shape(value, shape) for key, value in reading.values.items()} if good else None
+        if not good:
+            return None
+        if not _IDLE.isdisjoint(reading.values):
+            self.note_idle({one.argument.name: one.span for one in given}, reading)
+        shape = reading.values.get("curve")
+        return {key: with_shape(value, shape) for key, value in reading.values.items()} if shape else reading.values
 
     def note_idle(self, spans: Mapping[str, Span], reading: Reading) -> None:
         """Say which fields were read and have nothing to act on."""
         values = reading.values
-        idle = (
+        effects = (
             ("curve", any(map(has_curve, values.values())), "no strength of this tag has keyframes"),
             ("soft", "mask" in values or "box" in values, "this tag has neither mask= nor box="),
             ("x", reading.used_x, "no block weight of this tag has an X"),
         )
-        for name, used, why in idle:
+        for name, used, why in effects:
             if name in values and not used:
                 self.note("warning", spans[name], f"{quote(name + '=')} has no effect: {why}")
 
@@ -381,6 +386,10 @@ class _Reader:
         if name in self.names:
             self.note("info", span, f"{quote(name)} was named before; the strengths add up")
         self.names.add(name)
+
+
+def _rank(given: _Given) -> int:
+    return _ORDER.get(given.argument.name, len(_ORDER))
 
 
 def _within(span: Span, inner: Span | None) -> Span:

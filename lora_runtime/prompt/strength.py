@@ -110,9 +110,10 @@ class Curve:
     def __format__(self, spec: str) -> str:
         """Return the keyframes as a tag has them, "0.2@0,1@0.5", each number formatted by `spec`."""
         units = {key.position.unit for key in self.keys}
-        last = max(key.position.value for key in self.keys)
+        places = [key.position.value for key in self.keys]
         # Bare numbers are fractions if the greatest is not above 1, and steps otherwise.
-        bare = (units == {"fraction"} and last <= 1) or (units == {"step"} and last > 1)
+        steps = max(places) > 1 and not any(0 < place < 1 for place in places)
+        bare = (units == {"fraction"} and max(places) <= 1) or (units == {"step"} and steps)
         return ",".join(f"{number(key.value, spec)}@{key.position.text(bare, spec)}" for key in self.keys)
 
     def at(self, moment: Moment) -> float:

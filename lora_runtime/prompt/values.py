@@ -67,6 +67,8 @@ def read_number(text: str) -> float:
 def _number_hint(text: str) -> str:
     """Return what to do about `text`, which is not a number: the number that it comes near, if there is one."""
     text = text.strip()
+    if text.count(",") > 1 and len(text) < 400 and all(parse_float(part) is not None for part in text.split(",")):
+        return "block weights are 12, 17, 20, 26 or 61 numbers; keyframes are written as in 1@0,0@1"
     if len(text) > 60:
         return "write a number such as 0.7"
     percent = parse_float(text[:-1]) if text.endswith("%") else None
