@@ -2,6 +2,7 @@
 
 from lora_runtime.prompt.block_weights import BlockWeights
 from lora_runtime.prompt.parser import parse_prompt
+from lora_runtime.prompt.presets import load_presets
 from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Region, Strength, Turn, Window, at
 from lora_runtime.prompt.tags import Diagnostic, LoraTag, OtherTag, Prompt
 from lora_runtime.prompt.writer import format_tag, unparse
@@ -22,6 +23,7 @@ __all__ = [
     "Window",
     "at",
     "format_tag",
+    "load_presets",
     "parse_prompt",
     "unparse",
 ]

@@ -72,7 +72,7 @@ ARGUMENTS = (
     Argument("lbwe", "element weights", read_elements),
     Argument("start", "start", read_edge),
     Argument("stop", "stop", read_edge),
-    Argument("step", "steps", read_steps),
+    Argument("step", "step", read_steps),
     Argument("curve", "curve", read_shape),
     Argument("module", "module", read_expert),
     Argument("mask", "mask", read_mask),

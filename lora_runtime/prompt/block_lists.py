@@ -38,7 +38,7 @@ def read_ratio(text: str, reading: Reading) -> Ratio:
         return read_strength(text, reading)
     x = reading.values.get("x")
     if x is None:
-        raise BadValueError("have an X, for which no x= stands in the tag", "write x=0.5")
+        raise BadValueError(f"{quote(written)} has no value: there is no x= in the tag", "write x=0.5")
     reading.used_x = True
     change = read_number(match[2]) if match[1] else 0.0
     return round(float(x - change if match[1] == "-" else x + change), 6)

@@ -42,10 +42,12 @@ def read_steps(text: str, reading: Reading) -> Window:
     """Return the window of step=A-B."""
     parts = _DASH.split(text, maxsplit=1)
     if len(parts) < 2:
-        raise BadValueError(f"{quote(text)} have no end", "write step=5-10, or start=5")
+        raise BadValueError(f"{quote(text)} has no end", "write step=5-10, or start=5")
     start, stop = (read_edge(part, reading) for part in parts)
-    if start.unit == stop.unit and (start.value >= stop.value) != (start.unit == "sigma"):
-        raise BadValueError(f"{quote(text)} end before they start", "write the lower number first")
+    rises, by_sigma = start.value < stop.value, start.unit == "sigma"
+    if start.unit == stop.unit and (start == stop or rises == by_sigma):
+        order = "greater noise level" if by_sigma else "smaller number"
+        raise BadValueError(f"{quote(text)} ends before it starts", f"write the {order} first")
     return Window(start, stop)
 
 
@@ -61,7 +63,7 @@ def read_mask(text: str, reading: Reading) -> str:
     """Return the file of a mask."""
     if not text.strip():
         raise BadValueError("is empty", "write mask=FILE")
-    return text.strip()
+    return text
 
 
 def read_box(text: str, reading: Reading) -> tuple[float, float, float, float]:

@@ -321,16 +321,19 @@ class _Reader:
     def read_name(self, span: Span) -> str | None:
         """Return the name at `span` without blanks around it; None and a diagnostic if nothing is left."""
         written = self.source[slice(*span)]
-        quoted = written.strip()
-        name = unquoted(quoted) if self.dialect == "native" else quoted
+        name = self.unquoted(written)
         if not name:
             self.note("error", span, "the name is empty; this tag is not applied", "write <lora:NAME:0.7>")
             return None
-        if quoted != written:
+        if written != written.strip():
             self.note("info", span, f"the blanks around the name {quote(name)} are ignored")
         if "<" in name and self.dialect != "native":
             self.note("warning", span, f'the name {quote(name)} has "<" in it', 'is a ">" missing before it?')
         return name
+
+    def unquoted(self, text: str) -> str:
+        """Return a name without the blanks around it; in the native dialect those inside of quotes are kept."""
+        return unquoted(text.strip()) if self.dialect == "native" else text.strip()
 
     def read_values(self, start: int, end: int, given: list[_Given]) -> dict[str, Any] | None:
         """Return the values by the names of their arguments, what is given later going first.
@@ -341,7 +344,7 @@ class _Reader:
         reading = Reading(self.presets)
         good = True
         for argument, text, span in sorted(given, key=_rank) if len(given) > 1 else given:
-            written = unquoted(text) if self.dialect == "native" and argument.name in _TEXTS else text
+            written = self.unquoted(text) if argument.name in _TEXTS else text
             try:
                 reading.values[argument.name] = argument.read(written, reading)
             except BadValueError as error:

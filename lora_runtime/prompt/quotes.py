@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _QUOTED = re.compile(r'\\([\s\S])|"')
-_SPECIAL = re.compile(r'[\\":<>]')
+_SPECIAL = re.compile(r'[\\":<>=]')
 
 
 def unquoted(text: str) -> str:

@@ -58,6 +58,8 @@ def test_json_holds_the_same(command: Command) -> None:
             "span": [2, 16],
             "utf16_span": [2, 16],
             "raw": "<lora:ink:0.5>",
+            "conditions": dict.fromkeys(("hires_te", "hires_unet", "expert", "region", "part", "blocks"), None)
+            | {"when": []},
         }
     ]
     assert [other["kind"] for other in found["others"]] == ["hypernet"]

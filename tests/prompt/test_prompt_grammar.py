@@ -50,6 +50,6 @@ def test_a_long_tag_splits_like_a_short_one() -> None:
 
 
 @pytest.mark.skipif(find_spec("interegular") is None, reason="lark needs interegular to look for collisions")
-@pytest.mark.parametrize("name", ["prompt.lark", "tag.lark"])
+@pytest.mark.parametrize("name", ["prompt.lark", "tag.lark", "native_prompt.lark"])
 def test_lark_finds_no_collisions(name: str) -> None:
     Lark(files("lora_runtime.prompt").joinpath(name).read_text("utf-8"), parser="lalr", lexer="basic", strict=True)

@@ -5,11 +5,15 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_runtime.prompt import LoraTag, OtherTag, Prompt, format_tag, parse_prompt, unparse
+from lora_runtime.prompt import Conditions, LoraTag, OtherTag, Prompt, Strength, format_tag, parse_prompt, unparse
+from lora_runtime.prompt.tags import Dialect, Scope
 
 WORDS = """
     < > : = <lora: <lyco: <LoRA: lora <hypernet: <_: <é: <1: te= unet= dyn= foo= x 1 0.5 -.5e1 nan 1_0 1,0 8 １
-    , \\ [ ](| 🐱 猫 <lora:x:1> <lyco:y>
+    , \\ [ ](| 🐱 猫 <lora:x:1> <lyco:y> AND
+    <loractl: @ ~ ; % s sigma - 0@0,1@1 1@50%,0@9s 1@9sigma,0@1sigma curve= ease hr= hrte= hrunet= in= mid= out=
+    lbw= w= lbwe= OUTALL ATTNDEEPOFF IN04;attn;0 IN04-08= OUT= *attn*= NOT R U X X+1 x= start= stop= step= 1-5 25%-0.5
+    module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1
 """
 CODES = [" ", "\n", "\r\n", "\t", "\0", "\x1c", "\x85", "\u2028", "\ufeff", "\ud83d", "\udc31", "e\u0301", "< lora"]
 FRAGMENTS = st.sampled_from([*WORDS.split(), *CODES])
@@ -41,8 +45,44 @@ BROKEN_WORDS = """
 BROKEN = st.sampled_from([*BROKEN_WORDS.split(), "< lora:x>", "<lora:x:1 and <lyco: >"])
 
 
-def meanings(prompt: Prompt) -> list[tuple[str, float, float, int | None]]:
+@st.composite
+def full_tags(draw: st.DrawFn) -> str:
+    """Return a tag with any of the fields that can be written, each as it should be."""
+    number = st.sampled_from(["0", "1", "-0.5", "0.25", "1e-3"])
+    place = st.sampled_from(["0", "0.5", "1", "10", "50%", "10s"])
+    keys = st.lists(st.tuples(number, place).map("@".join), min_size=2, max_size=4).map(",".join)
+    strength = number | keys
+    edge = st.sampled_from(["3", "0.25", "50%", "10s", "7.5sigma"])
+    ratio = strength | st.sampled_from(["R", "U", "X", "X-0.5"])
+    numbers = st.sampled_from([12, 17, 20, 26, 61]).flatmap(
+        lambda count: st.lists(ratio.map(lambda text: text.replace(",", ";")), min_size=count, max_size=count)
+    )
+    words = st.sampled_from(["IN04", "IN04-08", "OUT", "BASE", "M00", "D00-18", "S12", "IN05-OUT05", "*attn1*", "mid*"])
+    fields = {
+        **dict.fromkeys(["te", "unet", "hr", "hrte", "hrunet", "in", "mid", "out"], strength),
+        **dict.fromkeys(["start", "stop"], edge),
+        "x": number,
+        "dyn": st.integers(0, 512).map(str),
+        "step": st.sampled_from(["2-5", "10%-0.5", "3s-9s", "9sigma-2sigma"]),
+        "lbw": st.sampled_from(["OUTALL", "FLUXALL"]) | numbers.map(",".join),
+        "lbwe": st.sampled_from(["ATTNDEEPOFF", "NOT IN01;attn1 attn2;0.5", ";;R"]),
+        "curve": st.sampled_from(["linear", "hold", "ease", "ease-in", "ease-out"]),
+        "module": st.sampled_from(["high", "low", "unet"]),
+        "mask": st.sampled_from(["a.png", "a dir/b.png"]),
+        "box": st.sampled_from(["0,0,0.5,1", ".1,.2,.3,.4"]),
+        "soft": st.sampled_from(["0", "0.1", "1"]),
+        draw(st.lists(words, min_size=1, max_size=2).map(" ".join)): ratio,
+    }
+    named = [f"{key}={draw(fields[key])}" for key in draw(st.lists(st.sampled_from([*fields]), unique=True))]
+    return f"<lora:{draw(NAMES)}:{':'.join(named) or 1}>"
+
+
+def meanings(prompt: Prompt) -> list[tuple[str, Strength, Strength, int | None]]:
     return [(tag.name, tag.te, tag.unet, tag.dyn) for tag in prompt.tags]
+
+
+def conditions(prompt: Prompt) -> list[Conditions]:
+    return [tag.conditions for tag in prompt.tags]
 
 
 def all_tags(prompt: Prompt) -> list[LoraTag | OtherTag]:
@@ -109,7 +149,25 @@ def test_unparse_gives_text_that_reads_the_same(source: str) -> None:
     again = parse_prompt(unparse(prompt))
     assert again.text == prompt.text
     assert meanings(again) == meanings(prompt)
+    assert conditions(again) == conditions(prompt)
     assert [other.kind for other in again.others] == [other.kind for other in prompt.others]
+
+
+@given(st.lists(full_tags() | PROMPTS, max_size=3).map("".join), st.sampled_from(["edit", "and"]))
+def test_unparse_keeps_every_field_and_what_the_text_around_says(source: str, scope: Scope) -> None:
+    prompt = parse_prompt(source, scope=scope)
+    again = parse_prompt(unparse(prompt), scope=scope)
+    assert meanings(again) == meanings(prompt)
+    assert conditions(again) == conditions(prompt)
+
+
+@given(full_tags(), st.sampled_from(["a1111", "comfy", "native"]))
+def test_a_tag_of_any_fields_reads_back_in_any_dialect(source: str, dialect: Dialect) -> None:
+    prompt = parse_prompt(source, dialect=dialect)
+    assert all(d.severity != "error" for d in prompt.diagnostics)
+    (tag,) = prompt.tags
+    again = parse_prompt(format_tag(tag, dialect=dialect), dialect=dialect)
+    assert (meanings(again), conditions(again)) == (meanings(prompt), conditions(prompt))
 
 
 @given(PROMPTS)
