@@ -10,23 +10,36 @@ import hashlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError
+from lora_runtime.errors import LoraError, RegionError
+from lora_runtime.live import Row, Side
 from lora_runtime.lora import outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import LoraReport, Plan, Report, Request, make_plan
-from lora_runtime.prompt import Diagnostic, LoraTag
+from lora_runtime.plan import LoraReport, Plan, Report, Request, make_plan, request_of
+from lora_runtime.prompt import Diagnostic, LoraTag, Region
 from lora_runtime.prompt.tags import Severity
+from lora_runtime.regions import Place, place_of
 from lora_runtime.runtime import judge
 from lora_runtime.targets import Targets
 
+from .denoising import Denoising
 from .notices import Notice, notice_of
+from .rows import seen_by
 from .shelf import Shelf
+
+# The prompt in which the span of a request's tag is.
+Source = Callable[[Request], str]
+
+
+def _nowhere(request: Request) -> str:
+    return ""
 
 
 class Session:
@@ -36,6 +49,7 @@ class Session:
         """Show nothing."""
         self.shelf = shelf
         self.cache = LoraCache()
+        self.denoising = Denoising()
         self._lock = threading.RLock()
         self._model: weakref.ref[Any] | None = None  # weak: the host decides how long a model lives
         self._wanted: tuple[Request, ...] = ()
@@ -49,10 +63,19 @@ class Session:
 
     # --- tags to files ---
 
-    def load(self, tags: Iterable[LoraTag], source: str = "") -> tuple[list[Request], list[Notice]]:
-        """Return a request for each tag whose file is found and can be read, and what there is to say.
+    def load(
+        self,
+        tags: Iterable[LoraTag],
+        source: str = "",
+        *,
+        hires: bool = False,
+        seed: int | None = None,
+        side: Side | None = None,
+    ) -> tuple[list[Request], list[Notice]]:
+        """Return a request for each tag whose files are found and can be read, and what there is to say.
 
-        `source` is the prompt in which the spans of the tags are.
+        `source` is the prompt in which the spans of the tags are; `hires` asks for the strengths of the second pass.
+        Masks lie in the folders of the LoRA files.
         """
         requests: list[Request] = []
         notices: list[Notice] = []
@@ -60,21 +83,24 @@ class Session:
             try:
                 entry, remark = self.shelf.find(tag.name)
                 lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
+                region = tag.conditions.region
+                place = None if region is None else _place(region, self.shelf.folders)
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
             if remark:
                 notices.append(_notice("warning", remark, tag, source))
-            requests.append(Request(lora, tag.te, tag.unet, tag.dyn, tag.span))
+            requests.append(request_of(tag, lora, hires=hires, seed=seed, side=side, place=place))
         return requests, notices
 
     # --- files to weights ---
 
-    def show(self, model: Any, requests: Sequence[Request], source: str = "") -> tuple[Report, list[Notice]]:
+    def show(self, model: Any, requests: Sequence[Request], source: Source = _nowhere) -> tuple[Report, list[Notice]]:
         """Make the model show just these, whatever it or another model showed before.
 
         If it fails, no weight is patched. What is shown already costs a look at each weight: 0.8 ms for the 741 of an
-        SDXL UNet, where planning and patching anew would take 6 ms before the first product.
+        SDXL UNet, where planning and patching anew would take 6 ms before the first product. Where the prompts of a
+        batch ask for different weights of the text encoders, these are the first prompt's; see `encode_for`.
         """
         with self._lock:
             self._wanted = tuple(requests)
@@ -85,16 +111,30 @@ class Session:
             if not requests:
                 return Report(), []
             looked_at = view(model)
-            with owned(looked_at) as state:
-                key, planned = identity(requests), self._planned
-                if planned is None or state.holder is not self or not planned.is_shown(key, looked_at, state):
-                    state.holder = self
-                    self._model = weakref.ref(model)
-                    self._planned = None
-                    plan = make_plan(requests, state.targets(looked_at), looked_at.description)
-                    state.patcher.apply(plan.assignments)
-                    planned = self._planned = _Planned(key, looked_at, plan)
-            return planned.report, _judged(planned.report, requests, looked_at, source)
+            report = self._present(model, looked_at, Row())
+            return report, _judged(report, requests, looked_at, source)
+
+    def encode_for(self, model: Any, row: Row) -> None:
+        """Make the text encoders show what one row of the batch asks for, until `show_again`."""
+        with self._lock:
+            if self._wanted:
+                self._present(model, view(model), row)
+
+    def _present(self, model: Any, looked_at: ModelView, row: Row) -> Report:
+        """Make the model show what is wanted, the text encoders for one row, unless it does."""
+        requests = seen_by(self._wanted, row)
+        with owned(looked_at) as state:
+            key, planned = identity(requests), self._planned
+            if planned is None or state.holder is not self or not planned.is_shown(key, looked_at, state):
+                state.holder = self
+                self._model = weakref.ref(model)
+                self._planned = None
+                plan = make_plan(requests, state.targets(looked_at), looked_at.description)
+                state.apply(plan)
+                for name, stage in state.live.stages.items():
+                    state.live.until_then(self.denoising.watch(looked_at.components[name], stage))
+                planned = self._planned = _Planned(key, looked_at, plan)
+        return planned.report
 
     def hide(self) -> None:
         """Give all weights back; what was wanted is remembered."""
@@ -114,7 +154,9 @@ class Session:
         """Make a model show what was wanted before `hide`: after another checkpoint was loaded."""
         self.show(model, self._wanted)
 
-    def explain(self, model: Any, requests: Sequence[Request], source: str = "") -> tuple[Report, list[Notice]]:
+    def explain(
+        self, model: Any, requests: Sequence[Request], source: Source = _nowhere
+    ) -> tuple[Report, list[Notice]]:
         """Return what `show` would do, and change nothing."""
         looked_at = view(model)
         with owned(looked_at) as state:
@@ -153,12 +195,20 @@ class _Planned:
         self.report = plan.report
         self._key = key
         self._components = [weakref.ref(component) for component in model.components.values()]
+        self._lives = len(plan.lives)
         # The table of parameters of each module, the name and the parameter: hosts replace parameters.
         self._places = [
             (table, name, assignment.parameter)
             for assignment in plan.assignments
             for table in [assignment.target.module._parameters]
             for name in [next(name for name, own in table.items() if own is assignment.parameter)]
+        ]
+        self._places += [
+            (live.module._parameters, name, parameter)
+            for live in plan.lives
+            for name in live.terms
+            for parameter in [live.module._parameters[name]]
+            if parameter is not None
         ]
 
     def is_shown(self, key: str, model: ModelView, state: ModelState) -> bool:
@@ -168,6 +218,7 @@ class _Planned:
             and [component() for component in self._components] == list(model.components.values())
             and all(table.get(name) is parameter for table, name, parameter in self._places)
             and state.patcher.intact()
+            and state.live.count == self._lives
         )
 
 
@@ -185,22 +236,61 @@ def _coverage_of(entry: Entry, targets: Targets, family: str) -> str | None:
 
 def identity(requests: Iterable[Request]) -> str:
     """Return a text that is equal only for the same file contents at the same strengths; "" for none."""
-    parts = sorted(f"{r.lora.sha256}:{r.te!r}:{r.unet!r}:{r.dyn}" for r in requests)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
+    parts = sorted(map(_identity, requests))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest() if parts else ""
 
 
-def _judged(report: Report, requests: Sequence[Request], model: ModelView, source: str) -> list[Notice]:
-    """Return what there is to say about files that do not fit the model, in part or at all."""
-    notices = []
+def _identity(request: Request) -> str:
+    images = None if request.images is None else sorted(request.images)
+    constant = f"{request.lora.sha256}:{request.te!r}:{request.unet!r}:{request.dyn}"
+    return f"{constant}:{request.conditions!r}:{images}:{request.side}:{request.place!r}:{request.seed}"
+
+
+def _judged(report: Report, requests: Sequence[Request], model: ModelView, source: Source) -> list[Notice]:
+    """Return what there is to say about files that do not fit the model, in part or at all, or cannot vary there."""
+    notices: list[Notice] = []
     for request in requests:
         for lora in report.loras:
             if lora.sha256 == request.lora.sha256:
                 diagnostic = judge(lora, request, model)
                 if diagnostic is not None:
-                    notices.append(notice_of(diagnostic, source))
+                    notices.append(notice_of(diagnostic, source(request)))
                 elif lora.used < lora.keys:
                     notices.append(Notice("note", _in_part(lora)))
+                for fixed in _fixed(lora, request):
+                    notices.append(notice_of(fixed, source(request)))
     return notices
+
+
+def _fixed(lora: LoraReport, request: Request) -> Iterator[Diagnostic]:
+    """Yield what to say about strengths that should vary and cannot."""
+    for reason, count in lora.fixed.items():
+        weights = "1 weight has" if count == 1 else f"{count} weights have"
+        message = f'"{lora.name}": {weights} the first value of the strength throughout: {reason}'
+        yield Diagnostic("warning", request.span, message)
+
+
+def _place(region: Region, folders: Sequence[Path]) -> Place:
+    """Return the place that a region means. Its mask is a file in one of the folders, whatever a prompt says.
+
+    Prompts are pasted from other people's pictures, and a path may reach for another computer.
+    """
+    if region.mask is None:
+        return place_of(region)
+    if Path(region.mask).anchor or ".." in Path(region.mask).parts:
+        raise RegionError(f"the mask {region.mask} is not used: write its path within the folder of the LoRA files")
+    for folder in folders:
+        try:
+            status = (folder / region.mask).stat()
+        except (OSError, ValueError):  # not there, or a name that no file can have
+            continue
+        return _read_place(region, folder, status.st_mtime_ns, status.st_size)
+    raise RegionError(f"there is no mask {region.mask} in {', '.join(map(str, folders))}")
+
+
+@lru_cache(maxsize=8)  # a batch asks for the same mask again and again
+def _read_place(region: Region, folder: Path, *stamp: int) -> Place:
+    return place_of(region, folder)
 
 
 def _in_part(lora: LoraReport) -> str:

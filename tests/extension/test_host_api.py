@@ -82,6 +82,13 @@ def test_explain_says_how_a_prompt_is_read_and_what_it_would_do(webui: WebUI, in
     assert webui.not_whole() == []
 
 
+def test_explain_shows_schedules_as_tags_have_them(webui: WebUI, ink: loras.File, client: Any) -> None:
+    webui.generate("a")
+    [tag] = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink:te=0.5:unet=0@0,1@0.5>"}).json()["tags"]
+    assert (tag["te"], tag["unet"]) == (0.5, "0@0,1@0.5")
+    assert tag["live"] == sum(name.startswith("lora_unet") for name in ink.factors)
+
+
 def test_explain_tells_a_file_for_another_model_and_changes_nothing(webui: WebUI, ink: loras.File, client: Any) -> None:
     loras.write(webui.loras / "other.safetensors", plain("sdxl"), "sdxl")
     webui.generate("a <lora:ink:0.5>")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Taker:
     """As loractl does it: an owner of its own at the start of each picture, and the old one at its end."""
 
-    def __init__(self, webui: WebUI) -> None:
+    def __init__(self, webui: WebUI, module: str = "taker") -> None:
         networks, scripts = webui.module("extra_networks"), webui.module("scripts")
         taker = self
         self.active = True
@@ -30,6 +30,8 @@ class Taker:
                 taker.calls.append(len(params_list))
 
             def deactivate(self, p: Any) -> None: ...
+
+        Network.__module__ = module
 
         class Script(scripts.Script):  # type: ignore[name-defined, misc]
             def process(self, p: Any, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +57,31 @@ def test_while_another_has_the_tag_the_weights_are_whole_and_it_is_said(webui: W
     again = webui.generate("a <lora:ink:0.7>")
     assert loras.differences(again.passes[0].weights, plain(), loras.patched(plain(), [(ink, 0.7)])) == []
     assert again.comments == []
+
+
+LORACTL = "loractl.lib.lora_ctl_network"
+
+
+def test_loractl_s_tags_are_taken_back_and_its_syntax_is_read(webui: WebUI, ink: loras.File) -> None:
+    taker = Taker(webui, LORACTL)
+    for _ in range(2):
+        done = webui.generate("a <loractl:ink:0.7@0,0.7@1:hrte=0.2>", n_iter=2)
+        assert taker.calls == []
+        weights = loras.patched(plain(), [(ink, 0.7, 0)])
+        assert loras.differences(done.passes[0].weights, plain(), weights) == []
+        [comment] = done.comments
+        assert comment.startswith("LoRA note: loractl is installed too")
+    assert webui.owner("lora") is webui.owner("loractl")
+
+
+def test_loractl_keeps_the_tags_where_the_settings_say_so(webui: WebUI, ink: loras.File) -> None:
+    webui.options.lora_runtime_stand_back = True
+    taker = Taker(webui, LORACTL)
+    done = webui.generate("a <lora:ink>")
+    assert taker.calls == [1]
+    assert webui.changed(done.passes[0].weights) == []
+    [comment] = done.comments
+    assert "loractl has taken the tag" in comment
 
 
 def patch_as_the_builtin(webui: WebUI) -> Any:

@@ -89,11 +89,10 @@ def test_two_lora_files_of_one_name_are_said(webui: WebUI, ink: loras.File) -> N
 # --- prompts that ask for what the program cannot do ---
 
 
-def test_a_batch_with_other_tags_in_its_second_picture_is_warned_of(webui: WebUI, ink: loras.File) -> None:
-    done = webui.generate(["a <lora:ink:0.7>", "b <lora:ink:0.2>"], batch_size=2)
+def test_what_is_wrong_in_a_later_prompt_of_a_batch_is_said_with_its_place_there(webui: WebUI, ink: loras.File) -> None:
+    done = webui.generate(["a <lora:ink:0.7>", "the b <lora:nobody>", "a <lora:ink:0.7>"], batch_size=3)
     [comment] = done.comments
-    assert comment.startswith("LoRA warning: picture 2 of the batch asks for other LoRAs")
-    assert shows(webui, ink, 0.7)
+    assert comment.startswith('LoRA error: column 7: no LoRA named "nobody"')
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ script is loaded     start(): options; callbacks are registered; checkpoint swap
 before_ui, last      takeover: the tags `lora` and `lyco`, the page, in place of the built-in extension's
 app_started          API routes
 a generation         network.py: activate → session → weights
+                     encoding.py, denoiser.py: where strengths differ between pictures, or from step to step
 Reload UI            script_unloaded: weights and the WebUI's functions are as they were; the script is loaded anew
 """
 
@@ -15,8 +16,10 @@ from modules import script_callbacks, sd_models, shared
 
 from ...session import Session
 from ...shelf import Shelf
-from . import axes, options, pasting, routes, takeover
+from . import axes, options, pasting, presets, routes, takeover
+from .denoiser import before_denoising
 from .embeddings import BundledEmbeddings
+from .encoding import PromptEncoding
 from .folders import lora_folders
 from .network import LoraNetwork
 from .page import LoraPage
@@ -30,8 +33,10 @@ def start() -> type[Any]:
     shelf = Shelf(lora_folders())
     session = Session(shelf)
     settings = Settings(shared.opts)
-    network = LoraNetwork(session, settings, BundledEmbeddings())
+    network = LoraNetwork(session, settings, BundledEmbeddings(), presets.Presets())
     swaps = CheckpointSwaps(session, network.show_again)
+    encoding = PromptEncoding(session, network.is_shown_for)
+    cfg_denoiser = before_denoising(session.denoising)
     page = LoraPage(shelf, settings, network.coverage)
 
     def before_ui() -> None:
@@ -47,6 +52,8 @@ def start() -> type[Any]:
 
     def unload() -> None:
         swaps.remove()
+        encoding.remove()
+        script_callbacks.remove_callbacks_for_function(cfg_denoiser)
         network.stop()
 
     options.define(shelf)
@@ -55,5 +62,7 @@ def start() -> type[Any]:
     script_callbacks.on_app_started(app_started)
     script_callbacks.on_infotext_pasted(lambda infotext, fields: pasting.paste(fields, shelf, settings))
     script_callbacks.on_script_unloaded(unload)
+    script_callbacks.on_cfg_denoiser(cfg_denoiser)
     swaps.install()
+    encoding.install()
     return script_class(network)

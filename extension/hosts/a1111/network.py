@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import gradio as gr
 from modules import errors, extra_networks, shared
 
 from lora_runtime.errors import LoraError
-from lora_runtime.plan import Report, Request
+from lora_runtime.live import Side
+from lora_runtime.plan import Report, Request, of_batch
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 
 from ...infotext import HASHES_FIELD, format_hashes
 from ...notices import Notice, Notices, notice_of
 from ...session import Session, identity
+from . import prompts, takeover
 from .embeddings import BundledEmbeddings
 from .settings import Settings
-from .takeover import calm_builtin, owner_of_tags, owns_tags
 
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
@@ -28,12 +30,20 @@ _CONTENT_KEY = "lora_runtime_content"
 class LoraNetwork(extra_networks.ExtraNetwork):
     """What the WebUI calls at every pass of every batch, with the tags of its first prompt."""
 
-    def __init__(self, session: Session, settings: Settings, embeddings: BundledEmbeddings) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        embeddings: BundledEmbeddings,
+        presets: Callable[[], Mapping[str, str]],
+    ) -> None:
         super().__init__("lora")
         self.session = session
         self.settings = settings
         self._embeddings = embeddings
+        self._presets = presets
         self._builtin_may_have_patched = False
+        self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
     # --- what the WebUI calls ---
 
@@ -47,8 +57,10 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         data = _data_of(p, params_list)
         hires = data is not None and data is getattr(p, "hr_extra_network_data", None)
         notices: list[Notice] = []
+        self._job = None
         try:
             requests = self._show(p, params_list, hires, notices)
+            self._job = weakref.ref(p)
         except Exception as error:
             errors.report("[lora-runtime] LoRAs could not be applied", exc_info=True)
             self.session.hide()
@@ -64,17 +76,31 @@ class LoraNetwork(extra_networks.ExtraNetwork):
     def deactivate(self, p: Any) -> None:
         """Nothing: the weights stay until the next picture's tags are known, which are mostly the same."""
 
+    def is_shown_for(self, p: Any) -> bool:
+        """Return whether what the model shows is what this job's tags ask for."""
+        return self._job is not None and self._job() is p
+
     # --- what our script calls ---
 
     def before_batch(self, p: Any) -> None:
         """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
-        if not owns_tags(self):
+        if not self.settings.stand_back_for_loractl and takeover.takes_back(self):
+            note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
+            self._say(p, [Notice("note", note, "to leave them to loractl, change the setting")])
+        if not takeover.owns_tags(self):
             self.session.show(None, ())
             self._builtin_may_have_patched = True
-            taken = f"{owner_of_tags()} has taken the tag <lora:…> for this picture; LoRA Runtime is idle"
+            taken = f"{takeover.owner_of_tags()} has taken the tag <lora:…> for this picture; LoRA Runtime is idle"
             self._say(p, [Notice("note", taken)])
         elif getattr(p, "disable_extra_networks", False):
             self.session.show(None, ())
+        elif self.settings.negative_tags_act:
+            p.negative_prompts = list(map(prompts.without_tags, p.negative_prompts))
+
+    def before_conditioning(self, p: Any) -> None:
+        """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
+        if self.settings.negative_tags_act and getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
+            p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
 
     def show_again(self, model: Any) -> None:
         """Make a checkpoint that was loaded in the middle of a picture show what the one before it did."""
@@ -94,14 +120,14 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def explain(self, text: str) -> tuple[Prompt, list[Request], Report, list[Notice]]:
         """Return how a prompt is read, which files it means and what they would do to the checkpoint that is loaded."""
-        prompt = parse_prompt(text)
+        prompt = self._parse(text)
         notices = [notice_of(diagnostic, text) for diagnostic in _worth_saying(prompt)]
         requests, more = self.session.load(prompt.tags, text)
         notices += more
         model = _loaded_model()
         if model is None:
             return prompt, requests, Report(), [*notices, Notice("warning", "no checkpoint is loaded yet")]
-        report, more = self.session.explain(model, requests, text)
+        report, more = self.session.explain(model, requests, lambda _: text)
         return prompt, requests, report, notices + more
 
     def coverage(self, entry: Any) -> str | None:
@@ -112,42 +138,90 @@ class LoraNetwork(extra_networks.ExtraNetwork):
     # --- the way of a prompt ---
 
     def _show(self, p: Any, params_list: Sequence[Any], hires: bool, notices: list[Notice]) -> list[Request]:
-        source, tags, said = _read(p, params_list, hires)
-        notices += said
-        tags += self._always_on(p, tags, notices)
+        acting = self.settings.negative_tags_act
+        added = getattr(p, "lora_runtime_added", "")
+        batch = prompts.read_batch(p, params_list, hires, self._parse, negatives=acting, added=added)
+        for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)):
+            source = "" if batch.changed and prompt in batch.prompts else prompt.source
+            notices += [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
+        notices += prompts.about_changed_prompts(p, batch, hires)
+        notices += [] if acting else prompts.about_negative_tags(p, hires)
+        batch = replace(batch, prompts=self._with_always_on(p, batch, notices))
+        tags = [tag for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)) for tag in prompt.tags]
         limit = self.settings.files_in_memory
         self.session.cache.files = max(limit, len(tags)) if limit else None
-        requests, said = self.session.load(tags, source)
-        notices += said
+        seeds = prompts.seeds_of(p, len(batch.prompts))
+        requests = [
+            *self._load(batch.prompts, seeds, hires, None, notices, known="" if batch.changed else None),
+            *self._load(batch.negatives, seeds, hires, "negative", notices),
+        ]
         model = shared.sd_model
         if self._builtin_may_have_patched:
-            calm_builtin([model])
+            takeover.calm_builtin([model])
             self._builtin_may_have_patched = False
-        _, said = self.session.show(model, requests, source)
+        _, said = self.session.show(model, requests, batch.text_of)
         notices += said
         self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires)
         return requests
 
+    def _parse(self, text: str) -> Prompt:
+        return parse_prompt(text, scope=self.settings.scope, presets=self._presets())
+
+    def _load(
+        self,
+        batch: Sequence[Prompt],
+        seeds: Sequence[int | None],
+        hires: bool,
+        side: Side | None,
+        notices: list[Notice],
+        *,
+        known: str | None = None,
+    ) -> tuple[Request, ...]:
+        """Return what the prompts of a batch ask for; equal ones are looked up once. `known` stands for their texts."""
+        loaded: dict[tuple[Prompt, int | None], list[Request]] = {}
+        asked = []
+        for prompt, seed in zip(batch, seeds, strict=False):
+            drawn = any(tag.conditions.blocks is not None and tag.conditions.blocks.random for tag in prompt.tags)
+            key = prompt, seed if drawn else None
+            if key not in loaded:
+                source = prompt.source if known is None else known
+                loaded[key], said = self.session.load(prompt.tags, source, hires=hires, seed=seed, side=side)
+                notices += said
+            asked.append(loaded[key])
+        return of_batch(asked)
+
     def _show_embeddings(self, requests: Iterable[Request], model: Any) -> None:
         self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
 
-    def _always_on(self, p: Any, tags: Sequence[LoraTag], notices: list[Notice]) -> list[LoraTag]:
-        """Return a tag for the LoRA that every prompt gets, unless it has it; the prompts then show it too."""
+    def _with_always_on(self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice]) -> tuple[Prompt, ...]:
+        """Give each prompt the LoRA that every prompt gets, unless it has it; the texts then show it too."""
         name, strength = self.settings.always_on, self.settings.default_strength
         if name is None:
-            return []
+            return batch.prompts
         path = self._file(name)
         if path is None:
             notices.append(Notice("error", f'there is no file for the always-on LoRA "{name}"', "change the setting"))
-            return []
-        if any(self._file(tag.name) == path for tag in tags):
-            return []
+            return batch.prompts
+
+        def has_it(prompt: Prompt) -> bool:
+            return any(self._file(tag.name) == path for tag in prompt.tags)
+
         written = f"<lora:{name}:{strength:g}>"
-        for prompts in (p.all_prompts, getattr(p, "all_hr_prompts", None)):
-            if prompts:
-                prompts[:] = [text if written in text else text + written for text in prompts]
-        return [LoraTag(name, strength, strength)]
+        added = LoraTag(name, strength, strength)
+        given = {
+            prompt: prompt if has_it(prompt) else replace(prompt, tags=(*prompt.tags, added))
+            for prompt in dict.fromkeys(batch.prompts)
+        }
+        lacking = {prompt.source for prompt in given if given[prompt] is not prompt}
+        for texts in (p.all_prompts, getattr(p, "all_hr_prompts", None)):
+            if texts and lacking:
+                p.lora_runtime_added = written
+                texts[:] = [
+                    text + written if text in lacking or (batch.changed and written not in text) else text
+                    for text in texts
+                ]
+        return tuple(given[prompt] for prompt in batch.prompts)
 
     def _file(self, name: str) -> Path | None:
         """Return the file that a name means, or None."""
@@ -208,66 +282,6 @@ def _data_of(p: Any, params_list: Sequence[Any]) -> dict[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def _read(p: Any, params_list: Sequence[Any], hires: bool) -> tuple[str, list[LoraTag], list[Notice]]:
-    """Return the prompt that the tags are in ("" where a script has changed them), the tags, and what there is to say.
-
-    The WebUI hands over the tags of the first prompt of a batch, cut apart at every colon.
-    """
-    prompts = _raw_prompts(p, hires)
-    handed = Counter(":".join(map(str, params.items)) for params in params_list)
-    source = prompts[0] if prompts else ""
-    prompt = parse_prompt(source)
-    if Counter(tag.partition(":")[2] for tag in _written_tags(source)) != handed:
-        source = ""
-        prompt = parse_prompt("".join(f"<lora:{':'.join(map(str, params.items))}>" for params in params_list))
-    notices = [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
-    notices += _about_the_batch(prompts)
-    notices += _about_the_negative_prompt(p, hires)
-    return source, list(prompt.tags), notices
-
-
-def _written_tags(text: str) -> list[str]:
-    """Return what the WebUI takes for tags of ours, without the brackets."""
-    return [
-        match.group(0)[1:-1]
-        for match in extra_networks.re_extra_net.finditer(text)
-        if match.group(1) in ("lora", "lyco")
-    ]
-
-
 def _worth_saying(prompt: Prompt) -> Iterable[Diagnostic]:
     """Yield the diagnostics that are about something going wrong: other kinds of tag have their own owners here."""
     return (diagnostic for diagnostic in prompt.diagnostics if diagnostic.severity != "info")
-
-
-def _raw_prompts(p: Any, hires: bool) -> list[str]:
-    """Return the prompts of this batch as written; `p.prompts` has lost its tags by now."""
-    texts = (getattr(p, "all_hr_prompts", None) if hires else None) or p.all_prompts
-    start = getattr(p, "iteration", 0) * getattr(p, "batch_size", 1)
-    return list(texts[start : start + getattr(p, "batch_size", 1)])
-
-
-def _about_the_batch(prompts: Sequence[str]) -> list[Notice]:
-    """Say so where the pictures of a batch ask for different LoRAs: one set of weights paints all of them."""
-    first, *rest = [Counter(_written_tags(text)) for text in prompts] or [Counter()]
-    different = [index for index, tags in enumerate(rest, start=2) if tags != first]
-    if not different:
-        return []
-    which = f"picture {different[0]}" if len(different) == 1 else f"{len(different)} pictures"
-    return [
-        Notice(
-            "warning",
-            f"{which} of the batch asks for other LoRAs than the first; those of the first are used for all",
-            "use a batch size of 1 and a higher batch count",
-        )
-    ]
-
-
-def _about_the_negative_prompt(p: Any, hires: bool) -> list[Notice]:
-    """Say so where the negative prompt holds tags: the WebUI leaves them there, and they are read as words."""
-    texts = (getattr(p, "all_hr_negative_prompts", None) if hires else None) or getattr(p, "all_negative_prompts", None)
-    found = dict.fromkeys(tag for text in texts or () for tag in _written_tags(text))
-    if not found:
-        return []
-    named = ", ".join(f"<{tag}>" for tag in found)
-    return [Notice("warning", f"{named} in the negative prompt is not applied; it is read as words there")]

@@ -6,6 +6,7 @@ import gradio as gr
 from modules import shared
 
 from ...shelf import Shelf
+from .settings import NEGATIVE_TAGS, SCOPES
 
 
 def define(shelf: Shelf) -> None:
@@ -40,6 +41,18 @@ def define(shelf: Shelf) -> None:
                     "Hide LoRAs for an unknown model when the checkpoint is",
                     gr.CheckboxGroup,
                     {"choices": ["SD1", "SD2", "SDXL", "SD3"]},
+                ),
+                "lora_runtime_negative_tags": option(
+                    NEGATIVE_TAGS[0], "LoRA tags in the negative prompt", gr.Radio, {"choices": list(NEGATIVE_TAGS)}
+                ),
+                "lora_runtime_scope": option(
+                    next(iter(SCOPES)),
+                    "A LoRA tag inside of [prompt:editing:0.5] or of a part with AND acts on",
+                    gr.Radio,
+                    {"choices": list(SCOPES)},
+                ),
+                "lora_runtime_stand_back": option(False, "Leave LoRA tags to loractl where it is installed").info(
+                    "otherwise LoRA Runtime reads its syntax"
                 ),
                 "lora_in_memory_limit": option(0, "LoRA files to keep in memory", gr.Number, {"precision": 0}).info(
                     "0: as many as fit into 1 GB"

@@ -13,6 +13,7 @@ from lora_runtime.header import read_header
 from lora_runtime.plan import LoraReport
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.excerpt import line_and_column
+from lora_runtime.prompt.strength import Curve, Strength
 
 from .card_routes import add_routes, replace_routes
 from .network import LoraNetwork
@@ -65,8 +66,8 @@ def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) 
         "line": line,
         "column": column,
         "name": tag.name,
-        "te": tag.te,
-        "unet": tag.unet,
+        "te": _as_json(tag.te),
+        "unet": _as_json(tag.unet),
         "dyn": tag.dyn,
         "file": str(lora.path) if lora else None,
         "sha256": lora.sha256 if lora else None,
@@ -74,8 +75,14 @@ def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) 
         "keys": report.keys if report else None,
         "used": report.used if report else None,
         "targets": dict(report.targets) if report else {},
+        "live": report.live if report else None,
         "unused": dict(Counter(report.unused.values())) if report else {},
     }
+
+
+def _as_json(strength: Strength) -> float | str:
+    """Return a number, or a schedule as a tag has it."""
+    return str(strength) if isinstance(strength, Curve) else strength
 
 
 def _described(shelf: Any, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The WebUI's Script class: the two moments of a generation that the owner of a tag is not told of."""
+"""The WebUI's Script class: the moments of a generation that the owner of a tag is not told of."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def script_class(network: LoraNetwork) -> type[Any]:
 
         def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
             network.before_batch(p)
+
+        def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+            network.before_conditioning(p)
 
         def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
             notices = network.notices(p)

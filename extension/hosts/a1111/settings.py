@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from lora_runtime.prompt.tags import Scope
+
+# What the settings page shows, and what it means.
+NEGATIVE_TAGS = ("words (as the WebUI)", "apply to the negative side")
+SCOPES: Mapping[str, Scope] = {
+    "whole picture": "all",
+    "while its words are in the prompt": "edit",
+    "its part of the prompt (AND)": "and",
+}
 
 
 class Settings:
@@ -50,6 +61,22 @@ class Settings:
     def embedding_hashes_in_infotext(self) -> bool:
         """Whether a bundled embedding is listed with the LoRA's name as its hash."""
         return bool(self._get("lora_bundled_ti_to_infotext", True))
+
+    @property
+    def negative_tags_act(self) -> bool:
+        """Whether tags in the negative prompt are applied to its side instead of being words."""
+        return bool(self._get("lora_runtime_negative_tags", NEGATIVE_TAGS[0]) == NEGATIVE_TAGS[1])
+
+    @property
+    def scope(self) -> Scope:
+        """How far a tag reaches that stands inside of prompt editing, or in one part of a prompt with AND."""
+        chosen = self._get("lora_runtime_scope", "")
+        return SCOPES.get(chosen, "all")
+
+    @property
+    def stand_back_for_loractl(self) -> bool:
+        """Whether loractl has the tags where it is installed."""
+        return bool(self._get("lora_runtime_stand_back", False))
 
     @property
     def files_in_memory(self) -> int:

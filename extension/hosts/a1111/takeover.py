@@ -25,10 +25,15 @@ def run_last(category: str, function: Callable[..., Any]) -> None:
 
 
 def take_tags(network: Any) -> None:
-    """Own `<lora:…>` and `<lyco:…>`; the built-in never sees a tag, so its patches of torch stay idle."""
+    """Own `<lora:…>`, `<lyco:…>` and `<loractl:…>`; the built-in sees no tag, so its patches of torch stay idle."""
     _retire_builtin_callbacks()
+    _register(network)
+
+
+def _register(network: Any) -> None:
     extra_networks.register_extra_network(network)
-    extra_networks.register_extra_network_alias(network, "lyco")
+    for alias in ("lyco", "loractl"):
+        extra_networks.register_extra_network_alias(network, alias)
 
 
 def take_page(page: Any) -> None:
@@ -60,8 +65,17 @@ def builtin_folder() -> Path | None:
 
 
 def owns_tags(network: Any) -> bool:
-    """Return whether `<lora:…>` is still ours: loractl takes it at the start of each picture, while it is enabled."""
+    """Return whether `<lora:…>` is still ours: others may take it at the start of each picture, as loractl does."""
     return extra_networks.extra_network_registry.get(network.name) is network
+
+
+def takes_back(network: Any) -> bool:
+    """Take the tags back from loractl, whose syntax is read here too; return whether it had them."""
+    owner = extra_networks.extra_network_registry.get(network.name)
+    if owner is network or not type(owner).__module__.startswith("loractl."):
+        return False
+    _register(network)
+    return True
 
 
 def owner_of_tags() -> str:
@@ -90,8 +104,8 @@ def calm_builtin(models: Iterable[Any]) -> None:
 
 # Extensions that work on the LoRAs which the built-in has loaded, by a piece of their folder's name.
 _BESIDE = {
-    "loractl": "loractl takes them for itself while it is enabled, and the built-in then does the work",
-    "lora-block-weight": "LoRA Block Weight changes the LoRAs of the built-in and has no effect on these",
+    "loractl": "loractl's syntax is read here too, and it does nothing itself, unless the settings leave it the tags",
+    "lora-block-weight": "LoRA Block Weight's syntax and presets are read here too, and its own work has no effect",
     "additional-networks": "Additional Networks applies LoRAs of its own, on top of these",
 }
 

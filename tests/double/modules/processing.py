@@ -6,19 +6,13 @@ The order of calls is the program's, for it is what the extension depends on.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
-from modules import extra_networks, scripts, sd_hijack, sd_models, shared
+import torch
+from modules import extra_networks, prompt_parser, script_callbacks, scripts, sd_hijack, sd_models, shared
+from modules.prompt_parser import Conditioning, MulticondLearnedConditioning
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Prompts as the text encoder had them: with its weights and the words that it knew then."""
-
-    prompts: tuple[str, ...]
-    words: tuple[str, ...]
-    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,10 +23,13 @@ class Pass:
     batch: int
     checkpoint: str
     weights: dict[str, Tensor]
-    conditioning: Conditioning
+    conditioning: MulticondLearnedConditioning
+    negative: list[Conditioning]
+    # Of each call of the denoiser and each of its rows: what a layer's weight is in effect, (out, in).
+    effective: list[list[Tensor]]
 
 
-_cache: list[list[Any]] = [[None, None], [None, None]]  # encoded prompts: of the first pass, of the hires pass
+_cache: dict[str, list[Any]] = {name: [None, None] for name in ("c", "uc", "hr_c", "hr_uc")}  # encoded prompts
 
 
 @dataclass
@@ -53,6 +50,8 @@ class StableDiffusionProcessing:
     override_settings: dict[str, Any] = field(default_factory=dict)
     scripts: Any = None
     fail_in: str = ""  # a pass that raises
+    seed: int = 1
+    order: int = 1  # calls of the denoiser in a step, but the last
 
     def __post_init__(self) -> None:
         self.comments: dict[str, int] = {}
@@ -66,9 +65,13 @@ class StableDiffusionProcessing:
         self.is_hr_pass = False
         self.iteration = 0
         self.prompts: Any = None
+        self.negative_prompts: Any = None
         self.hr_prompts: Any = None
+        self.hr_negative_prompts: Any = None
         self.c: Any = None
+        self.uc: Any = None
         self.hr_c: Any = None
+        self.hr_uc: Any = None
         self.passes: list[Pass] = []
 
     def comment(self, text: str) -> None:
@@ -82,6 +85,7 @@ class StableDiffusionProcessing:
         def all_of(prompt: Any) -> list[str]:
             return prompt if isinstance(prompt, list) else [prompt] * count
 
+        self.all_seeds = [self.seed + index for index in range(count)]
         self.all_prompts = all_of(self.prompt)
         self.all_negative_prompts = all_of(self.negative_prompt)
         if self.enable_hr:
@@ -93,6 +97,7 @@ class StableDiffusionProcessing:
         self.prompts, self.extra_network_data = extra_networks.parse_prompts(self.prompts)
         if self.enable_hr:
             part = slice(self.iteration * self.batch_size, (self.iteration + 1) * self.batch_size)
+            self.hr_negative_prompts = self.all_hr_negative_prompts[part]
             self.hr_prompts, self.hr_extra_network_data = extra_networks.parse_prompts(self.all_hr_prompts[part])
 
     def setup_conds(self) -> None:
@@ -101,7 +106,7 @@ class StableDiffusionProcessing:
             self.hr_c = None
             self.calculate_hr_conds()
             return
-        self.c = _encoded(self.prompts, self.extra_network_data, [_cache[0]])
+        self.uc, self.c = self._encode(self.prompts, self.negative_prompts, self.extra_network_data, "uc", "c")
         self.hr_c = None
         if self.enable_hr and self.hr_checkpoint_name is None and shared.sd_model.lowvram:
             extra_networks.activate(self, self.hr_extra_network_data)
@@ -111,11 +116,32 @@ class StableDiffusionProcessing:
     def calculate_hr_conds(self) -> None:
         """Encode the prompts of the hires pass, unless that is done."""
         if self.hr_c is None:
-            self.hr_c = _encoded(self.hr_prompts, self.hr_extra_network_data, [_cache[1], _cache[0]])
+            data = self.hr_extra_network_data
+            self.hr_uc, self.hr_c = self._encode(self.hr_prompts, self.hr_negative_prompts, data, "hr_uc", "hr_c")
+
+    def _encode(self, prompts: list[str], negatives: list[str], data: Any, uc: str, c: str) -> tuple[Any, Any]:
+        texts = prompt_parser.SdConditioning(prompts)
+        against = prompt_parser.SdConditioning(negatives, is_negative_prompt=True)
+        one, several = prompt_parser.get_learned_conditioning, prompt_parser.get_multicond_learned_conditioning
+        return (
+            self.get_conds_with_caching(one, against, self.steps, [_cache[uc], _cache["uc"]], data),
+            self.get_conds_with_caching(several, texts, self.steps, [_cache[c], _cache["c"]], data),
+        )
+
+    def get_conds_with_caching(
+        self, function: Any, required_prompts: Any, steps: int, caches: Any, extra_network_data: Any, hires: Any = None
+    ) -> Any:
+        """Return encoded prompts, those of the last time if prompts, tags and checkpoint are equal."""
+        key = (list(required_prompts), steps, extra_network_data, shared.sd_model.sd_checkpoint_info)
+        for cache in caches:
+            if cache[0] is not None and cache[0] == key:
+                return cache[1]
+        caches[0][:] = [key, function(shared.sd_model, required_prompts, steps, hires, False)]
+        return caches[0][1]
 
     def sample(self) -> None:
         """Run the passes of one batch."""
-        self._run("first", self.c)
+        self._run("first")
         if self.refiner_checkpoint:
             self._switch_to_refiner("refiner")
         if not self.enable_hr:
@@ -129,7 +155,7 @@ class StableDiffusionProcessing:
         self.calculate_hr_conds()
         if self.scripts is not None:
             self.scripts.run("before_hr", self)
-        self._run("hires", self.hr_c)
+        self._run("hires")
         if self.refiner_checkpoint:
             self._switch_to_refiner("hires refiner")
         self.is_hr_pass = False
@@ -138,13 +164,40 @@ class StableDiffusionProcessing:
         with sd_models.SkipWritingToConfig():
             sd_models.reload_model_weights(info=sd_models.checkpoints[str(self.refiner_checkpoint)])
         self.setup_conds()  # nobody calls activate here
-        self._run(name, self.hr_c if self.is_hr_pass else self.c)
+        self._run(name)
 
-    def _run(self, name: str, conditioning: Conditioning) -> None:
+    def _run(self, name: str) -> None:
         if self.fail_in == name:
             raise RuntimeError("the denoiser was asked to fail")
         model = shared.sd_model
-        self.passes.append(Pass(name, self.iteration, model.sd_checkpoint_info.name, _now(model), conditioning))
+        c, uc = (self.hr_c, self.hr_uc) if self.is_hr_pass else (self.c, self.uc)
+        effective = _denoised(model, c, self.steps, self.order)
+        checkpoint = model.sd_checkpoint_info.name
+        self.passes.append(Pass(name, self.iteration, checkpoint, _now(model), c, uc, effective))
+
+
+def _denoised(model: Any, conditioning: Any, steps: int, order: int) -> list[list[Tensor]]:
+    """Call the denoiser as a sampler does; return what a layer's weight was in effect for each row of each call."""
+    unet = model.model.diffusion_model
+    layer = next((module for name, module in unet.named_modules() if name.endswith("attn1.to_q")), None)
+    if layer is None:
+        return []
+    parts = [len(parts) for parts in conditioning.batch]
+    rows = sum(parts) + len(parts)
+    sampler = SimpleNamespace(sampler_extra_args={"cond": conditioning})
+    denoiser = SimpleNamespace(step=0, steps=steps, total_steps=steps * order, sampler=sampler)
+    every = []
+    # A linear layer gives back its weight where it is given the identity.
+    unet.forward = lambda x, *_: layer(torch.eye(layer.in_features, dtype=layer.weight.dtype).expand(len(x), -1, -1)).mT
+    for number in range(steps * order - (order - 1)):
+        denoiser.step = number
+        sigma = torch.full((rows,), float(steps * order - number))
+        params = SimpleNamespace(x=torch.zeros(rows, 4, 8, 8), sigma=sigma, denoiser=denoiser)
+        script_callbacks.cfg_denoiser_callback(params)
+        size = rows if shared.opts.batch_cond_uncond else len(parts)
+        every.append([row for some in params.x.split(size) for row in unet(some)])
+    del unet.forward
+    return every
 
 
 @dataclass
@@ -165,18 +218,6 @@ class Processed:
 
 def _now(model: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in sd_hijack.weights_of(model).items()}
-
-
-def _encoded(prompts: list[str], data: Any, caches: list[list[Any]]) -> Conditioning:
-    """Return encoded prompts, those of the last time if prompts, tags and checkpoint are equal."""
-    key = (list(prompts), data, shared.sd_model.sd_checkpoint_info)
-    for cache in caches:
-        if cache[0] is not None and cache[0] == key:
-            return cache[1]
-    weights = {name: value for name, value in _now(shared.sd_model).items() if not name.startswith("model.")}
-    words = sd_hijack.model_hijack.embedding_db.words_in(" ".join(prompts))
-    caches[0][:] = [key, Conditioning(tuple(prompts), tuple(words), weights)]
-    return caches[0][1]
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:

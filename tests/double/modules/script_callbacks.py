@@ -89,6 +89,12 @@ def on_cfg_denoiser(callback: Callable[..., Any], *, name: str | None = None) ->
     _add("cfg_denoiser", callback, name)
 
 
+def remove_callbacks_for_function(function: Callable[..., Any]) -> None:
+    """Forget a callback."""
+    for callbacks in [*callback_map.values(), *ordered_callbacks_map.values()]:
+        callbacks[:] = [callback for callback in callbacks if callback.callback != function]
+
+
 def app_started_callback(demo: Any, app: Any) -> None:
     """Run those callbacks."""
     _run("app_started", ordered_callbacks("app_started"), demo, app)

@@ -75,6 +75,7 @@ class Options:
 
 _DEFAULTS = {
     "samples_format": "png",
+    "batch_cond_uncond": True,
     "sd_model_checkpoint": None,
     "sd_checkpoints_limit": 1,
     "sd_checkpoints_keep_in_cpu": True,

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 import open_clip
@@ -19,6 +20,8 @@ _spec = importlib.util.spec_from_file_location(
 _small_sd3 = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_small_sd3)
 _small_sd3.shrink()
+
+calls = []  # what live modules were told at each call of the denoiser: steps, noise level, rows
 
 failures = set()  # where the next generation should raise: "process_batch", "cfg_denoiser"
 
@@ -49,6 +52,20 @@ def digest(tensors):
     return found.hexdigest()
 
 
+def record_calls():
+    """Keep what live modules are told from now on; Reload UI brings new ones."""
+    stage = sys.modules["lora_runtime.live"].Stage
+    if not hasattr(stage.begin, "kept"):
+
+        def begin(self, call, begin=stage.begin):
+            if call.grid is not None:
+                calls.append(call)
+            begin(self, call)
+
+        begin.kept = True
+        stage.begin = begin
+
+
 def add_routes(_, app):
     """Add what the tests ask for."""
 
@@ -60,6 +77,11 @@ def add_routes(_, app):
         return {
             "checkpoint": Path(model.sd_model_checkpoint).stem,
             "digest": digest(weights(model)),
+            "hooks": sum(
+                "lora_runtime" in type(hook).__module__ + getattr(hook, "__module__", "")
+                for module in model.modules()
+                for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            ),
             "devices": sorted({str(w.device) for w in weights(model).values()}),
             "dtypes": sorted({str(w.dtype) for w in weights(model).values()}),
             "loaded": [Path(m.sd_model_checkpoint).stem for m in sd_models.model_data.loaded_sd_models],
@@ -73,6 +95,18 @@ def add_routes(_, app):
     @app.post("/probe/write-sd3")
     def write_sd3(path: str = Body(..., embed=True)):
         _small_sd3.write_checkpoint(path)
+
+    @app.post("/probe/forget-calls")
+    def forget_calls():
+        record_calls()
+        calls.clear()
+
+    @app.get("/probe/calls")
+    def told():
+        return [
+            {"step": c.moment.step, "steps": c.moment.steps, "sigma": c.moment.sigma, "rows": c.rows, "grid": c.grid}
+            for c in calls
+        ]
 
     @app.post("/probe/fail")
     def fail(where: str = Body(..., embed=True)):
@@ -110,6 +144,11 @@ class Probe(scripts.Script):
         return scripts.AlwaysVisible
 
     def process(self, p, *args):
+        # The API has one prompt for all pictures of a job; scripts, as here, have one for each.
+        for name in ("all_prompts", "all_negative_prompts", "all_hr_prompts", "all_hr_negative_prompts"):
+            texts = getattr(p, name, None)
+            if texts and "|||" in texts[0]:
+                setattr(p, name, texts[0].split("|||"))
         if "disable_extra_networks" in failures:
             failures.discard("disable_extra_networks")
             p.disable_extra_networks = True

@@ -1,0 +1,56 @@
+"""Block weights by name: the common ones, those of sd-webui-lora-block-weight if it is there, and the user's own.
+
+The user's own are in `lora_runtime_presets.txt` in the WebUI's data folder, in the format of lbwpresets.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from modules import paths
+
+from lora_runtime.prompt.presets import common_presets, load_presets
+
+_OF_BLOCK_WEIGHT = ("lbwpresets.txt", "elempresets.txt")
+_OWN = "lora_runtime_presets.txt"
+
+
+class Presets:
+    """All presets, read again when a file has changed; call it for the table. Later files win."""
+
+    def __init__(self) -> None:
+        self._stamps: dict[Path, tuple[int, int]] | None = None
+        self._known: Mapping[str, str] = {}
+
+    def __call__(self) -> Mapping[str, str]:
+        """Return the lists and rules by name."""
+        stamps = {path: (status.st_mtime_ns, status.st_size) for path in _files() for status in [path.stat()]}
+        if stamps != self._stamps:
+            self._stamps, self._known = stamps, _read(stamps)
+        return self._known
+
+
+def _files() -> list[Path]:
+    data = Path(paths.data_path)
+    beside = [
+        path
+        for folder in sorted((data / "extensions").glob("*lora-block-weight*"))
+        for name in _OF_BLOCK_WEIGHT
+        for path in [folder / "scripts" / name]
+    ]
+    return [path for path in [*beside, data / _OWN] if path.is_file()]
+
+
+def _read(files: Mapping[Path, object]) -> Mapping[str, str]:
+    found = dict(common_presets())
+    for path in files:
+        try:
+            presets, reasons = load_presets(path)
+        except OSError as error:
+            print(f"[lora-runtime] {path} cannot be read: {error.strerror}")
+            continue
+        found |= presets
+        for reason in reasons if path.name == _OWN else ():  # the other's file is its own business
+            print(f"[lora-runtime] {path}: {reason}")
+    return found
