@@ -7,14 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from lora_runtime.dialects.aura_flow import AURA_FLOW
 from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
 from lora_runtime.dialects.clip import CLIP
+from lora_runtime.dialects.cosmos import COSMOS
 from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
+from lora_runtime.dialects.hunyuan import HUNYUAN_DIT, HUNYUAN_VIDEO
 from lora_runtime.dialects.kohya import KOHYA
 from lora_runtime.dialects.ldm import LDM
 from lora_runtime.dialects.ldm_unet import LDM_UNET
+from lora_runtime.dialects.ltx import LTX
+from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
 from lora_runtime.dialects.mmdit import MMDIT
+from lora_runtime.dialects.mochi import MOCHI
+from lora_runtime.dialects.newer import ACE_STEP, FLUX_3, IDEOGRAM, KREA, MINIMAX, QWEN_IMAGE
 from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.dialects.peft import PEFT
+from lora_runtime.dialects.pixart import PIXART, SANA
 from lora_runtime.dialects.processor import PROCESSOR
+from lora_runtime.dialects.wan import WAN
 
 __all__ = [
     "ANY",
@@ -43,6 +51,22 @@ DIALECTS: tuple[Dialect, ...] = (
     CHROMA,
     FLUX_2,
     AURA_FLOW,
+    WAN,
+    HUNYUAN_VIDEO,
+    HUNYUAN_DIT,
+    PIXART,
+    SANA,
+    LTX,
+    MOCHI,
+    LUMINA,
+    Z_IMAGE,
+    COSMOS,
+    QWEN_IMAGE,
+    KREA,
+    IDEOGRAM,
+    ACE_STEP,
+    MINIMAX,
+    FLUX_3,
 )
 
 _BARE = ("", "base_model.model.")

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from lora_runtime.dialects.base import WHOLE, Part
 
-__all__ = ["SWAPPED", "Layout", "Table"]
+__all__ = ["SWAPPED", "Layout", "Table", "inside"]
 
 SWAPPED = Part(swapped=True)
 
-_BLOCK = re.compile(r"(.*?\.)(\d+)(\..+)")
+_BLOCK = re.compile(r"(\D*)(\d+)(\..+)")
 
 Table = Mapping[str, str | tuple[str, ...]]
 _Names = Mapping[str, Sequence[tuple[str, Part]]]  # what else a module is called, and what of its weight that is
@@ -49,7 +49,7 @@ class Layout:
         elif all(mark in paths for mark in self.diffusers):
             names = self._for_diffusers
         for path in paths if names else ():
-            entry, number = _entry(path)
+            entry, number = _entry(path, names)
             for name, part in names.get(entry, ()):
                 yield path, name.replace("#", number), part
 
@@ -59,7 +59,7 @@ class Layout:
             return
         there = set(paths)
         for path in paths:
-            entry, number = _entry(path)
+            entry, number = _entry(path, self._fused)
             for name, theirs in self._fused.get(entry, ()):
                 together = tuple(part.replace("#", number) for part in theirs)
                 if there.issuperset(together):
@@ -116,7 +116,17 @@ class Layout:
                 yield f"{ours}.{index}", (each,)
 
 
-def _entry(path: str) -> tuple[str, str]:
+def _entry(path: str, names: Container[str]) -> tuple[str, str]:
     """Return the name under which a path is in the table, and the number of its block."""
-    match = _BLOCK.fullmatch(path)
+    match = None if path in names else _BLOCK.fullmatch(path)
     return (path, "") if match is None else (f"{match[1]}#{match[3]}", match[2])
+
+
+def inside(original: str, diffusers: str, table: Table) -> dict[str, str | tuple[str, ...]]:
+    """Return the table of a level, with the level's name in each layout before those of what is in it."""
+    return {
+        f"{original}.{name}": f"{diffusers}.{theirs}"
+        if isinstance(theirs, str)
+        else tuple(f"{diffusers}.{part}" for part in theirs)
+        for name, theirs in table.items()
+    }

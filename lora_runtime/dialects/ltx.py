@@ -1,0 +1,41 @@
+"""LTX-Video and LTX-2: the original's names, where they differ from those of diffusers.
+
+The connectors of LTX-2, a part of the original's text projection, are a component of their own in diffusers.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from lora_runtime.dialects.base import Dialect
+from lora_runtime.dialects.layout import Layout, inside
+
+__all__ = ["LTX"]
+
+_MODULATIONS = {
+    "adaln_single": "time_embed",
+    "audio_adaln_single": "audio_time_embed",
+    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+    "prompt_adaln_single": "prompt_adaln",
+    "audio_prompt_adaln_single": "audio_prompt_adaln",
+}
+_LEVELS = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+_ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+_NORMS = {f"{attention}.{side}_norm": f"{attention}.norm_{side}" for attention in _ATTENTIONS for side in "qk"}
+_LAYOUT = Layout(
+    original=("patchify_proj", "adaln_single.linear"),
+    diffusers=("proj_in", "time_embed.linear", "transformer_blocks.0.attn1.norm_q"),
+    table=MappingProxyType(
+        {
+            "patchify_proj": "proj_in",
+            "audio_patchify_proj": "audio_proj_in",
+            **{f"{name}.{level}": f"{theirs}.{level}" for name, theirs in _MODULATIONS.items() for level in _LEVELS},
+            **inside("transformer_blocks.#", "transformer_blocks.#", _NORMS),
+        }
+    ),
+)
+
+LTX = Dialect("ltx", translations=_LAYOUT.translations, fusions=_LAYOUT.fusions)

@@ -1,0 +1,204 @@
+"""Transformers whose original has other names: diffusers' converters of checkpoints tell what becomes which.
+
+A file of differences holds one model's whole weights, and they are laid on a model of zeros in the other layout: what
+comes out there must be what the converter makes, to the bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import layouts
+import pytest
+import tiny_dit
+import torch
+from diffusers.loaders import single_file_utils
+from torch import Tensor, nn
+
+from lora_runtime.dialects import Dialect, normalise
+from lora_runtime.dialects.cosmos import COSMOS
+from lora_runtime.dialects.hunyuan import HUNYUAN_VIDEO
+from lora_runtime.dialects.ltx import LTX
+from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
+from lora_runtime.dialects.mochi import MOCHI
+from lora_runtime.dialects.newer import FLUX_3, KREA, MINIMAX, QWEN_IMAGE
+from lora_runtime.dialects.pixart import SANA
+from lora_runtime.dialects.wan import WAN
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _warnings_of_others() -> Iterator[None]:
+    """Allow what diffusers warns about in its own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="diffusers")
+        yield
+
+
+class Kept(dict[str, Any]):
+    """What cannot be emptied: diffusers' converter of Cosmos looks for the version in what it has just emptied."""
+
+    def pop(self, key: str, *_: Any) -> Any:
+        return self[key]
+
+
+def cosmos(state: State) -> State:
+    found: State = single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(
+        Kept({f"net.{name}": tensor for name, tensor in state.items()})
+    )
+    return found
+
+
+def mochi(state: State) -> State:
+    found: State = single_file_utils.convert_mochi_transformer_checkpoint_to_diffusers(
+        {**state, "pos_frequencies": torch.zeros(1)}
+    )
+    return found
+
+
+def minimax(state: State) -> State:
+    found: State = single_file_utils.convert_minimax_h3_transformer_checkpoint_to_diffusers(state, {})
+    return found
+
+
+def sana(state: State) -> State:
+    tables = ("pos_embed", "y_embedder.y_embedding", "final_layer.scale_shift_table")
+    tables += tuple(f"blocks.{number}.scale_shift_table" for number in range(2))
+    found: State = single_file_utils.convert_sana_transformer_to_diffusers(
+        {**state, **dict.fromkeys(tables, torch.zeros(1))}
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of diffusers, and what turns its original into it."""
+
+    model: str
+    dialect: Dialect
+    convert: Callable[[State], State]
+    config: Mapping[str, Any] = field(default_factory=lambda: {"num_layers": 2})
+    layout: int = 0
+
+
+CASES = {
+    "wan": Case("WanTransformer3DModel", WAN, single_file_utils.convert_wan_transformer_to_diffusers),
+    "wan i2v": Case(
+        "WanTransformer3DModel",
+        WAN,
+        single_file_utils.convert_wan_transformer_to_diffusers,
+        {"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120},
+    ),
+    "wan vace": Case(
+        "WanVACETransformer3DModel",
+        WAN,
+        single_file_utils.convert_wan_transformer_to_diffusers,
+        {"num_layers": 2, "vace_layers": [0, 1]},
+    ),
+    "hunyuan video": Case(
+        "HunyuanVideoTransformer3DModel",
+        HUNYUAN_VIDEO,
+        single_file_utils.convert_hunyuan_video_transformer_to_diffusers,
+        {"num_layers": 2, "num_single_layers": 2},
+    ),
+    "ltx": Case("LTXVideoTransformer3DModel", LTX, single_file_utils.convert_ltx_transformer_checkpoint_to_diffusers),
+    "ltx 2": Case("LTX2VideoTransformer3DModel", LTX, single_file_utils.convert_ltx2_transformer_to_diffusers),
+    "mochi": Case("MochiTransformer3DModel", MOCHI, mochi, {"num_layers": 48}),  # as many as the converter counts on
+    "lumina 2": Case("Lumina2Transformer2DModel", LUMINA, single_file_utils.convert_lumina2_to_diffusers),
+    "z-image": Case(
+        "ZImageTransformer2DModel",
+        Z_IMAGE,
+        single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
+        {"n_layers": 2},
+    ),
+    "cosmos 2": Case("CosmosTransformer3DModel", COSMOS, cosmos),
+    "cosmos 1": Case("CosmosTransformer3DModel", COSMOS, cosmos, layout=1),
+    "sana": Case("SanaTransformer2DModel", SANA, sana),
+    "krea 2": Case(
+        "Krea2Transformer2DModel", KREA, single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers
+    ),
+    "minimax h3": Case("MiniMaxH3Transformer3DModel", MINIMAX, minimax),
+    "flux 3": Case(
+        "Flux3Transformer2DModel",
+        FLUX_3,
+        single_file_utils.convert_flux3_transformer_checkpoint_to_diffusers,
+        {"num_layers": 2, "num_single_layers": 2},
+    ),
+    "qwen-image 2.1": Case(
+        "QwenImage21Transformer2DModel",
+        QWEN_IMAGE,
+        single_file_utils.convert_qwen_image21_transformer_checkpoint_to_diffusers,
+    ),
+}
+SPELLED = [("diffusion_model.", str), ("lora_unet_", normalise)]
+
+
+def states(case: Case) -> tuple[State, State]:
+    """Return the weights of the model in diffusers' layout and in the original's."""
+    ours = tiny_dit.narrow_state(tiny_dit.meta_model(case.model, **case.config))
+    return ours, tiny_dit.original_state(ours, case.dialect, case.layout)
+
+
+def difference(state: State, prefix: str, spell: Callable[[str], str]) -> State:
+    """Return a file that adds these weights and biases."""
+    endings = {"weight": "diff", "bias": "diff_b"}
+    found = {}
+    for name, tensor in state.items():
+        path, _, role = name.rpartition(".")
+        found[f"{prefix}{spell(path)}.{endings[role]}"] = tensor.contiguous()
+    return found
+
+
+def patched(model: nn.Module, tensors: State, folder: Path) -> State:
+    """Return the model's weights with the file on it; every key must have found its place."""
+    found, (report,) = layouts.patched(model, [layouts.written(tensors, folder)])
+    assert dict(report.unused) == {}
+    assert report.used == len(tensors)
+    return found
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+def zeros(state: State) -> nn.Module:
+    return layouts.tree({name: torch.zeros_like(tensor) for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_originals_names_are_those_that_diffusers_converts(name: str) -> None:
+    ours, originals = states(CASES[name])
+    converted = CASES[name].convert(dict(originals))
+    named = {key: tensor for key, tensor in converted.items() if key.endswith((".weight", ".bias"))}
+    assert_same(named, ours)
+    assert set(originals) != set(ours)
+
+
+@pytest.mark.parametrize(("prefix", "spell"), SPELLED)
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_in_the_originals_names_on_a_model_of_diffusers(
+    name: str, prefix: str, spell: Callable[[str], str], tmp_path: Path
+) -> None:
+    ours, originals = states(CASES[name])
+    assert_same(patched(zeros(ours), difference(originals, prefix, spell), tmp_path), ours)
+
+
+@pytest.mark.parametrize(("prefix", "spell"), [("transformer.", str), ("lora_transformer_", normalise)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_in_the_names_of_diffusers_on_an_original_model(
+    name: str, prefix: str, spell: Callable[[str], str], tmp_path: Path
+) -> None:
+    ours, originals = states(CASES[name])
+    assert_same(patched(zeros(originals), difference(ours, prefix, spell), tmp_path), originals)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_in_the_originals_names_on_an_original_model(name: str, tmp_path: Path) -> None:
+    _, originals = states(CASES[name])
+    assert_same(patched(zeros(originals), difference(originals, "diffusion_model.", str), tmp_path), originals)
