@@ -6,6 +6,7 @@ comes out there must be what the converter makes, to the bit.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import layouts
 import pytest
 import tiny_dit
 import torch
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import lora_pipeline, single_file_utils
 from torch import Tensor, nn
 
 from lora_runtime.dialects import Dialect, normalise
@@ -25,7 +26,7 @@ from lora_runtime.dialects.hunyuan import HUNYUAN_VIDEO
 from lora_runtime.dialects.ltx import LTX
 from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
 from lora_runtime.dialects.mochi import MOCHI
-from lora_runtime.dialects.newer import FLUX_3, KREA, MINIMAX, QWEN_IMAGE
+from lora_runtime.dialects.newer import ACE_STEP, FLUX_3, IDEOGRAM, KREA, MINIMAX, QWEN_IMAGE
 from lora_runtime.dialects.pixart import SANA
 from lora_runtime.dialects.wan import WAN
 
@@ -202,3 +203,80 @@ def test_a_file_in_the_names_of_diffusers_on_an_original_model(
 def test_a_file_in_the_originals_names_on_an_original_model(name: str, tmp_path: Path) -> None:
     _, originals = states(CASES[name])
     assert_same(patched(zeros(originals), difference(originals, "diffusion_model.", str), tmp_path), originals)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trainer writes for a case: where, and how the names and factors are spelled."""
+
+    case: str
+    loader: str  # of diffusers
+    where: str = ".*"  # the original's names
+    prefix: str = "diffusion_model."
+    kohya: bool = False
+
+
+TRAINED = {
+    "wan": Trained("wan", "Wan", r"blocks.*(attn|ffn).*|head.*|(time|text).*"),
+    "wan i2v": Trained("wan i2v", "Wan", r"blocks.*(attn|ffn).*|head.*|(time|text).*|img_emb.*"),
+    "wan of musubi": Trained("wan", "Wan", r"blocks.*(attn|ffn).*", "lora_unet_", kohya=True),
+    "wan i2v of musubi": Trained("wan i2v", "Wan", r"blocks.*(attn|ffn).*", "lora_unet_", kohya=True),
+    # diffusers cuts the other factor of the refiner's q, k and v too, and swaps both factors of the last modulation.
+    "hunyuan video": Trained("hunyuan video", "HunyuanVideo", r"(?!.*self_attn_qkv|final_layer.adaLN|img_in).*"),
+    "hunyuan video, prefixed": Trained(
+        "hunyuan video", "HunyuanVideo", r"(?!.*self_attn_qkv|final_layer.adaLN|img_in).*", "transformer."
+    ),
+    "ltx": Trained("ltx", "LTXVideo", r"transformer_blocks.*"),
+    "ltx 2": Trained("ltx 2", "LTX2"),
+    "lumina 2": Trained("lumina 2", "Lumina2", r"(layers|noise_refiner|context_refiner).*"),
+    "z-image of kohya": Trained("z-image", "ZImage", r"(?!.*qkv|x_emb|final).*", "lora_unet_", kohya=True),
+    "anima": Trained("cosmos 2", "Anima"),
+    "krea 2": Trained("krea 2", "Krea2"),
+    "krea 2 of ai-toolkit": Trained("krea 2", "Krea2", prefix="base_model.model."),
+    "minimax h3": Trained("minimax h3", "MiniMaxH3"),
+    "minimax h3 of musubi": Trained("minimax h3", "MiniMaxH3", prefix="lora_unet_", kohya=True),
+    "flux 3": Trained("flux 3", "Flux3", r".*blocks.*"),
+    "ideogram 4": Trained("ideogram 4", "Ideogram4", r"layers.*"),
+    "ideogram 4 of its trainer": Trained("ideogram 4", "Ideogram4", r"layers.*", "conditional_transformer."),
+    "ace-step": Trained("ace-step", "AceStep", r".*attn.*", "base_model.model."),
+}
+WITHOUT_CONVERTER = {
+    "ideogram 4": Case("Ideogram4Transformer2DModel", IDEOGRAM, dict, {"num_layers": 2}),
+    "ace-step": Case("AceStepTransformer1DModel", ACE_STEP, dict, {"num_hidden_layers": 2}),
+}
+
+
+def low_rank(originals: State, trained: Trained) -> State:
+    """Return a file with factors for the linear layers, with ranks that are no multiple of two or three."""
+    generator = torch.Generator().manual_seed(1)
+    found: State = {}
+    for path in tiny_dit.paths_of(originals):
+        weight = originals[f"{path}.weight"]
+        if weight.ndim != 2 or re.fullmatch(trained.where, path) is None:
+            continue
+        stem = trained.prefix + (normalise(path) if trained.prefix.endswith("_") else path)
+        up, down = torch.randn(weight.shape[0], 5, generator=generator), torch.randn(5, 1, generator=generator)
+        if trained.kohya:
+            found |= {
+                f"{stem}.lora_up.weight": up,
+                f"{stem}.lora_down.weight": down,
+                f"{stem}.alpha": torch.tensor(2.5),
+            }
+        else:
+            found |= {f"{stem}.lora_B.weight": up, f"{stem}.lora_A.weight": down}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_adapters_in_the_originals_names_change_what_diffusers_reads_in_them(name: str, tmp_path: Path) -> None:
+    trained = TRAINED[name]
+    ours, originals = states(({**CASES, **WITHOUT_CONVERTER})[trained.case])
+    tensors = low_rank(originals, trained)
+    loader = getattr(lora_pipeline, f"{trained.loader}LoraLoaderMixin")
+    read = loader.lora_state_dict({key: tensor.clone() for key, tensor in tensors.items()})
+    expected = {key: tensor.double() for key, tensor in ours.items()}
+    for key in [key for key in read if key.endswith(".lora_A.weight")]:
+        path = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        expected[f"{path}.weight"] += read[f"transformer.{path}.lora_B.weight"].double() @ read[key].double()
+    layouts.assert_same(patched(layouts.tree(ours), tensors, tmp_path), expected)
