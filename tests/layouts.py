@@ -43,11 +43,15 @@ def written(tensors: Mapping[str, Tensor], folder: Path) -> Lora:
 
 
 def patched(
-    model: nn.Module, loras: list[Lora], strength: float = 1.0, originals: str = "device"
+    model: nn.Module,
+    loras: list[Lora],
+    strength: float = 1.0,
+    originals: str = "device",
+    component: str = "transformer",
 ) -> tuple[dict[str, Tensor], tuple[LoraReport, ...]]:
     """Return the state with these files applied, and the reports; the model is restored and held against before."""
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    plan = make_plan([Request(lora, strength, strength) for lora in loras], targets_of(model))
+    plan = make_plan([Request(lora, strength, strength) for lora in loras], targets_of(model, component))
     patcher = Patcher()
     patcher.apply(plan.assignments, originals)  # type: ignore[arg-type]
     state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

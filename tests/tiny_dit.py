@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -65,3 +66,8 @@ def original_state(state: Mapping[str, Tensor], dialect: Dialect, layout: int = 
                     rows = torch.cat(rows.chunk(2)[::-1])
                 found[f"{known[min(layout, len(known) - 1)]}.{role}"] = rows
     return found
+
+
+def pipeline(**components: nn.Module) -> Any:
+    """Return what has the components of a pipeline and nothing else."""
+    return SimpleNamespace(components=components)

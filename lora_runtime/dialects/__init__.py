@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lora_runtime.dialects.aura_flow import AURA_FLOW
 from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
+from lora_runtime.dialects.cascade import CASCADE
 from lora_runtime.dialects.clip import CLIP
 from lora_runtime.dialects.cosmos import COSMOS
 from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
@@ -13,6 +14,7 @@ from lora_runtime.dialects.hunyuan import HUNYUAN_DIT, HUNYUAN_VIDEO
 from lora_runtime.dialects.kohya import KOHYA
 from lora_runtime.dialects.ldm import LDM
 from lora_runtime.dialects.ldm_unet import LDM_UNET
+from lora_runtime.dialects.llm import LLM
 from lora_runtime.dialects.ltx import LTX
 from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
 from lora_runtime.dialects.mmdit import MMDIT
@@ -67,6 +69,8 @@ DIALECTS: tuple[Dialect, ...] = (
     ACE_STEP,
     MINIMAX,
     FLUX_3,
+    CASCADE,
+    LLM,
 )
 
 _BARE = ("", "base_model.model.")
