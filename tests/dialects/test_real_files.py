@@ -17,6 +17,7 @@ from typing import Any
 import handmade
 import layouts
 import pytest
+import tiny_dit
 import torch
 from torch import nn
 
@@ -35,10 +36,36 @@ def flux(**config: Any) -> nn.Module:
     return FluxTransformer2DModel(guidance_embeds=True, **config)
 
 
+def default(name: str, **config: Any) -> Callable[[], nn.Module]:
+    """Return what makes a model of diffusers in its default configuration, but for `config`."""
+    return lambda: tiny_dit.meta_model(name, **config)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "flux": flux,
     # The latent beside that of the picture that controls.
     "flux control": lambda: flux(in_channels=128, out_channels=64),
+    "wan": default("WanTransformer3DModel"),
+    "wan i2v": default("WanTransformer3DModel", in_channels=36, image_dim=1280, added_kv_proj_dim=5120),
+    "qwen-image": default("QwenImageTransformer2DModel"),
+    "hunyuan video": default("HunyuanVideoTransformer3DModel"),
+    "hunyuan dit": default(
+        "HunyuanDiT2DModel", in_channels=4, patch_size=2, hidden_size=1408, num_layers=40, mlp_ratio=4.3637
+    ),
+    "pixart": default("PixArtTransformer2DModel", caption_channels=4096),
+    "ltx": default("LTXVideoTransformer3DModel"),
+    "mochi": default("MochiTransformer3DModel"),
+    "lumina 2": default("Lumina2Transformer2DModel"),
+    "z-image": default("ZImageTransformer2DModel"),
+    "anima": default("CosmosTransformer3DModel", in_channels=16, num_attention_heads=16, extra_pos_embed_type=None),
+    "hidream": default(
+        "HiDreamImageTransformer2DModel",
+        patch_size=2,
+        in_channels=16,
+        caption_channels=[4096, 4096],
+        llama_layers=list(range(48)),
+    ),
+    "krea 2": default("Krea2Transformer2DModel"),
 }
 
 
