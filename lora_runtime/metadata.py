@@ -259,23 +259,48 @@ _NAMES = (
     (("qwen",), "Qwen-Image"),
     (("auraflow",), "AuraFlow"),
     (("pixart",), "PixArt"),
+    (("z-image", "z_image", "zimage"), "Z-Image"),
+    (("hidream",), "HiDream"),
+    (("ltx",), "LTX"),
+    (("mochi",), "Mochi"),
+    (("krea2", "krea-2", "krea_2"), "Krea2"),
+    (("ideogram",), "Ideogram4"),
+    (("minimax",), "MiniMax-H3"),
+    (("ace-step", "ace_step", "acestep"), "ACE-Step"),
+    (("cosmos",), "Cosmos"),
+    (("sana",), "Sana"),
+    (("anima",), "Anima"),
 )
 
-# Pieces of keys that only one family has, in either spelling of the dots.
+# Pieces of keys that only one family has; `.` stands for `_` too.
 _MARKS = (
-    (("lora_prior_unet_",), "Cascade"),
-    (("img_mlp.fc1", "img_mlp_fc1", "img_mod.linear", "img_mod_linear", "token_refiner"), "HunyuanVideo"),
-    (("joint_blocks",), "SD3"),
-    (("double_blocks", "single_blocks", "single_transformer_blocks"), "Flux"),
-    (("blocks.0.cross_attn", "blocks_0_cross_attn"), "Wan"),
-    (("transformer_blocks.0.img_mlp", "transformer_blocks_0_img_mlp"), "Qwen-Image"),
-    (("transformer.transformer_blocks.0.attn.add_", "transformer_transformer_blocks_0_attn_add_"), "SD3"),
+    (("lora.prior.unet.",), "Cascade"),
+    (("img.mlp.fc1", "img.mod.linear", "individual.token.refiner", "context.embedder.token.refiner"), "HunyuanVideo"),
+    (("joint.blocks",), "SD3"),
+    (("double.stream.blocks", "single.stream.blocks"), "HiDream"),
+    (("double.blocks", "single.blocks", "single.transformer.blocks"), "Flux"),
+    # Cosmos has `q_proj` there.
+    (tuple(f"blocks.0.cross.attn.{side}.{end}" for side in "qkvo" for end in ("lora", "diff", "hada", "lokr")), "Wan"),
+    (("blocks.0.cross.attn.k.img", "blocks.0.self.attn.o.", "blocks.0.ffn."), "Wan"),
+    (("transformer.blocks.0.img.mlp", "transformer.blocks.0.img.mod"), "Qwen-Image"),
+    (("blocks.0.attn1.Wqkv",), "HunyuanDiT"),
+    (("blocks.0.attn.qkv.x",), "Mochi"),
+    (("patchify.proj", "audio.to.video.attn"), "LTX"),
+    (("blocks.0.attn.wq.", "txtfusion."), "Krea2"),
+    (("llm.adapter.blocks",), "Anima"),
+)
+# Pieces of keys that several families have, and the inputs of such a module that tell them apart.
+_WIDTHS = (
+    ("transformer.blocks.0.attn.add.", {1536: "SD3", 2432: "SD3"}),
+    ("layers.0.attention.", {2304: "Lumina2", 3840: "Z-Image", 4608: "Ideogram4"}),
 )
 
 # Width of the text that cross attention reads, which is the input of attn2's to_k and to_v.
 _CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
-# Width of the only text encoder.
+_UNETS = ("attentions", "input.blocks", "middle.block", "output.blocks")  # transformers have such a layer at the top
+# Width of the only text encoder, where it is CLIP.
 _TEXT_ENCODER = {768: "SD1", 1024: "SD2"}
+_CLIPS = ("lora.te.text.model.encoder.", "lora.te.encoder.", "text.encoder.text.model.", "text.encoder.encoder.")
 
 
 def family(header: Header) -> str:
@@ -294,18 +319,23 @@ def family(header: Header) -> str:
 
 
 def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
-    text = "\n".join(tensors)
+    names = {key: key.replace("_", ".") for key in tensors}
+    text = "\n".join(names.values())
     for marks, name in _MARKS:
         if any(mark in text for mark in marks):
             return name
-    if "lora_te2_" in text or "text_encoder_2." in text:
+    if "lora.te2." in text or "text.encoder.2." in text:
         return "SDXL"
     text_encoder = UNKNOWN
     for key, info in tensors.items():
-        width = _input_width(key, info)
-        if width in _CROSS_ATTENTION and "attn2" in key and ("to_k" in key or "to_v" in key):
+        name, width = names[key], _input_width(key, info)
+        for mark, families in _WIDTHS:
+            if mark in name and width in families:
+                return families[width]
+        cross_attention = "attn2.to.k" in name or "attn2.to.v" in name
+        if width in _CROSS_ATTENTION and cross_attention and any(mark in name for mark in _UNETS):
             return _CROSS_ATTENTION[width]
-        if width in _TEXT_ENCODER and "self_attn" in key and key.startswith(("lora_te_", "text_encoder.")):
+        if width in _TEXT_ENCODER and "self.attn" in name and name.startswith(_CLIPS):
             text_encoder = _TEXT_ENCODER[width]
     return text_encoder
 

@@ -350,6 +350,10 @@ class TestFamily:
             ({"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "SDXL"),
             ({"modelspec.architecture": "stable-diffusion-3-medium/lora"}, "SD3"),
             ({"modelspec.architecture": "flux-1-dev/lora"}, "Flux"),
+            ({"ss_base_model_version": "wan2.1"}, "Wan"),
+            ({"modelspec.architecture": "Qwen-Image"}, "Qwen-Image"),
+            ({"ss_base_model_version": "zimage"}, "Z-Image"),
+            ({"ss_base_model_version": "anima"}, "Anima"),
             ({"ss_base_model_version": "something new"}, "unknown"),
             ({}, "unknown"),
         ],
@@ -375,6 +379,28 @@ class TestFamily:
             ("lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight=4,3072", "HunyuanVideo"),
             ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight=4,1536", "SD3"),
             ("diffusion_model.blocks.0.cross_attn.k.lora_A.weight=4,5120", "Wan"),
+            ("lora_unet_blocks_0_ffn_0.lora_down.weight=4,5120", "Wan"),
+            ("transformer.blocks.0.ffn.net.0.proj.lora_A.weight=4,5120", "Wan"),
+            ("lora_unet_blocks_0_cross_attn_q_proj.lora_down.weight=4,2048", "unknown"),  # Cosmos or Anima
+            ("lora_unet_llm_adapter_blocks_0_cross_attn_q_proj.lora_down.weight=4,1024", "Anima"),
+            ("lora_te_layers_0_self_attn_q_proj.lora_down.weight=4,1024", "unknown"),  # a language model
+            ("lora_prior_unet_down_blocks_0_2_attention_attn_to_q.lora_down.weight=4,2048", "Cascade"),
+            ("diffusion_model.double_stream_blocks.0.block.attn1.to_q.lora_A.weight=4,2560", "HiDream"),
+            ("transformer_blocks.0.img_mod.1.lora_down.weight=4,3072", "Qwen-Image"),
+            ("transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight=4,1536", "SD3"),
+            ("transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight=4,3072", "unknown"),  # Qwen-Image, Flux
+            ("diffusion_model.layers.0.attention.to_q.lora_A.weight=4,3840", "Z-Image"),
+            ("lora_unet_layers_0_attention_qkv.lora_down.weight=4,2304", "Lumina2"),
+            ("conditional_transformer.layers.0.attention.qkv.lora_A.weight=4,4608", "Ideogram4"),
+            ("base_model.model.blocks.0.attn1.Wqkv.lora_A.weight=4,1408", "HunyuanDiT"),
+            ("blocks.0.attn.qkv_x.lora_A=4,3072", "Mochi"),
+            ("diffusion_model.patchify_proj.lora_A.weight=4,128", "LTX"),
+            (
+                "diffusion_model.transformer_blocks.0.attn2.to_k.lora_A.weight=4,2048",
+                "unknown",
+            ),  # LTX is as wide as SDXL
+            ("diffusion_model.blocks.0.attn.wq.lora_A.weight=4,6144", "Krea2"),
+            ("diffusion_model.token_refiner.blocks.0.attn.out_proj.lora_A.weight=4,7168", "unknown"),
         ],
     )
     def test_keys_and_shapes_tell_it(self, tmp_path: Path, key: str, family: str) -> None:

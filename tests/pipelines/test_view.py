@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from lora_runtime.errors import ModelError
+from lora_runtime.metadata import _NAMES
 from lora_runtime.pipelines import view
+from lora_runtime.pipelines.family import _BY_CLASS
 
 
 def named(title: str, **config: Any) -> nn.Module:
@@ -70,11 +72,33 @@ def test_the_family_of_the_real_models(kind: tiny.Kind) -> None:
 
 
 @pytest.mark.parametrize(
+    ("title", "family"),
+    [
+        ("WanTransformer3DModel", "Wan"),
+        ("HunyuanDiT2DModel", "HunyuanDiT"),
+        ("StableCascadeUNet", "Cascade"),
+        ("LTXVideoTransformer3DModel", "LTX"),
+        ("CosmosTransformer3DModel", "unknown"),  # Anima's too
+        ("SanaVideoTransformer3DModel", "unknown"),
+    ],
+)
+def test_the_family_of_a_transformer_is_read_from_its_class(title: str, family: str) -> None:
+    transformer = named(title, cross_attention_dim=2048)
+    assert view(SimpleNamespace(components={"transformer": transformer})).family == family
+
+
+def test_the_families_of_classes_are_called_as_files_call_them() -> None:
+    import diffusers
+
+    assert set(_BY_CLASS.values()) <= {name for _, name in _NAMES} | {"Sana"}
+    assert [title for title in _BY_CLASS if not hasattr(diffusers, title)] == []
+
+
+@pytest.mark.parametrize(
     ("title", "config", "component"),
     [
         ("UNet2DConditionModel", {}, "unet"),
-        ("FluxTransformer2DModel", {}, "transformer"),
-        ("WanTransformer3DModel", {}, "transformer"),
+        ("CosmosTransformer3DModel", {}, "transformer"),
         ("CLIPTextModel", {"hidden_size": 768}, "text_encoder"),
         ("CLIPTextModelWithProjection", {"hidden_size": 768}, "text_encoder"),
         ("CLIPTextModelWithProjection", {"hidden_size": 1280}, "text_encoder_2"),
