@@ -5,6 +5,7 @@ The connectors of LTX-2, a part of the original's text projection, are a compone
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 from lora_runtime.dialects.base import Dialect
@@ -38,4 +39,19 @@ _LAYOUT = Layout(
     ),
 )
 
-LTX = Dialect("ltx", translations=_LAYOUT.translations, fusions=_LAYOUT.fusions)
+_PROJECTION = ("text_proj_in", "aggregate_embed")  # diffusers', the original's
+
+
+def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the original's name of what gathers the states of LTX-2's text encoder; nothing for other models."""
+    if _PROJECTION[0] in paths:
+        yield _PROJECTION
+
+
+LTX = Dialect(
+    "ltx",
+    MappingProxyType({"connectors": ("connectors.", "connectors.base_model.model.", "text_embedding_projection.")}),
+    spellings,
+    _LAYOUT.translations,
+    _LAYOUT.fusions,
+)

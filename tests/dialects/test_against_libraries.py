@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +219,33 @@ def test_files_that_peft_saves_for_a_model(tmp_path: Path) -> None:
     merged = judge.merge_and_unload()
     for (name, mine), theirs in zip(ours.named_parameters(), merged.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_wan_files_in_the_originals_names_paint_what_diffusers_paints(tmp_path: Path) -> None:
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+    torch.manual_seed(0)
+    ours = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=8, freq_dim=8, ffn_dim=16, num_layers=2
+    ).eval()
+    judge = copy.deepcopy(ours)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for block in range(2):
+        for layer in (*(f"{kind}_attn.{side}" for kind in ("self", "cross") for side in "qkvo"), "ffn.0", "ffn.2"):
+            out, inputs = {"ffn.0": (16, 24), "ffn.2": (24, 16)}.get(layer, (24, 24))
+            stem = f"diffusion_model.blocks.{block}.{layer}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(3, inputs, generator=generator) * 0.3
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 3, generator=generator) * 0.3
+    save_file(tensors, tmp_path / "a.safetensors")
+    judge.load_lora_adapter(WanPipeline.lora_state_dict(tmp_path / "a.safetensors"), prefix="transformer")
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 1, 4, 4, generator=generator),
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.randn(1, 4, 8, generator=generator),
+    }
+    with torch.no_grad():
+        before = ours(**inputs).sample
+        assert merge(SimpleNamespace(components={"transformer": ours}), load_lora(tmp_path / "a.safetensors")) == 40
+        assert distance(ours(**inputs).sample, judge(**inputs).sample) < 1e-5
+        assert distance(before, judge(**inputs).sample) > 1e-2

@@ -9,6 +9,7 @@ import layouts
 import pytest
 import tiny_dit
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_ltx2_lora_to_diffusers as convert_ltx_2
 from torch import Tensor
 
 from lora_runtime.dialects import normalise
@@ -155,3 +156,16 @@ def test_the_adapter_of_animas_language_model_is_a_component(prefix: str) -> Non
     target = targets.find(stem)
     assert target is not None, targets.reason(stem)
     assert target.module is conditioner.get_submodule("blocks.0.cross_attn.q_proj")
+
+
+def test_the_connectors_of_ltx_2_are_a_component() -> None:
+    converted = convert_ltx_2(
+        {"text_embedding_projection.aggregate_embed.lora_A.weight": 1}, "text_embedding_projection"
+    )
+    stem = next(iter(converted)).removesuffix(".lora_A.weight")
+    connectors = layouts.tree({"text_proj_in.weight": torch.zeros(2, 2)})
+    targets = Targets(view(tiny_dit.pipeline(transformer=torch.nn.Identity(), connectors=connectors)))
+    expected = targets.find("text_embedding_projection.aggregate_embed")
+    assert expected is not None
+    assert expected.module is connectors.get_submodule("text_proj_in")
+    assert targets.find(stem) == expected
