@@ -438,20 +438,26 @@ def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
 def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
     """Put the factors of terms on one part of a weight side by side."""
     ups, downs, bounds, rank = [], [], [], 0
+    # Of a weight that is quantised, or offloaded, nothing counts but the shape of its layer.
+    plain = weight.is_floating_point() and weight.itemsize > 1 and type(weight) in (Tensor, nn.Parameter)
+    device, dtype = (
+        (weight.device, weight.dtype) if plain and not weight.is_meta else (torch.device("cpu"), torch.float32)
+    )
+    rows = module.out_features if isinstance(module, nn.Linear) else weight.shape[0]
     for term in terms:
         factors = term.adapter.factors()
         assert factors is not None
         up, down = factors.up[:, : term.dyn], factors.down[: term.dyn]
-        ups.append(up.to(weight.device, torch.float32).t() * factors.scale)
-        downs.append(down.to(weight.device, torch.float32))
+        ups.append(up.to(device, torch.float32).t() * factors.scale)
+        downs.append(down.to(device, torch.float32))
         bounds.append((rank, rank + down.shape[0]))
         rank += down.shape[0]
-    up, down = torch.cat(ups).to(weight.dtype), torch.cat(downs).to(weight.dtype)
+    up, down = torch.cat(ups).to(dtype), torch.cat(downs).to(dtype)
     if part.swapped:
         up = torch.roll(up, up.shape[1] // 2, 1)
     if _is_convolution(module):
         down = down.reshape(rank, -1, *weight.shape[2:])
-    start = part.index * (weight.shape[0] // part.count)
+    start = part.index * (rows // part.count)
     outputs = None if part.count == 1 else (start, start + up.shape[1])
     return _Factors(outputs, part.inputs, tuple(term.strength for term in terms), tuple(bounds), up, down)
 

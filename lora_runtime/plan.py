@@ -264,7 +264,8 @@ def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | N
     """Return the strength at a place; where one that varies cannot act there, its first value and the reason."""
     strength = request.strength(place.target.component, place.target.path)
     if not isinstance(strength, Varying):
-        return strength, None
+        beside = strength != 0 and _unfit(place.parameter) is not None
+        return Varying(strength) if beside else strength, None
     reason = reason_against(place.target.module, place.name)
     if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
         reason = "it reads text or time, which have no place in the picture; 0 within a region"
@@ -390,7 +391,7 @@ def _spread(
             stem, number, adapter, target, *spots[0], _beside(target, targets) if adapter.needs_weight else ()
         )
         return
-    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
+    shapes = [_shape(place, parameter, part) for place, (_, parameter, part) in zip(target.places, spots, strict=True)]
     whole = _stacked(shapes)
     pieces: tuple[Piece, ...] = ()
     if adapter.base_dependent:
@@ -416,13 +417,13 @@ def _fit(
     """Return what of which parameters these adapters change, in the order of their rows, or the reason why none."""
     spots: list[_Spot] = []
     for place in target.places:
-        spot = _spot(place, name)
+        spot = _spot(place, name, adapters)
         if isinstance(spot, str):
             return spot if len(target.places) == 1 else f"{spot}: {place}"
         spots.append(spot)
     if len(spots) > 1 and any(adapter.needs_weight for adapter in adapters):
         return "for a bias that depends on one weight, where this model has several"
-    shapes = [region_of(parameter.data, part).shape for _, parameter, part in spots]
+    shapes = [_shape(place, parameter, part) for place, (_, parameter, part) in zip(target.places, spots, strict=True)]
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"
     reason = _misfit(adapters, _stacked(shapes))
@@ -440,17 +441,25 @@ def _fit(
     return spots
 
 
-def _spot(place: Target, name: str) -> _Spot | str:
+def _shape(place: Target, parameter: nn.Parameter, part: Part) -> torch.Size:
+    """Return the shape of a part of a weight; a quantised one may be stored in another than its layer has."""
+    module = place.module
+    if isinstance(module, nn.Linear) and place.parameter == "weight" and parameter is module._parameters["weight"]:
+        return region_of(torch.empty(module.out_features, module.in_features, device="meta"), part).shape
+    return region_of(parameter.data, part).shape
+
+
+def _spot(place: Target, name: str, adapters: Sequence[Adapter]) -> _Spot | str:
     """Return what of which parameter is the "weight" or "bias" of a place, or the reason why it cannot be changed."""
     role = place.role(name)
     parameter = None if role is None else place.module._parameters.get(role[0])
     if role is None or (parameter is None and name == "bias"):
         return "for a bias that this module does not have"
     reason = _unfit(parameter)
-    if parameter is None or reason is not None:
+    if parameter is None or (reason is not None and not _acts_beside(place.module, name, adapters)):
         return reason or ""
     part = role[1]
-    if parameter.shape[0] % part.count:
+    if reason is None and parameter.shape[0] % part.count:
         return f"for {part} of the rows of a {name} that is {tuple(parameter.shape)}"
     return role[0], parameter, part
 
@@ -474,10 +483,21 @@ def _unfit(parameter: nn.Parameter | None) -> str | None:
     if parameter is None:
         return "for a module whose weight is computed, not stored (a parametrization)"
     if parameter.is_meta:
-        return "for a weight that is offloaded piece by piece (meta device): use enable_model_cpu_offload instead"
+        return (
+            "for a weight that is offloaded piece by piece (meta device), beside which only low-rank adapters of "
+            "linear layers act: use enable_model_cpu_offload instead"
+        )
     if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
-        return f"for a weight stored as {_storage_name(parameter)}, which is never rewritten"
+        return (
+            f"for a weight stored as {_storage_name(parameter)}, which is never rewritten, and beside which only "
+            "low-rank adapters of linear layers act"
+        )
     return None
+
+
+def _acts_beside(module: nn.Module, name: str, adapters: Sequence[Adapter]) -> bool:
+    """Return whether adapters can act beside a weight whose values cannot be read or written."""
+    return name == "weight" and isinstance(module, nn.Linear) and all(a.factors() is not None for a in adapters)
 
 
 def _storage_name(parameter: nn.Parameter) -> str:
