@@ -67,13 +67,13 @@ def make_pipeline(unet: nn.Module) -> Any:
     )
 
 
-def step(unet: Any, size: int) -> Callable[[], Tensor]:
-    """Return a function that runs the UNet once on `size` × `size` latents, batch 2 (what guidance needs)."""
+def step(unet: Any, size: int, batch: int = 2) -> Callable[[], Tensor]:
+    """Return a function that runs the UNet once on `size` × `size` latents; batch 2 is what guidance needs."""
     weight = next(unet.parameters())
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, size, size, generator=generator).to(weight)
-    states = torch.randn(2, 77, unet.config.cross_attention_dim, generator=generator).to(weight)
-    time = torch.tensor([500, 500], device=weight.device)
+    latents = torch.randn(batch, 4, size, size, generator=generator).to(weight)
+    states = torch.randn(batch, 77, unet.config.cross_attention_dim, generator=generator).to(weight)
+    time = torch.tensor([500] * batch, device=weight.device)
 
     @torch.inference_mode()
     def run() -> Tensor:
