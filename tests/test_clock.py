@@ -104,7 +104,6 @@ SCHEDULERS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "DEISMultistepScheduler": (ONCE, {}),
     "SASolverScheduler": (ONCE, {}),
     "EDMEulerScheduler": (ONCE, {}),
-    "IPNDMScheduler": (ONCE, {}),
 }
 NEEDS = {"LMSDiscreteScheduler": "scipy", "DPMSolverSDEScheduler": "torchsde"}
 
@@ -124,9 +123,7 @@ def test_steps_come_in_order_with_the_scheduler_s_noise_levels(pipe: Any, name: 
             for call in calls:
                 index = call.moment.step * scheduler.order
                 if hasattr(scheduler, "sigmas"):
-                    sigma: float | None = float(scheduler.sigmas[index])
-                elif not hasattr(scheduler, "alphas_cumprod"):
-                    sigma = None
+                    sigma = float(scheduler.sigmas[index])
                 else:  # x = √ᾱ·x₀ + √(1 − ᾱ)·ε
                     alpha = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
                     sigma = math.sqrt((1 - alpha) / alpha) if alpha else math.inf
