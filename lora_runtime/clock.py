@@ -92,7 +92,7 @@ class Clock:
         """Notice a new run, and a new scheduler."""
         scheduler = self._scheduler()
         times = getattr(scheduler, "timesteps", None)
-        if self._run.scheduler() is not scheduler or self._run.times is not times:
+        if self._run.scheduler() is not scheduler or self._run.times is not times or self._run.over:
             self._run.leave()
             self._run = _Run(scheduler)
             self._run.begin(_time_of(args, kwargs))
@@ -159,9 +159,16 @@ class _Run:
             result = step(*args, **kwargs)
             self.done += 1
             self.calls = 0
+            if self.over:
+                self.leave()  # between two runs the scheduler is as it was: a copy of it must not count here
             return result
 
         scheduler.step = self._step = counted
+
+    @property
+    def over(self) -> bool:
+        """Whether all of its steps are done."""
+        return self.times is not None and self.done >= len(self.times) - self._first
 
     def leave(self) -> None:
         """Give the scheduler its own `step` back."""

@@ -300,7 +300,7 @@ def add_up(requests: Iterable[Request]) -> list[Request]:
     summed = []
     for _, same in sorted(groups.items(), key=lambda item: item[0]):
         if isinstance(same[0].te, Curve) or isinstance(same[0].unet, Curve):
-            summed += same
+            summed += sorted(same, key=lambda request: repr((request.te, request.unet)))
             continue
         # sorted: a float sum must not depend on the order of the tags either
         te, unet = sum(sorted(map(_number, (r.te for r in same)))), sum(sorted(map(_number, (r.unet for r in same))))

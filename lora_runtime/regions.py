@@ -58,6 +58,8 @@ def place_of(region: Region, folder: str | os.PathLike[str] = ".") -> Place:
             if width * height > _LARGEST_MASK:
                 raise RegionError(f"the mask {path} has {width} × {height} pixels, which is too many")
             grey = picture.convert("L")
+    except Image.DecompressionBombError as error:
+        raise RegionError(f"the mask {path} has too many pixels: {error}") from error
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for pictures that it cannot read
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is no picture that can be read"
         raise RegionError(f"the mask {path} cannot be used: {why}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.live import Varying
 from lora_runtime.lora import Lora
 from lora_runtime.merge import merge_into
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import view
-from lora_runtime.plan import Plan, Request, make_plan
+from lora_runtime.plan import Plan, Request, add_up, make_plan, of_batch
+from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Key, Position, Window
+from lora_runtime.regions import Place
 from lora_runtime.targets import Targets
 
 
@@ -198,3 +202,90 @@ def test_fp8_weights_are_summed_from_the_values_that_they_were_rounded_from() ->
     assert not torch.equal(expected.view(torch.uint8), from_rounded.view(torch.uint8))
     patcher.restore()
     assert torch.equal(module.weight.data.view(torch.uint8), rounded.view(torch.uint8))
+
+
+# ---- strengths that vary --------------------------------------------------------------------------------------------
+
+RISING = Curve((Key(0.0, Position(0.0)), Key(1.0, Position(1.0))))
+
+
+def test_what_is_constant_and_what_varies_of_one_module_go_their_ways() -> None:
+    model = tiny_ldm.Tree(proj=nn.Linear(3, 2))
+    targets = Targets(view(SimpleNamespace(components={"unet": model})))
+    steady, moving = file({"unet.proj": (Change((2, 3)),)}, "a"), file({"unet.proj": (Change((2, 3)),)}, "b")
+    plan = make_plan([Request(steady, 0.0, 0.5), Request(moving, 0.0, RISING)], targets)
+    (assignment,), (live,) = plan.assignments, plan.lives
+    assert [term.strength for term in assignment.terms] == [0.5]
+    assert [term.strength for term in live.terms["weight"]] == [Varying(1.0, (RISING,))]
+    assert (plan.report.weights, plan.report.live) == (1, 1)
+    assert [report.live for report in plan.report.loras] == [0, 1]
+
+
+def test_what_cannot_act_beside_its_module_has_the_first_value_and_says_so() -> None:
+    model = tiny_ldm.model("sd2")
+    targets = Targets(view(model))
+    lora = file({ATTENTION + "q_proj": (Change((16, 16)),)})
+    plan = make_plan([Request(lora, 0.5, 0.0, images=frozenset({0}))], targets)
+    assert plan.lives == ()
+    assert [term.strength for term in plan.assignments[0].terms] == [0.5]
+    ((reason, count),) = plan.report.loras[0].fixed.items()
+    assert ("without calling it" in reason, count) == (True, 1)
+    assert make_plan([Request(lora, 0.5, 0.0, images=frozenset({1}))], targets).assignments == ()
+
+
+def test_a_layer_that_reads_the_text_has_no_place_in_the_picture() -> None:
+    model = tiny_ldm.Tree(attn2=tiny_ldm.Tree(to_k=nn.Linear(3, 2), to_q=nn.Linear(3, 2)))
+    targets = Targets(view(SimpleNamespace(components={"unet": model})))
+    lora = file({f"unet.attn2.{name}": (Change((2, 3)),) for name in ("to_k", "to_q")})
+    plan = make_plan([Request(lora, 1.0, 1.0, place=Place((0.0, 0.0, 0.5, 1.0)))], targets)
+    assert plan.assignments == ()
+    assert [live.module for live in plan.lives] == [model.attn2.to_q]
+    ((reason, count),) = plan.report.loras[0].fixed.items()
+    assert ("no place in the picture" in reason, count) == (True, 1)
+
+
+def test_the_same_file_under_the_same_conditions_adds_up_and_under_others_stays_apart() -> None:
+    lora, window = file({}), Conditions(when=(Window(Position(0.5)),))
+    plain = [Request(lora, te, te) for te in (0.1, 0.2, 0.7)]
+    others = [
+        Request(lora, 0.5, 0.5, conditions=window),
+        Request(lora, 0.5, 0.5, images=frozenset({1})),
+        Request(lora, 0.5, 0.5, side="negative"),
+        Request(lora, 0.5, 0.5, dyn=4),
+        Request(lora, 0.5, RISING),
+    ]
+    summed = add_up([*plain, *others])
+    assert len(summed) == 6
+    assert next((r.te, r.unet) for r in summed if r.conditions is ALWAYS and not (r.images or r.side or r.dyn)) == (
+        sum([0.1, 0.2, 0.7]),
+        sum([0.1, 0.2, 0.7]),
+    )
+
+
+def test_any_order_of_requests_gives_the_same_list() -> None:
+    one, two = file({}, "a"), file({}, "b")
+    requests = [
+        Request(one, 0.1, RISING),
+        Request(one, 0.2, RISING),
+        Request(one, 0.3, 0.3),
+        Request(one, 0.7, 0.1),
+        Request(two, RISING, 0.5),
+        Request(two, 0.5, 0.5, images=frozenset({0, 1})),
+    ]
+    expected = add_up(requests)
+    for order in permutations(requests):
+        assert add_up(order) == expected
+
+
+def test_a_batch_names_the_images_that_ask() -> None:
+    one, two = file({}, "a"), file({}, "b")
+    batch = [
+        [Request(one, 0.5, 0.5), Request(two, 1.0, 1.0)],
+        [Request(two, 0.4, 0.4), Request(two, 0.6, 0.6), Request(one, 0.5, RISING)],
+        [Request(two, 1.0, 1.0)],
+    ]
+    assert [(r.lora.sha256, r.unet, r.images) for r in of_batch(batch)] == [
+        ("a", 0.5, frozenset({0})),
+        ("b", 1.0, None),
+        ("a", RISING, frozenset({1})),
+    ]
