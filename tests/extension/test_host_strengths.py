@@ -201,6 +201,15 @@ def test_a_batch_whose_first_picture_has_no_tag(webui: WebUI, ink: loras.File) -
     assert of_text(run.conditioning.batch[1][0].weights, (ink, 0.6, 0))
 
 
+def test_where_memory_is_scarce_passes_are_told_apart_by_any_kind_of_tag(start: Callable[..., WebUI]) -> None:
+    webui = start(medvram=True)
+    ink = loras.write(webui.loras / "ink.safetensors", plain())
+    done = webui.generate("a <loractl:ink:0.7>", enable_hr=True, hr_prompt="b <loractl:ink:0.1:hr=0.2>")
+    for run, strength in zip(done.passes, (0.7, 0.2), strict=True):
+        assert strengths(run, ink)[0] == [strength, strength]
+        assert of_text(run.conditioning.weights, (ink, strength, 0))
+
+
 @pytest.mark.parametrize("medvram", [False, True])
 def test_each_picture_has_its_own_loras_in_the_hires_pass(start: Callable[..., WebUI], medvram: bool) -> None:
     webui = start(medvram=medvram)

@@ -275,7 +275,7 @@ def _data_of(p: Any, params_list: Sequence[Any]) -> dict[str, Any] | None:
     tables = [getattr(p, name, None) for name in ("extra_network_data", "hr_extra_network_data")]
     for table in tables:
         if isinstance(table, dict) and params_list:
-            listed = [id(params) for kind in ("lora", "lyco") for params in table.get(kind, ())]
+            listed = [id(params) for kind in prompts.KINDS for params in table.get(kind, ())]
             if id(params_list[0]) in listed:
                 return table
     table = tables[1] if getattr(p, "is_hr_pass", False) else tables[0]
