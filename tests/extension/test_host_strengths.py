@@ -290,6 +290,13 @@ def test_tags_of_the_negative_prompt_act_on_its_side_where_the_settings_say_so(
     assert webui.job.all_negative_prompts == ["bad <lora:wash:0.4>"]
 
 
+def test_where_tags_are_disabled_the_negative_prompts_stay_as_they_are(webui: WebUI, ink: loras.File) -> None:
+    webui.options.lora_runtime_negative_tags = "apply to the negative side"
+    done = webui.generate("a", negative_prompt="bad <lora:ink>", enable_hr=True, disable_extra_networks=True)
+    assert [run.negative[0].text for run in done.passes] == ["bad <lora:ink>"] * 2
+    assert webui.not_whole() == []
+
+
 def test_other_tags_stay_in_the_negative_prompt(webui: WebUI, ink: loras.File) -> None:
     webui.options.lora_runtime_negative_tags = "apply to the negative side"
     done = webui.generate("a", negative_prompt="bad <hypernet:x:1> <lyco:ink:0.2> <LoRA:nobody>")
