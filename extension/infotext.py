@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 HASHES_FIELD = "Lora hashes"
 
 # A tag of ours: kind, name, and the rest with its colon; a name may have anything in it but ":" and ">".
-_TAG = re.compile(r"<(lora|lyco):([^:>]+)(:[^>]*)?>")
+_TAG = re.compile(r"<(lora|lyco|loractl):([^:>]+)(:[^>]*)?>")
 _MODEL = re.compile(r"(.*?)\s*\(([0-9a-fA-F]+)\)\s*$", re.DOTALL)  # "ink(0123456789ab)", as additional-networks writes
 
 

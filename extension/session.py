@@ -257,17 +257,15 @@ def _judged(report: Report, requests: Sequence[Request], model: ModelView, sourc
                     notices.append(notice_of(diagnostic, source(request)))
                 elif lora.used < lora.keys:
                     notices.append(Notice("note", _in_part(lora)))
-                for fixed in _fixed(lora, request):
-                    notices.append(notice_of(fixed, source(request)))
+                notices += _fixed(lora)
     return notices
 
 
-def _fixed(lora: LoraReport, request: Request) -> Iterator[Diagnostic]:
+def _fixed(lora: LoraReport) -> Iterator[Notice]:
     """Yield what to say about strengths that should vary and cannot."""
     for reason, count in lora.fixed.items():
         weights = "1 weight has" if count == 1 else f"{count} weights have"
-        message = f'"{lora.name}": {weights} the first value of the strength throughout: {reason}'
-        yield Diagnostic("warning", request.span, message)
+        yield Notice("note", f'"{lora.name}": {weights} the first value of the strength throughout: {reason}')
 
 
 def _place(region: Region, folders: Sequence[Path]) -> Place:

@@ -10,7 +10,7 @@
 
     // --- text to text ------------------------------------------------------------------------------------------
 
-    const TAG = /<(?:lora|lyco):([^>]+)>/;
+    const TAG = /<(?:lora|lyco|loractl):([^>]+)>/;
 
     /** Return the spellings of a name under which a tag may have it. */
     function spellings(name) {

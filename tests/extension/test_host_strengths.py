@@ -201,6 +201,15 @@ def test_a_batch_whose_first_picture_has_no_tag(webui: WebUI, ink: loras.File) -
     assert of_text(run.conditioning.batch[1][0].weights, (ink, 0.6, 0))
 
 
+def test_where_memory_is_scarce_passes_are_told_apart_by_any_kind_of_tag(start: Callable[..., WebUI]) -> None:
+    webui = start(medvram=True)
+    ink = loras.write(webui.loras / "ink.safetensors", plain())
+    done = webui.generate("a <loractl:ink:0.7>", enable_hr=True, hr_prompt="b <loractl:ink:0.1:hr=0.2>")
+    for run, strength in zip(done.passes, (0.7, 0.2), strict=True):
+        assert strengths(run, ink)[0] == [strength, strength]
+        assert of_text(run.conditioning.weights, (ink, strength, 0))
+
+
 @pytest.mark.parametrize("medvram", [False, True])
 def test_each_picture_has_its_own_loras_in_the_hires_pass(start: Callable[..., WebUI], medvram: bool) -> None:
     webui = start(medvram=medvram)
@@ -279,6 +288,13 @@ def test_tags_of_the_negative_prompt_act_on_its_side_where_the_settings_say_so(
         assert run.negative[0].text == words
     assert done.comments == []
     assert webui.job.all_negative_prompts == ["bad <lora:wash:0.4>"]
+
+
+def test_where_tags_are_disabled_the_negative_prompts_stay_as_they_are(webui: WebUI, ink: loras.File) -> None:
+    webui.options.lora_runtime_negative_tags = "apply to the negative side"
+    done = webui.generate("a", negative_prompt="bad <lora:ink>", enable_hr=True, disable_extra_networks=True)
+    assert [run.negative[0].text for run in done.passes] == ["bad <lora:ink>"] * 2
+    assert webui.not_whole() == []
 
 
 def test_other_tags_stay_in_the_negative_prompt(webui: WebUI, ink: loras.File) -> None:
@@ -364,3 +380,70 @@ def test_a_mask_confines_a_lora(webui: WebUI, ink: loras.File) -> None:
     done = webui.generate("a <lora:ink:te=0:unet=0.5:mask=black.png>")
     assert done.comments == []
     assert strengths(done.passes[0], ink)[0] == [0, 0]
+
+
+# --- what samplers say ---
+
+
+def said(rows: int, parts: Any, **denoiser: Any) -> Any:
+    """Return what a sampler hands over; `parts` of each picture's prompt, or None where it keeps them elsewhere."""
+    from types import SimpleNamespace as Some
+
+    arguments = None if parts is None else {"cond": Some(batch=[[None] * count for count in parts])}
+    known = {"step": 0, "steps": 4, "total_steps": 4, "sampler": Some(sampler_extra_args=arguments), **denoiser}
+    return Some(x=torch.zeros(rows, 4, 8, 8), sigma=torch.full((rows,), 2.0), denoiser=Some(**known))
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "expected"),
+    [
+        (2, [1], "0+0 0-"),
+        (5, [1, 2], "0+0 1+0 1+1 0- 1-"),
+        (6, [1, 1], "0+0 1+0 0- 1- 0- 1-"),  # a model that edits pictures
+        (4, None, "0+0 1+0 0- 1-"),
+        (1, None, "0+0"),
+    ],
+)
+def test_rows_are_named_by_picture_side_and_part(webui: WebUI, rows: int, parts: Any, expected: str) -> None:
+    from lora_runtime_webui_extension.hosts.a1111 import denoiser
+
+    found = [
+        f"{row.image}+{row.part}" if row.side == "positive" else f"{row.image}-"
+        for row in denoiser.rows_of(said(rows, parts))
+    ]
+    assert " ".join(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "step", "steps"),
+    [
+        ({"step": 47}, 3, 4),  # DPM adaptive
+        ({"step": 6, "total_steps": 8}, 3, 4),
+        ({"step": 2, "steps": None}, 2, 4),
+        ({"step": 2, "steps": None, "total_steps": None}, 0, 1),
+    ],
+)
+def test_steps_are_those_that_were_asked_for(webui: WebUI, denoiser: dict[str, Any], step: int, steps: int) -> None:
+    from lora_runtime_webui_extension.hosts.a1111 import denoiser as host
+
+    moment = host.moment_of(said(2, [1], **denoiser))
+    assert (moment.step, moment.steps, moment.sigma) == (step, steps, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "sigma"), [([0.99, 0.8, 0.2], 2.0), ([0.9, 0.5], 1.0), ([0.5, 0.5, 0.0], float("inf"))]
+)
+def test_a_time_step_in_place_of_the_noise_level_is_turned_into_one(
+    webui: WebUI, alphas: list[float], sigma: float
+) -> None:
+    """σ² = (1 − ᾱ)/ᾱ at the time step, here 2 or the last that there is."""
+    from lora_runtime_webui_extension.hosts.a1111 import denoiser
+
+    moment = denoiser.moment_of(said(2, [1], alphas=torch.tensor(alphas)))
+    assert moment.sigma == pytest.approx(sigma, rel=1e-6)
+
+
+def test_schedules_by_noise_level(webui: WebUI, ink: loras.File) -> None:
+    """The double's levels are 4, 3, 2, 1."""
+    done = webui.generate("a <lora:ink:te=0:unet=0.5:stop=2sigma>", steps=4)
+    assert [row[0] for row in strengths(done.passes[0], ink)] == [0.5, 0.5, 0, 0]

@@ -31,6 +31,7 @@ def test_what_separates_is_left_out_of_names() -> None:
         ("a <lora:ink:0.7> b", "a <lora:mine:0.7> b"),
         ("<lora:ink>", "<lora:mine>"),
         ("<lyco:ink:0.7>", "<lyco:mine:0.7>"),
+        ("<loractl:ink:0@0,1@1>", "<loractl:mine:0@0,1@1>"),
         ("<lora:ink:te=0.5:unet=1>", "<lora:mine:te=0.5:unet=1>"),
         ("<lora:a, b:1>", "<lora:other:1>"),
         ("<lora:unknown:1>", "<lora:unknown:1>"),

@@ -265,7 +265,7 @@ def test_a_box_of_the_whole_picture_is_no_box(run: program.WebUI) -> None:
     none = run.txt2img("a cat <lora:sd1:te=0:unet=0>")
     assert left.difference(whole) > 0
     assert left.difference(none) > 0
-    assert not left.notices
+    assert {notice["severity"] for notice in left.notices} <= {"note"}
 
 
 # --- its life ---

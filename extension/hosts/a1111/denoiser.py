@@ -73,4 +73,4 @@ def _parts(params: Any) -> list[int]:
     if batch:
         return [len(conditionings) for conditionings in batch]
     # A sampler of some extension that keeps them elsewhere: half of the rows are the negative prompt's.
-    return [1] * (len(params.x) // 2)
+    return [1] * max(1, len(params.x) // 2)

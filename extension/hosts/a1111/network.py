@@ -43,6 +43,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self._embeddings = embeddings
         self._presets = presets
         self._builtin_may_have_patched = False
+        self._told_of_loractl = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
     # --- what the WebUI calls ---
@@ -84,7 +85,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_batch(self, p: Any) -> None:
         """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
-        if not self.settings.stand_back_for_loractl and takeover.takes_back(self):
+        if not self.settings.stand_back_for_loractl and takeover.takes_back(self) and not self._told_of_loractl:
+            self._told_of_loractl = True
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
             self._say(p, [Notice("note", note, "to leave them to loractl, change the setting")])
         if not takeover.owns_tags(self):
@@ -99,7 +101,9 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_conditioning(self, p: Any) -> None:
         """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
-        if self.settings.negative_tags_act and getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
+        if not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
+            return
+        if getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
             p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
 
     def show_again(self, model: Any) -> None:
@@ -275,7 +279,7 @@ def _data_of(p: Any, params_list: Sequence[Any]) -> dict[str, Any] | None:
     tables = [getattr(p, name, None) for name in ("extra_network_data", "hr_extra_network_data")]
     for table in tables:
         if isinstance(table, dict) and params_list:
-            listed = [id(params) for kind in ("lora", "lyco") for params in table.get(kind, ())]
+            listed = [id(params) for kind in prompts.KINDS for params in table.get(kind, ())]
             if id(params_list[0]) in listed:
                 return table
     table = tables[1] if getattr(p, "is_hr_pass", False) else tables[0]
