@@ -28,7 +28,7 @@ ERRORS = {
     "CorruptFileError",
     "ModelError",
     "NoMatchError",
-    "BatchTagsError",
+    "RegionError",
 }
 NAMES = {
     "apply",
