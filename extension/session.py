@@ -265,8 +265,8 @@ def _judged(report: Report, requests: Sequence[Request], model: ModelView, sourc
 def _fixed(lora: LoraReport, request: Request) -> Iterator[Diagnostic]:
     """Yield what to say about strengths that should vary and cannot."""
     for reason, count in lora.fixed.items():
-        weights = "1 weight has" if count == 1 else f"{count} weights have"
-        message = f'"{lora.name}": {weights} the first value of the strength throughout: {reason}'
+        weights = "1 weight" if count == 1 else f"{count} weights"
+        message = f'"{lora.name}" cannot vary on {weights}: {reason}'
         yield Diagnostic("warning", request.span, message)
 
 

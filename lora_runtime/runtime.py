@@ -214,10 +214,8 @@ class _Problems:
     def unmoved(self, report: LoraReport, request: Request) -> None:
         """Take note of strengths that should vary and cannot."""
         for reason, count in report.fixed.items():
-            weights = "1 weight has" if count == 1 else f"{count} weights have"
-            self.warning(
-                f'"{report.name}": {weights} the first value of the strength throughout: {reason}', "", request.span
-            )
+            weights = "1 weight" if count == 1 else f"{count} weights"
+            self.warning(f'"{report.name}" cannot vary on {weights}: {reason}', "", request.span)
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
         if diagnostic in self.diagnostics:  # the same of another prompt of the batch
