@@ -421,10 +421,20 @@ def _prepare(
     return (
         [_join(module, part, group, weights["weight"]) for part, group in products.items()],
         [
-            _Dense(strength, {name: delta.to(weights[name].dtype) for name, delta in deltas.items()})
+            _Dense(strength, {name: delta.to(_computing(weights[name])[1]) for name, delta in deltas.items()})
             for strength, deltas in dense.items()
         ],
     )
+
+
+def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Return where, and in which dtype, a layer with this weight computes, as far as the weight tells.
+
+    One that is quantised, stored in 8 bits or offloaded does not: the first call tells.
+    """
+    if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
+        return torch.device("cpu") if weight.is_meta else weight.device, torch.float32
+    return weight.device, weight.dtype
 
 
 def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
@@ -438,11 +448,7 @@ def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
 def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
     """Put the factors of terms on one part of a weight side by side."""
     ups, downs, bounds, rank = [], [], [], 0
-    # Of a weight that is quantised, or offloaded, nothing counts but the shape of its layer.
-    plain = weight.is_floating_point() and weight.itemsize > 1 and type(weight) in (Tensor, nn.Parameter)
-    device, dtype = (
-        (weight.device, weight.dtype) if plain and not weight.is_meta else (torch.device("cpu"), torch.float32)
-    )
+    device, dtype = _computing(weight)
     rows = module.out_features if isinstance(module, nn.Linear) else weight.shape[0]
     for term in terms:
         factors = term.adapter.factors()

@@ -408,8 +408,10 @@ class _Builder:
         for key, parts, owner in shared:  # PEFT's RandLoRA writes a copy for each module too
             if parts.stem in modules:
                 self._add_key(key, parts, modules)
-            else:
-                self.of_file.setdefault(owner.name, {})[parts.role] = key
+            elif self.of_file.setdefault(owner.name, {}).setdefault(parts.role, key) != key:
+                self.unused[key] = (
+                    f"the file has it twice for all modules ({owner.name}): {self.of_file[owner.name][parts.role]}"
+                )
         for key in unknown:
             parts = companion(key)
             module = None if parts is None else modules.get(parts.stem)

@@ -95,7 +95,7 @@ _SUFFIXES: dict[str, tuple[str, int | None]] = {
     **dict.fromkeys(("diff", "diff_b"), ("full", None)),
     **dict.fromkeys(("w_norm", "b_norm"), ("norm", None)),
     "diff_m": ("modulation", None),
-    "set_weight": ("set", None),
+    "set_weight": ("replaced", None),
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), ("tlora", None)),
     **dict.fromkeys(("lora_up1.weight", "lora_down1.weight", "lora_up2.weight", "lora_down2.weight"), ("abba", None)),
     **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ("vera", None)),

@@ -110,8 +110,8 @@ class Assignment:
 class LoraReport:
     """What became of one file: `unused` maps each key that found no place to the reason.
 
-    `live` is how many of its weights have a strength that varies; `fixed` maps reasons why a strength could not vary
-    to how many weights have the first value instead.
+    `live` is how many of its weights have a strength that varies; `fixed` maps reasons why a strength could not vary,
+    with what came of it, to how many weights.
     """
 
     name: str
@@ -261,18 +261,19 @@ _NO_PLACE = re.compile(
 
 
 def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | None]:
-    """Return the strength at a place; where one that varies cannot act there, its first value and the reason."""
+    """Return the strength at a place; where one that varies cannot act there, one that can and the reason."""
     strength = request.strength(place.target.component, place.target.path)
     if not isinstance(strength, Varying):
         beside = strength != 0 and _unfit(place.parameter) is not None
         return Varying(strength) if beside else strength, None
     reason = reason_against(place.target.module, place.name)
     if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
-        reason = "it reads text or time, which have no place in the picture; 0 within a region"
+        reason = "it reads text or time, which have no place in the picture"
     if reason is None:
         return strength, None
     first = Row(0, "positive" if strength.side is None else strength.side)
-    return (strength.at(_BEFORE) if strength.place is None and strength.means(first) else 0.0), reason
+    value = strength.at(_BEFORE) if strength.place is None and strength.means(first) else 0.0
+    return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
 
 
 def _beside(target: Target, targets: Targets) -> tuple[Piece, ...]:

@@ -154,6 +154,8 @@ def apply(
     problems = _Problems(strict, prompts)
     load = partial(_load, loras=loras, problems=problems, hires=hires)
     each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
+    if len(each) != len(prompts):
+        raise ValueError(f"{len(each)} seeds for {len(prompts)} prompts: give one for all, or one for each")
     requests = of_batch([list(load(read, seed=seed)) for read, seed in zip(prompts, each, strict=True)])
     if negative_tags == "apply" and negative_prompt is not None:
         alone = isinstance(negative_prompt, str)
@@ -214,10 +216,8 @@ class _Problems:
     def unmoved(self, report: LoraReport, request: Request) -> None:
         """Take note of strengths that should vary and cannot."""
         for reason, count in report.fixed.items():
-            weights = "1 weight has" if count == 1 else f"{count} weights have"
-            self.warning(
-                f'"{report.name}": {weights} the first value of the strength throughout: {reason}', "", request.span
-            )
+            weights = "1 weight" if count == 1 else f"{count} weights"
+            self.warning(f'"{report.name}" cannot vary on {weights}: {reason}', "", request.span)
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
         if diagnostic in self.diagnostics:  # the same of another prompt of the batch

@@ -207,7 +207,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
         frame({"model.diffusion_model.out.2.weight": tensor("F16", [2])}, bytes(4)),
         "no adapter has keys",
     ),
-    "an unknown algorithm": (frame({"first.boft_R": tensor("F16", [2])}, bytes(4)), "BOFT of PEFT is not supported"),
+    "an unknown algorithm": (frame({"first.psoft_R.weight": tensor("F16", [2])}, bytes(4)), "PSOFT is not supported"),
     "only an alpha": (frame({"first.alpha": tensor("F32", [])}, bytes(4)), "first.alpha: an alpha without factors"),
     "a name that would write on the terminal": (
         frame({"\x1b[2J\n.weight": tensor("F16", [2])}, bytes(4)),
@@ -450,8 +450,8 @@ KEYS: dict[str, tuple[Tensors, Mapping[str, str]]] = {
         {"lora_sideways.weight": "no adapter has keys with this ending"},
     ),
     "an algorithm without support": (
-        {"vera_lambda_b": ("F32", [6]), "vera_lambda_d": ("F32", [2])},
-        dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), "VeRA is not supported yet"),
+        {"psoft_R.vector_a": ("F32", [6]), "psoft_R.vector_b": ("F32", [2])},
+        dict.fromkeys(("psoft_R.vector_a", "psoft_R.vector_b"), "PSOFT is not supported yet"),
     ),
 }
 

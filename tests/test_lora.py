@@ -155,7 +155,7 @@ SUPPORTED = kohya("good")
         ),
         ({"x.scale": torch.tensor(1.0)}, {"x.scale": "a scale without factors"}),
         ({"x.hada_w1_a": UP}, {"x.hada_w1_a": "w1_a without w1_b and w2_a and w2_b"}),
-        ({"x.q_layer.weight": UP}, {"x.q_layer.weight": "T-LoRA is not supported yet"}),
+        ({"x.psoft_R.weight": UP}, {"x.psoft_R.weight": "PSOFT is not supported yet"}),
         (
             kohya("x", reshape_weight=torch.tensor([6, 8]), alpha=torch.tensor(1.0)),
             {
@@ -212,9 +212,9 @@ def test_a_key_that_is_not_used_has_its_reason(
         ({}, LoraFileError, "holds no tensors"),
         ({"x.weight": UP}, LoraFileError, "x.weight: no adapter has keys with this ending"),
         (
-            {"x.q_layer.weight": UP, "x.p_layer.weight": UP},
+            {"x.psoft_R.vector_a": UP, "x.psoft_R.vector_b": UP},
             LoraFileError,
-            "x.p_layer.weight (and 1 more keys): T-LoRA is not supported yet",
+            "x.psoft_R.vector_a (and 1 more keys): PSOFT is not supported yet",
         ),
         ({"x.lora_up.weight": UP}, CorruptFileError, "an up factor without its down factor"),
         ({"x.lora_up.weight": UP * float("inf"), "x.lora_down.weight": DOWN}, CorruptFileError, "NaN or infinity"),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lora_runtime
@@ -352,8 +352,6 @@ def test_tied_weights_are_patched_once(tmp_path: Path) -> None:
             self.one, self.two = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
             self.two.weight = self.one.weight
 
-    from safetensors.torch import save_file
-
     model = Tied()
     before = model.one.weight.detach().clone()
     up, down = torch.randn(6, 2), torch.randn(2, 6)
@@ -375,8 +373,6 @@ def test_tied_weights_are_patched_once(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_rewritten_are_reported(tmp_path: Path) -> None:
     model = nn.ModuleDict({"plain": nn.Linear(6, 6), "gone": nn.Linear(6, 6, device="meta"), "small": nn.Linear(6, 6)})
     model["small"].weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.int8), requires_grad=False)
-    from safetensors.torch import save_file
-
     factors = {"B": torch.randn(6, 2), "A": torch.randn(2, 6)}
     save_file(
         {f"{name}.lora_{side}.weight": value.clone() for name in model for side, value in factors.items()},
@@ -386,6 +382,32 @@ def test_weights_that_cannot_be_rewritten_are_reported(tmp_path: Path) -> None:
     assert report.used == 2
     assert "meta device" in report.unused["gone.lora_A.weight"]
     assert "int8" in report.unused["small.lora_A.weight"]
+
+
+def test_what_reads_text_is_left_out_of_a_region_and_said(pipe: Any, folder: Path) -> None:
+    unet = pipe.unet
+    text = {name: value.clone() for name, value in unet.state_dict().items() if ".attn2.to_k" in name}
+    with lora_runtime.apply(unet, "a <lora:shapes:1:box=0,0,0.5,1>", loras=folder) as applied:
+        assert text
+        assert all(torch.equal(unet.state_dict()[name], value) for name, value in text.items())
+        assert applied.report.live > 0
+    (said,) = applied.diagnostics
+    assert said.message.startswith('"shapes" cannot vary on ')
+    assert said.message.endswith("which have no place in the picture; left out")
+
+
+def test_a_weight_that_is_used_without_calling_its_module_has_the_first_value(tmp_path: Path) -> None:
+    attention = nn.MultiheadAttention(4, 1)
+    up, down = torch.randn(4, 1), torch.randn(1, 4)
+    tensors = {"out_proj.lora_up.weight": up, "out_proj.lora_down.weight": down}
+    save_file(tensors, tmp_path / "a.safetensors")
+    before = attention.out_proj.weight.detach().clone()
+    with lora_runtime.apply(attention, "<lora:a:0.5@0,1@1>", loras=tmp_path) as applied:
+        # at 0.5, from the first step to the last
+        torch.testing.assert_close(attention.out_proj.weight.detach(), before + 0.5 * up @ down)
+    (said,) = applied.diagnostics
+    assert said.message.startswith('"a" cannot vary on 1 weight: ')
+    assert said.message.endswith("; the first value counts throughout")
 
 
 def test_a_thread_waits_while_another_paints(pipe: Any, folder: Path) -> None:

@@ -1,13 +1,8 @@
-"""Differences and weights stored whole: Δ = the tensor itself, for weights, biases and norms, or what is to W₀.
+"""Differences stored whole: Δ = the tensor itself, for weights, biases and norms.
 
 `diff` and `diff_b` are the full differences of LyCORIS (arXiv:2309.14859, "native fine-tuning"), `w_norm` and `b_norm`
 the same for the weight and bias of a norm; either of a pair comes alone too. `diff_m` is that of Wan's bare parameter
 `modulation`.
-
-`set_weight`, the scales of norms in the control LoRAs of Black Forest Labs, and the `base_layer` of PEFT's LoRA (a bias
-that was trained beside the factors, or the table of a vocabulary with more words) are the new weight W′ itself. Other
-programs put it in place of W₀ whatever the strength, so that the last file wins. Here Δ = W′ − W₀ as for every adapter:
-strength 1 gives W′, 0 gives W₀, and it is in the one sum, so that the order of the files still cannot change a bit.
 """
 
 from __future__ import annotations
@@ -24,13 +19,10 @@ from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group, misfit_
 __all__ = [
     "FULL",
     "NORM",
-    "SET",
     "Difference",
     "NormDifference",
-    "Replacement",
     "build_full",
     "build_norm",
-    "build_set",
 ]
 
 
@@ -60,17 +52,6 @@ class NormDifference(Difference):
     algorithm: ClassVar[str] = "norm"
 
 
-class Replacement(Difference):
-    """What the parameter is to be at strength 1."""
-
-    algorithm: ClassVar[str] = "set"
-    base_dependent: ClassVar[bool] = True
-
-    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return W′ − W₀."""
-        return cast(self.values).reshape(weight.shape) - cast(weight)
-
-
 def build_full(group: Group) -> list[Adapter]:
     """Return an adapter of the weight, of the bias, or of each."""
     return _build(group, Difference)
@@ -79,11 +60,6 @@ def build_full(group: Group) -> list[Adapter]:
 def build_norm(group: Group) -> list[Adapter]:
     """Return an adapter of the norm's weight, of its bias, or of each."""
     return _build(group, NormDifference)
-
-
-def build_set(group: Group) -> list[Adapter]:
-    """Return an adapter of the weight, of the bias, or of each."""
-    return _build(group, Replacement)
 
 
 def _build(group: Group, kind: type[Difference]) -> list[Adapter]:
@@ -99,16 +75,3 @@ FULL = Algorithm(
     tails={".diff_m": ".modulation"},
 )
 NORM = Algorithm("norm", {".w_norm": "norm/weight", ".b_norm": "norm/bias"}, build_norm, shared=())
-SET = Algorithm(
-    "set",
-    {
-        ".set_weight": "set/weight",
-        ".base_layer.weight": "base layer/weight",
-        ".base_layer.bias": "base layer/bias",
-        ".key_norm.scale": "norm/weight",
-        ".query_norm.scale": "norm/weight",
-    },
-    build_set,
-    shared=(),
-    tails={".key_norm.scale": ".key_norm", ".query_norm.scale": ".query_norm"},
-)

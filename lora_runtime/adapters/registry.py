@@ -81,7 +81,6 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     waveft.ALGORITHM,
     difference.FULL,
     difference.NORM,
-    difference.SET,
     replaced.ALGORITHM,
     tokens.ALGORITHM,
     supertuning.ALGORITHM,

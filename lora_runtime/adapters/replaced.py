@@ -1,7 +1,10 @@
-"""Parameters that PEFT saves whole: Δ(W₀) = saved − W₀, so a strength s leads from the model's own to the saved.
+"""Parameters that are saved whole: Δ(W₀) = saved − W₀, so a strength s leads from the model's own to the saved.
 
 LN tuning (Zhao et al. 2023, arXiv:2312.11420) saves norms so, the option `modules_to_save` whole modules such as heads,
-and the option `bias` the biases of layers.
+and the option `bias` the biases of layers; `base_layer` of a LoRA is such a bias, or the table of a vocabulary with more
+words. `set_weight`, and the scales of norms in the control LoRAs of Black Forest Labs, are of this kind too. Other
+programs put these in place of W₀ whatever the strength, so that the last file wins. Here Δ is in the one sum, so that
+the order of the files still cannot change a bit.
 """
 
 from __future__ import annotations
@@ -39,8 +42,13 @@ ALGORITHM = Algorithm(
     {
         ".ln_tuning_layers.weight": "replaced/weight",
         ".ln_tuning_layers.bias": "replaced/bias",
-        ".base_layer.bias": "replaced/bias",
+        ".base_layer.weight": "base layer/weight",
+        ".base_layer.bias": "base layer/bias",
+        ".set_weight": "set/weight",
+        ".key_norm.scale": "norm/weight",
+        ".query_norm.scale": "norm/weight",
     },
     build,
     shared=(),
+    tails={".key_norm.scale": ".key_norm", ".query_norm.scale": ".query_norm"},
 )

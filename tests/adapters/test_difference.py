@@ -85,7 +85,7 @@ def test_a_replacement_is_a_straight_line_from_the_old_weight_to_the_new(strengt
     base = linear()
     assert isinstance(base.weight, torch.Tensor)
     (adapter,) = found = saved({"set_weight": rand(24, 12)}, tmp_path).adapters[STEM]
-    assert (adapter.algorithm, adapter.base_dependent) == ("set", True)
+    assert (adapter.algorithm, adapter.base_dependent) == ("replaced", True)
     exact = (1 - strength) * base.weight.double() + strength * rand(24, 12).double()
     torch.testing.assert_close(patched(base, found, strength)["weight"].double(), exact, rtol=1e-5, atol=1e-6)
     assert adapter.misfit(torch.Size((24, 13))) == "made for (24, 12), the weight is (24, 13)"

@@ -265,10 +265,10 @@ def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(tmp_path: P
     [
         (None, r"only the adapter_config\.json"),
         ({"other": [1]}, r"only the adapter_config\.json"),
-        ([1, 2, 3], "3 tokens in the configuration: rows .2, 4."),
-        ([1, 1], "2 tokens in the configuration"),
-        ([1, -1], "are no list of numbers"),
-        ({"x": 5}, "are no list of numbers"),
+        ([1, 2, 3], "3 tokens, each once, do not have these rows: rows .2, 4."),
+        ([1, 1], "2 tokens, each once, do not have these rows"),
+        ([1, -1], "no list of numbers"),
+        ({"x": 5}, "no list of numbers"),
     ],
 )
 def test_rows_for_no_known_tokens_are_named(tokens: Any, reason: str, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_rows_fit_a_table_that_has_them(tmp_path: Path) -> None:
     (adapter,) = load_lora(path).adapters["x"]
     assert adapter.misfit(torch.Size((6, 4))) is None
     for shape in [(5, 4), (6, 5), (6,)]:
-        reason = f"made for a table of more than 5 rows of 4, the weight is {shape}"
+        reason = f"made for at least 6 rows of 4, the weight is {shape}"
         assert adapter.misfit(torch.Size(shape)) == reason
 
 
