@@ -1,10 +1,10 @@
 """Parameters that are saved whole: Δ(W₀) = saved − W₀, so a strength s leads from the model's own to the saved.
 
 LN tuning (Zhao et al. 2023, arXiv:2312.11420) saves norms so, the option `modules_to_save` whole modules such as heads,
-and the option `bias` the biases of layers; `base_layer` of a LoRA is such a bias, or the table of a vocabulary with more
-words. `set_weight`, and the scales of norms in the control LoRAs of Black Forest Labs, are of this kind too. Other
-programs put these in place of W₀ whatever the strength, so that the last file wins. Here Δ is in the one sum, so that
-the order of the files still cannot change a bit.
+and the option `bias` the biases of layers; `base_layer` of a LoRA is such a bias, or the table of a larger vocabulary.
+`set_weight`, and the scales of norms in the control LoRAs of Black Forest Labs, are of this kind too. Other programs
+put these in place of W₀ whatever the strength, so that the last file wins. Here Δ is in the one sum, so that the order
+of the files still cannot change a bit.
 """
 
 from __future__ import annotations
