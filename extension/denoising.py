@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lora_runtime.live import Call, Row, Stage
 from lora_runtime.prompt.strength import Moment
+from lora_runtime.stage import Call, Row, Stage
 
 
 class Denoising:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_runtime.live import Row
-from lora_runtime.plan import Request
+from lora_runtime.requests import Request
+from lora_runtime.stage import Row
 
 
 def differs(requests: Iterable[Request]) -> bool:

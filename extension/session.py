@@ -11,22 +11,21 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError, RegionError
-from lora_runtime.live import Row, Side
+from lora_runtime.errors import LoraError
 from lora_runtime.lora import outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import LoraReport, Plan, Report, Request, make_plan, request_of
-from lora_runtime.prompt import Diagnostic, LoraTag, Region
+from lora_runtime.plan import LoraReport, Plan, Report, make_plan
+from lora_runtime.prompt import Diagnostic, LoraTag
 from lora_runtime.prompt.tags import Severity
-from lora_runtime.regions import Place, place_of
+from lora_runtime.regions import find_place
+from lora_runtime.requests import Request, request_of
 from lora_runtime.runtime import judge
+from lora_runtime.stage import Row, Side
 from lora_runtime.targets import Targets
 
 from .denoising import Denoising
@@ -84,7 +83,7 @@ class Session:
                 entry, remark = self.shelf.find(tag.name)
                 lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
                 region = tag.conditions.region
-                place = None if region is None else _place(region, self.shelf.folders)
+                place = None if region is None else find_place(region, self.shelf.folders)
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
@@ -266,29 +265,6 @@ def _fixed(lora: LoraReport) -> Iterator[Notice]:
     for reason, count in lora.fixed.items():
         weights = "1 weight has" if count == 1 else f"{count} weights have"
         yield Notice("note", f'"{lora.name}": {weights} the first value of the strength throughout: {reason}')
-
-
-def _place(region: Region, folders: Sequence[Path]) -> Place:
-    """Return the place that a region means. Its mask is a file in one of the folders, whatever a prompt says.
-
-    Prompts are pasted from other people's pictures, and a path may reach for another computer.
-    """
-    if region.mask is None:
-        return place_of(region)
-    if Path(region.mask).anchor or ".." in Path(region.mask).parts:
-        raise RegionError(f"the mask {region.mask} is not used: write its path within the folder of the LoRA files")
-    for folder in folders:
-        try:
-            status = (folder / region.mask).stat()
-        except (OSError, ValueError):  # not there, or a name that no file can have
-            continue
-        return _read_place(region, folder, status.st_mtime_ns, status.st_size)
-    raise RegionError(f"there is no mask {region.mask} in {', '.join(map(str, folders))}")
-
-
-@lru_cache(maxsize=8)  # a batch asks for the same mask again and again
-def _read_place(region: Region, folder: Path, *stamp: int) -> Place:
-    return place_of(region, folder)
 
 
 def _in_part(lora: LoraReport) -> str:

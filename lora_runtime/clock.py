@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.live import Call, Row, Side, Stage
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
+from lora_runtime.stage import Call, Row, Side, Stage
 
 __all__ = ["Clock"]
 

@@ -13,13 +13,10 @@ Who runs the model says at each call what it is about (`Stage.begin`); a module 
 
 from __future__ import annotations
 
-import logging
-import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,72 +25,9 @@ from torch.nn import functional
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece, delta_of
-from lora_runtime.prompt.strength import Curve, Moment, Turn, Window
-from lora_runtime.regions import Place
+from lora_runtime.stage import Call, Run, Stage, Varying
 
-__all__ = ["Call", "Live", "LiveModule", "LiveTerm", "Row", "Side", "Stage", "Varying", "attach", "reason_against"]
-
-logger = logging.getLogger("lora_runtime")
-
-Side = Literal["positive", "negative"]
-
-
-@dataclass(frozen=True, slots=True)
-class Varying:
-    """A strength that is not the same everywhere: constant · Π curves, where and when it holds; else 0."""
-
-    constant: float
-    curves: tuple[Curve, ...] = ()
-    when: tuple[Window | Turn, ...] = ()
-    images: frozenset[int] | None = None  # of a batch of prompts; None: all of them
-    side: Side | None = None
-    part: int | None = None  # of a prompt with AND
-    place: Place | None = None
-
-    def at(self, moment: Moment) -> float:
-        """Return the strength at a step, where it holds."""
-        if not all(condition.holds(moment) for condition in self.when):
-            return 0.0
-        return math.prod((curve.at(moment) for curve in self.curves), start=self.constant)
-
-    def means(self, row: Row) -> bool:
-        """Return whether a row of a batch is meant."""
-        return (
-            (self.images is None or row.image in self.images)
-            and (self.side is None or row.side == self.side)
-            and (self.part is None or row.part == self.part)
-        )
-
-    @property
-    def by_row(self) -> bool:
-        """Whether it differs between the rows of a call."""
-        return self.images is not None or self.side is not None or self.part is not None
-
-
-class Row(NamedTuple):
-    """What one row of a batch belongs to."""
-
-    image: int = 0
-    side: Side = "positive"
-    part: int = 0
-
-
-_ONLY = Moment(0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What one call of a component is about.
-
-    `rows`: of its batch; one stands for all where the batch is of one kind. `grid`: height and width of the latents, in
-    the units of the finest layer; `text`: how many tokens of text stand before those of the picture in joint layers.
-    """
-
-    moment: Moment = _ONLY
-    rows: tuple[Row, ...] = (Row(),)
-    grid: tuple[int, int] | None = None
-    text: int = 0
-    frames: int = 1
+__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "reason_against"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,123 +39,6 @@ class LiveTerm:
     dyn: int | None = None
     part: Part = WHOLE
     pieces: tuple[Piece, ...] = ()
-
-
-class _Run(NamedTuple):
-    """Neighbouring rows of a batch in which the same terms act."""
-
-    rows: slice
-    terms: tuple[int, ...]  # indices into the profile
-
-
-class Stage:
-    """What the calls of one component are about now, and what follows for its live modules.
-
-    What follows is worked out once for a call, not for each module: modules with the same adapters share it.
-    """
-
-    def __init__(self) -> None:
-        """Begin with a call of one row at the first step of one."""
-        self.call = Call()
-        self.paused = False  # while a module runs once more with a delta for its weight
-        self._known: dict[Any, Any] = {}
-        self._masks: dict[tuple[Place, int, int], Tensor] = {}
-        self._said: set[str] = set()
-
-    def begin(self, call: Call) -> None:
-        """Say what the next call is about."""
-        if call != self.call:
-            self.call = call
-            self._known.clear()
-
-    def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[_Run, ...]:
-        """Return which rows of a batch need which terms; rows that need none are left out."""
-        key = "runs", profile, batch
-        if key not in self._known:
-            values = [varying.at(self.call.moment) for varying in profile]
-            rows = self._rows(batch) if any(varying.by_row for varying in profile) else [Row()] * batch
-            active = [
-                tuple(i for i, varying in enumerate(profile) if values[i] != 0 and varying.means(row)) for row in rows
-            ]
-            self._known[key] = tuple(_runs(active))
-        known: tuple[_Run, ...] = self._known[key]
-        return known
-
-    def _rows(self, batch: int) -> Sequence[Row]:
-        """Return what each row of a module's batch is; a batch of frames or pictures has several rows for each."""
-        rows = self.call.rows
-        if batch % len(rows) == 0:
-            each = batch // len(rows)
-            return [row for row in rows for _ in range(each)]
-        self._say(f"a batch of {batch} is no multiple of the {len(rows)} rows that are known; the first row counts")
-        return [rows[0]] * batch
-
-    def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
-        """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
-        key = "scale", terms, like.device, like.dtype
-        if key not in self._known:
-            values = [varying.at(self.call.moment) for varying, _ in terms]
-            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
-            one = all(value == values[0] for value in values)
-            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
-        known: Tensor | float = self._known[key]
-        return known
-
-    def places(self, place: Place, shape: tuple[int, ...], spatial: bool, like: Tensor) -> Tensor | float:
-        """Return how far each pixel, (h, w), or each token, (tokens, 1), lies inside; 0 where the layer has neither.
-
-        `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
-        """
-        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._known:
-            found = self._found(place, shape, spatial)
-            self._known[key] = 0.0 if found is None else found.to(like)
-        known: Tensor | float = self._known[key]
-        return known
-
-    def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
-        if spatial:
-            return self._mask(place, shape[-2], shape[-1]) if len(shape) > 2 else None
-        if len(shape) == 2 and self.call.grid is not None:
-            for before in dict.fromkeys((0, self.call.text)):
-                for frames in dict.fromkeys((1, self.call.frames)):
-                    grid = _grid(self.call.grid, (shape[0] - before) / frames)
-                    if grid is not None:
-                        mask = self._mask(place, *grid).reshape(-1, 1)
-                        return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
-        return None
-
-    def _mask(self, place: Place, height: int, width: int) -> Tensor:
-        key = place, height, width
-        if key not in self._masks:
-            self._masks[key] = place.mask(height, width)
-        return self._masks[key]
-
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            logger.warning("%s", message)
-
-
-def _runs(active: Sequence[tuple[int, ...]]) -> Iterator[_Run]:
-    """Yield the stretches of equal neighbours that are not empty."""
-    for terms, group in groupby(range(len(active)), key=lambda row: active[row]):
-        rows = list(group)
-        if terms:
-            yield _Run(slice(rows[0], rows[-1] + 1), terms)
-
-
-_LEVELS = 8  # of halving between the finest layer and the coarsest
-
-
-def _grid(finest: tuple[int, int], tokens: float) -> tuple[int, int] | None:
-    """Return height and width of so many tokens of a picture whose finest grid is given; layers halve it."""
-    height, width = finest
-    for _ in range(_LEVELS):
-        if height * width == tokens:
-            return height, width
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,7 +320,7 @@ class _Beside:
                 self._add_dense(module, dense, runs, inputs, again, output)
         return changed
 
-    def _add_products(self, module: nn.Module, factors: _Factors, run: _Run, inputs: Tensor, output: Tensor) -> None:
+    def _add_products(self, module: nn.Module, factors: _Factors, run: Run, inputs: Tensor, output: Tensor) -> None:
         """Add Σ s·U(D·x) of the terms of one run to its rows of the output."""
         terms = tuple((factors.strengths[i], factors.bounds[i][1] - factors.bounds[i][0]) for i in run.terms)
         up, down = factors.of(run.terms)
@@ -540,7 +357,7 @@ class _Beside:
             start += rank
 
     def _add_dense(
-        self, module: nn.Module, dense: _Dense, runs: Sequence[_Run], inputs: Tensor, again: _Again, output: Tensor
+        self, module: nn.Module, dense: _Dense, runs: Sequence[Run], inputs: Tensor, again: _Again, output: Tensor
     ) -> None:
         """Add s·Δ(x) to the rows of the output that are meant."""
         strength = dense.strength.at(self.stage.call.moment)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,84 +14,14 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Rows
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.live import LiveModule, LiveTerm, Row, Side, Varying, reason_against
-from lora_runtime.lora import Lora
+from lora_runtime.live import LiveModule, LiveTerm, reason_against
 from lora_runtime.merge import Piece, Term, region_of
-from lora_runtime.prompt import LoraTag
-from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Strength, at
-from lora_runtime.regions import Place
+from lora_runtime.prompt.strength import Strength
+from lora_runtime.requests import BEFORE, Request, add_up
+from lora_runtime.stage import Row, Side, Varying
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["Assignment", "LoraReport", "Plan", "Report", "Request", "add_up", "make_plan", "of_batch", "request_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One file and the strengths asked for: `te` for text encoders, `unet` for the denoiser.
-
-    `images` are the prompts of a batch that ask for it (None: all), `side` says whether only the prompt or only the
-    negative prompt does; `place` is where in the picture, and `seed` what random block weights are drawn from.
-    """
-
-    lora: Lora
-    te: Strength
-    unet: Strength
-    dyn: int | None = None
-    span: tuple[int, int] = (0, 0)  # of its tag in the prompt
-    conditions: Conditions = ALWAYS
-    images: frozenset[int] | None = None
-    side: Side | None = None
-    place: Place | None = None
-    seed: int | None = None
-
-    def strength(self, component: str, path: str = "") -> float | Varying:
-        """Return the strength for a module of a component, by their diffusers names: a number where it is constant."""
-        text, conditions = component.startswith("text_encoder"), self.conditions
-        if not text and conditions.expert not in (None, component):
-            return 0.0
-        strengths = [self.te if text else self.unet]
-        if conditions.blocks is not None:
-            instead = None if text else conditions.blocks.strength(component, path)
-            strengths = [strengths[0] if instead is None else instead]
-            strengths.append(conditions.blocks.ratio(component, path, self.seed))
-        if text:  # it runs once, before the first step
-            strengths = [at(strength, _BEFORE) for strength in strengths]
-        curves = tuple(strength for strength in strengths if isinstance(strength, Curve))
-        constant = math.prod(strength for strength in strengths if not isinstance(strength, Curve))
-        if constant == 0:
-            return 0.0
-        varying = Varying(
-            constant,
-            curves,
-            () if text else conditions.when,
-            self.images,
-            self.side,
-            conditions.part,
-            None if text else self.place,
-        )
-        return constant if varying == Varying(constant) else varying
-
-
-def request_of(
-    tag: LoraTag,
-    lora: Lora,
-    *,
-    hires: bool = False,
-    seed: int | None = None,
-    side: Side | None = None,
-    place: Place | None = None,
-) -> Request:
-    """Return what a tag asks for, in the first pass or the second; the seed counts where something is drawn from it."""
-    conditions = tag.conditions
-    te, unet = tag.te, tag.unet
-    if hires:
-        te = te if conditions.hires_te is None else conditions.hires_te
-        unet = unet if conditions.hires_unet is None else conditions.hires_unet
-    drawn = conditions.blocks is not None and conditions.blocks.random
-    return Request(lora, te, unet, tag.dyn, tag.span, conditions, None, side, place, seed if drawn else None)
-
-
-_BEFORE = Moment(0, 2)  # where a schedule begins
+__all__ = ["NO_PLACE", "RUNS_ONCE", "Assignment", "LoraReport", "Plan", "Report", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +54,18 @@ class LoraReport:
     unused: Mapping[str, str] = field(repr=False)
     live: int = 0
     fixed: Mapping[str, int] = field(default_factory=dict)
+    images: frozenset[int] | None = None
+    side: Side | None = None
 
     def __str__(self) -> str:
         """Return one line: strengths, coverage, places, and the reasons with their counts."""
         strength = f"{self.te:g}" if self.te == self.unet else f"te {self.te:g}, unet {self.unet:g}"
-        line = f"{self.name} × {strength}: {self.used} of {self.keys} keys"
+        line = f"{self.name} × {strength}"
+        if self.images is not None:
+            line += f" in image {', '.join(str(image + 1) for image in sorted(self.images))}"
+        if self.side is not None:
+            line += f" on the {self.side} side"
+        line += f": {self.used} of {self.keys} keys"
         if self.targets:
             line += " on " + ", ".join(f"{count} weights of {name}" for name, count in self.targets.items())
         if self.live:
@@ -260,20 +196,27 @@ _NO_PLACE = re.compile(
 )
 
 
+# Why a strength does not vary that nobody would expect to: worth a note, and no warning.
+NO_PLACE = "it reads text or time, which have no place in the picture; left out"
+RUNS_ONCE = "a text encoder runs once, before the first step; the first value counts throughout"
+
+
 def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | None]:
     """Return the strength at a place; where one that varies cannot act there, one that can and the reason."""
-    strength = request.strength(place.target.component, place.target.path)
+    component, path = place.target.component, place.target.path
+    strength = request.strength(component, path)
+    once = RUNS_ONCE if component.startswith("text_encoder") and request.scheduled(component, path) else None
     if not isinstance(strength, Varying):
         beside = strength != 0 and _unfit(place.parameter) is not None
-        return Varying(strength) if beside else strength, None
+        return Varying(strength) if beside else strength, once
     reason = reason_against(place.target.module, place.name)
-    if reason is None and strength.place is not None and _NO_PLACE.search(place.target.path):
-        reason = "it reads text or time, which have no place in the picture"
-    if reason is None:
-        return strength, None
-    first = Row(0, "positive" if strength.side is None else strength.side)
-    value = strength.at(_BEFORE) if strength.place is None and strength.means(first) else 0.0
-    return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
+    if reason is not None:
+        first = Row(0, "positive" if strength.side is None else strength.side)
+        value = strength.at(BEFORE) if strength.place is None and strength.means(first) else 0.0
+        return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
+    if strength.place is not None and _NO_PLACE.search(path):
+        return 0.0, NO_PLACE
+    return strength, once
 
 
 def _beside(target: Target, targets: Targets) -> tuple[Piece, ...]:
@@ -290,53 +233,6 @@ def _precise(targets: Targets, target: Target, parameter: nn.Parameter) -> Tenso
     name = next(name for name, own in target.module._parameters.items() if own is parameter)
     values = targets.precise(target, name)
     return values if values is not None and values.shape == parameter.shape else None
-
-
-def add_up(requests: Iterable[Request]) -> list[Request]:
-    """Return one request for each file under the same conditions, constant strengths summed, by content hashes."""
-    groups: dict[tuple[object, ...], list[Request]] = {}
-    for request in requests:
-        curves = tuple(strength for strength in (request.te, request.unet) if isinstance(strength, Curve))
-        groups.setdefault((*_conditions(request), repr(curves)), []).append(request)
-    summed = []
-    for _, same in sorted(groups.items(), key=lambda item: item[0]):
-        if isinstance(same[0].te, Curve) or isinstance(same[0].unet, Curve):
-            summed += sorted(same, key=lambda request: repr((request.te, request.unet)))
-            continue
-        # sorted: a float sum must not depend on the order of the tags either
-        te, unet = sum(sorted(map(_number, (r.te for r in same)))), sum(sorted(map(_number, (r.unet for r in same))))
-        summed.append(replace(same[0], te=te, unet=unet))
-    return summed
-
-
-def of_batch(batch: Sequence[Iterable[Request]]) -> tuple[Request, ...]:
-    """Return the requests of the prompts of a batch: each with the images that ask for it, or None where all do."""
-    images: dict[tuple[object, ...], tuple[Request, list[int]]] = {}
-    for image, requests in enumerate(batch):
-        for request in add_up(requests):
-            key = (*_conditions(request), repr((request.te, request.unet)))
-            images.setdefault(key, (request, []))[1].append(image)
-    return tuple(
-        request if len(asking) == len(batch) else replace(request, images=frozenset(asking))
-        for request, asking in images.values()
-    )
-
-
-def _conditions(request: Request) -> tuple[object, ...]:
-    """Return what requests have in common that differ in nothing but their strengths; such can be sorted."""
-    return (
-        request.lora.sha256,
-        request.dyn is not None,
-        request.dyn or 0,
-        () if request.images is None else tuple(sorted(request.images)),
-        request.side or "",
-        repr((request.conditions, request.place, request.seed)),
-    )
-
-
-def _number(strength: Strength) -> float:
-    assert not isinstance(strength, Curve)
-    return strength
 
 
 _ROLES = ("weight", "bias")
@@ -524,4 +420,6 @@ def _report(
         unused=unused,
         live=live,
         fixed=dict(fixed),
+        images=request.images,
+        side=request.side,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PureWindowsPath
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.nn import functional
 from lora_runtime.errors import RegionError
 from lora_runtime.prompt.strength import Region
 
-__all__ = ["Place", "place_of"]
+__all__ = ["Place", "find_place", "place_of"]
 
 _LARGEST_MASK = 64 << 20  # bytes of a file, and pixels of its picture
 
@@ -36,6 +38,30 @@ class Place:
         if self.box is not None:
             total *= _box(self.box, self.soft, height, width)
         return total
+
+
+def find_place(region: Region, folders: Sequence[str | os.PathLike[str]]) -> Place:
+    """Return the place that a region means. Its mask is a file in one of the folders, whatever a prompt says.
+
+    Prompts are pasted from other people's pictures, and a path may reach for another computer. RegionError where there
+    is no such file, or no picture in it.
+    """
+    if region.mask is None:
+        return place_of(region)
+    if PureWindowsPath(region.mask).anchor or Path(region.mask).anchor or ".." in PureWindowsPath(region.mask).parts:
+        raise RegionError(f"the mask {region.mask} is not used: write its path within the folder of the LoRA files")
+    for folder in folders:
+        try:
+            status = Path(folder, region.mask).stat()
+        except (OSError, ValueError):  # not there, or a name that no file can have
+            continue
+        return _remembered(region, Path(folder), status.st_mtime_ns, status.st_size)
+    raise RegionError(f"there is no mask {region.mask} in {', '.join(map(str, folders))}")
+
+
+@lru_cache(maxsize=8)  # a batch asks for the same mask again and again
+def _remembered(region: Region, folder: Path, *stamp: int) -> Place:
+    return place_of(region, folder)
 
 
 def place_of(region: Region, folder: str | os.PathLike[str] = ".") -> Place:

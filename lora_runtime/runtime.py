@@ -14,16 +14,17 @@ from typing import Any, Generic, Literal, TypeVar
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.clock import Clock
 from lora_runtime.errors import LoraError, NoMatchError
-from lora_runtime.live import Side
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import LoraReport, Report, Request, make_plan, of_batch, request_of
+from lora_runtime.plan import NO_PLACE, RUNS_ONCE, LoraReport, Report, make_plan
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect, Scope
-from lora_runtime.regions import place_of
+from lora_runtime.regions import find_place
+from lora_runtime.requests import Request, of_batch, request_of
+from lora_runtime.stage import Side
 
 __all__ = ["Applied", "Loras", "apply", "judge", "restore"]
 
@@ -217,7 +218,8 @@ class _Problems:
         """Take note of strengths that should vary and cannot."""
         for reason, count in report.fixed.items():
             weights = "1 weight" if count == 1 else f"{count} weights"
-            self.warning(f'"{report.name}" cannot vary on {weights}: {reason}', "", request.span)
+            message = f'"{report.name}" cannot vary on {weights}: {reason}'
+            self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
         if diagnostic in self.diagnostics:  # the same of another prompt of the batch
@@ -245,7 +247,7 @@ def _load(
         try:
             entry = catalog.resolve(tag.name)
             lora = _cache.load(entry.path, name=entry.name)
-            place = None if region is None else place_of(region)
+            place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
         except LoraError as error:
             problems.error(error, tag.span)
         else:

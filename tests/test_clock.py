@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime.clock import Clock
-from lora_runtime.live import Call, Stage
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.prompt.strength import Moment
+from lora_runtime.stage import Call, Stage
 
 STEPS = 4
 # diffusers 0.42 hands tensors to numpy 2 in the way of numpy 1.

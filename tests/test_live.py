@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Rows
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.live import Call, Live, LiveModule, LiveTerm, Row, Stage, Varying, attach, reason_against
+from lora_runtime.live import Live, LiveModule, LiveTerm, attach, reason_against
 from lora_runtime.merge import Piece, Term, merge_into
 from lora_runtime.patcher import Patcher
 from lora_runtime.prompt.strength import Curve, Key, Moment, Position, Turn, Window
 from lora_runtime.regions import Place
+from lora_runtime.stage import Call, Row, Stage, Varying
 
 BUILDERS = {algorithm.name: algorithm.build for algorithm in ALGORITHMS}
 RISING = Curve((Key(0.0, Position(0.0)), Key(1.0, Position(1.0))))

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.live import Varying
 from lora_runtime.lora import Lora
 from lora_runtime.merge import merge_into
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import view
-from lora_runtime.plan import Plan, Request, add_up, make_plan, of_batch
+from lora_runtime.plan import Plan, make_plan
 from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Key, Position, Window
 from lora_runtime.regions import Place
+from lora_runtime.requests import Request, add_up, of_batch
+from lora_runtime.stage import Varying
 from lora_runtime.targets import Targets
 
 

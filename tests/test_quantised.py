@@ -85,14 +85,16 @@ def test_a_lora_acts_beside_a_weight_that_cannot_be_written(
     assert not model.first._forward_hooks
 
 
-def test_what_has_no_factors_is_left_out_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Packed, "stored as int8, which is never rewritten"), (Offloaded, "offloaded piece by piece")]
+)
+def test_what_has_no_factors_is_left_out_with_the_reason(kind: type[Any], reason: str, tmp_path: Path) -> None:
     tensors = {f"first.hada_{name}": torch.ones(8, 2) for name in ("w1_a", "w2_a")}
     tensors |= {f"first.hada_{name}": torch.ones(2, 6) for name in ("w1_b", "w2_b")}
     save_file(tensors | {"first.diff_b": torch.ones(8)}, tmp_path / "loha.safetensors")
-    model = Model(Packed)
+    model = Model(kind)
     applied = lora_runtime.apply(model, "<lora:loha>", loras=tmp_path)
-    reasons = applied.report.loras[0].unused
-    assert "stored as int8, which is never rewritten" in reasons["first.hada_w1_a"]
+    assert reason in applied.report.loras[0].unused["first.hada_w1_a"]
     assert applied.report.live == 0
 
 

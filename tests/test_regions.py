@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_runtime import regions
 from lora_runtime.errors import RegionError
 from lora_runtime.prompt.strength import Region
-from lora_runtime.regions import Place, place_of
+from lora_runtime.regions import Place, find_place, place_of
 
 
 def box(*edges: float, soft: float = 0.0, height: int = 8, width: int = 8) -> Tensor:
@@ -154,3 +154,24 @@ def test_a_mask_without_pillow_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(RegionError, match="pip install pillow"):
         place_of(Region(mask="x.png"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../left.png", "/left.png", "C:\\left.png", "\\\\host\\share\\left.png", "a\\..\\..\\x.png"]
+)
+def test_a_mask_is_found_within_the_folders_only(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RegionError, match="write its path within the folder"):
+        find_place(Region(mask=name), [tmp_path])
+
+
+def test_a_mask_is_looked_for_in_each_folder_and_read_again_when_it_is_new(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path = picture(tmp_path / "b" / "x.png", torch.zeros(2, 2))
+    region, folders = Region(mask="x.png"), [tmp_path / "a", tmp_path / "b"]
+    assert torch.equal(find_place(region, folders).mask(2, 2), torch.zeros(2, 2))
+    picture(path, torch.full((3, 3), 255.0))
+    assert torch.equal(find_place(region, folders).mask(2, 2), torch.ones(2, 2))
+    assert find_place(Region(box=(0.0, 0.0, 1.0, 1.0)), []).pixels is None
+    with pytest.raises(RegionError, match="there is no mask y.png in"):
+        find_place(Region(mask="y.png"), folders)

@@ -370,20 +370,6 @@ def test_tied_weights_are_patched_once(tmp_path: Path) -> None:
     assert torch.equal(model.two.weight, before)
 
 
-def test_weights_that_cannot_be_rewritten_are_reported(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"plain": nn.Linear(6, 6), "gone": nn.Linear(6, 6, device="meta"), "small": nn.Linear(6, 6)})
-    model["small"].weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.int8), requires_grad=False)
-    factors = {"B": torch.randn(6, 2), "A": torch.randn(2, 6)}
-    save_file(
-        {f"{name}.lora_{side}.weight": value.clone() for name in model for side, value in factors.items()},
-        tmp_path / "x.safetensors",
-    )
-    (report,) = lora_runtime.apply(model, "<lora:x>", loras=tmp_path).report.loras
-    assert report.used == 2
-    assert "meta device" in report.unused["gone.lora_A.weight"]
-    assert "int8" in report.unused["small.lora_A.weight"]
-
-
 def test_what_reads_text_is_left_out_of_a_region_and_said(pipe: Any, folder: Path) -> None:
     unet = pipe.unet
     text = {name: value.clone() for name, value in unet.state_dict().items() if ".attn2.to_k" in name}

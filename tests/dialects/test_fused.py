@@ -20,7 +20,8 @@ from lora_runtime.adapters import Rows
 from lora_runtime.dialects import Part
 from lora_runtime.merge import region_of
 from lora_runtime.patcher import Patcher
-from lora_runtime.plan import Request, make_plan
+from lora_runtime.plan import make_plan
+from lora_runtime.requests import Request
 
 FUSED = "joint_blocks.1.x_block.attn.qkv"
 Q, K, V = (f"transformer_blocks.1.attn.to_{name}" for name in "qkv")

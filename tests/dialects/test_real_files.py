@@ -23,7 +23,8 @@ from torch import nn
 
 from lora_runtime import plan as plan_module
 from lora_runtime.lora import outline
-from lora_runtime.plan import LoraReport, Request, make_plan
+from lora_runtime.plan import LoraReport, make_plan
+from lora_runtime.requests import Request
 
 LISTS = sorted((Path(__file__).parent.parent / "keys").glob("*.json"))
 _NUMBERS = re.compile(r"\{([\d,-]+)\}")

@@ -11,10 +11,10 @@ from extension_package import module
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_runtime.live import Call, Row, Stage
 from lora_runtime.lora import load_lora
-from lora_runtime.plan import Request
 from lora_runtime.prompt.strength import Conditions, Moment
+from lora_runtime.requests import Request
+from lora_runtime.stage import Call, Row, Stage
 
 Denoising = module("denoising").Denoising
 rows = module("rows")

@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lora_runtime.live import Row
 from lora_runtime.prompt.strength import Moment
+from lora_runtime.stage import Row
 
 from ...denoising import Denoising
 

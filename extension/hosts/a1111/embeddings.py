@@ -8,7 +8,7 @@ from typing import Any
 from modules import sd_hijack
 from modules.textual_inversion import textual_inversion
 
-from lora_runtime.plan import Request
+from lora_runtime.requests import Request
 
 
 class BundledEmbeddings:

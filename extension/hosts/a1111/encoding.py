@@ -13,7 +13,7 @@ from typing import Any
 
 from modules import processing, prompt_parser
 
-from lora_runtime.live import Row, Side
+from lora_runtime.stage import Row, Side
 
 from ...rows import differs, of_text
 from ...session import Session, identity

@@ -12,9 +12,10 @@ import gradio as gr
 from modules import errors, extra_networks, shared
 
 from lora_runtime.errors import LoraError
-from lora_runtime.live import Side
-from lora_runtime.plan import Report, Request, of_batch
+from lora_runtime.plan import Report
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
+from lora_runtime.requests import Request, of_batch
+from lora_runtime.stage import Side
 
 from ...infotext import HASHES_FIELD, format_hashes
 from ...notices import Notice, Notices, notice_of

@@ -14,8 +14,8 @@ from typing import Any
 
 from modules import extra_networks
 
-from lora_runtime.plan import Request
 from lora_runtime.prompt import Prompt
+from lora_runtime.requests import Request
 
 from ...notices import Notice
 
