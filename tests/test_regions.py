@@ -173,5 +173,5 @@ def test_a_mask_is_looked_for_in_each_folder_and_read_again_when_it_is_new(tmp_p
     picture(path, torch.full((3, 3), 255.0))
     assert torch.equal(find_place(region, folders).mask(2, 2), torch.ones(2, 2))
     assert find_place(Region(box=(0.0, 0.0, 1.0, 1.0)), []).pixels is None
-    with pytest.raises(RegionError, match="there is no mask y.png in"):
+    with pytest.raises(RegionError, match=r"there is no mask y\.png in"):
         find_place(Region(mask="y.png"), folders)
