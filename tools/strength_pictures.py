@@ -90,11 +90,12 @@ def over_time(pipe: Any) -> Image.Image:
         ("no LoRA", ""),
         ("night", "<lora:night:1>"),
         ("outline", "<lora:outline:1>"),
+        ("watercolor", "<lora:watercolor:1>"),
         ("night, from step 10 outline", "<lora:night:1:stop=10><lora:outline:1:start=10>"),
         ("outline, from step 10 night", "<lora:outline:1:stop=10><lora:night:1:start=10>"),
         ("night 1@0,0@0.5\nwatercolor 0@0.3,1@0.6", "<lora:night:1@0,0@0.5><lora:watercolor:0@0.3,1@0.6>"),
     ]
-    return sheet(pipe, [CIRCLE, BOAT, TREE], columns)
+    return sheet(pipe, [BOAT, TREE], columns)
 
 
 def per_image(pipe: Any) -> Image.Image:
