@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(names) - set(SHEETS):
         parser.error(f"no sheet is named {', '.join(sorted(unknown))}")
     os.chdir(ROOT)  # the tags name the mask by its path from here
-    logging.getLogger("lora_runtime").setLevel(logging.ERROR)  # that text has no place is said in each region
+    logging.getLogger("lora_runtime").addHandler(logging.NullHandler())  # each region says that text has no place
     pipe = load_pipeline()
     for name in names or SHEETS:
         path = Path("docs", f"strength-{name}.png")
