@@ -46,7 +46,7 @@ LADDER = (
     "__main__",
 )
 WITHOUT_TORCH = LADDER[: LADDER.index("adapters")]
-EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL"}
+EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL", "matplotlib"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -15,7 +15,9 @@ import lora_runtime
 from lora_runtime import errors
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+STRENGTH = ROOT / "docs" / "strength.md"
+PAGES = (ROOT / "README.md", STRENGTH)
+TAG = re.compile(r"<lora:[^>]+>")
 
 ERRORS = {
     "LoraError",
@@ -86,24 +88,37 @@ def test_the_tree_in_the_docstring_of_errors_is_the_tree_of_classes() -> None:
         assert getattr(errors, name).__base__.__name__ == parent
 
 
-def readme_examples() -> list[tuple[int, str]]:
-    """Return the first line and code of each Python block in the README that follows a line `<!-- example -->`."""
-    if not README.exists():
-        return []
-    text = README.read_text(encoding="utf-8")
+def examples_of(page: Path) -> list[tuple[int, str]]:
+    """Return the first line and code of each Python block of a page that follows a line `<!-- example -->`."""
+    text = page.read_text(encoding="utf-8")
     blocks = re.finditer(r"<!-- example -->\s*\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [(text.count("\n", 0, block.start(1)), block[1]) for block in blocks]
 
 
-@pytest.mark.skipif(not README.exists(), reason="there is no README yet")
-def test_the_examples_in_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after another in one namespace, as a reader would type them; the embedded LoRAs are in `loras/`."""
     scene_pipeline = pytest.importorskip("lora_runtime.demo.scene_pipeline")
-    examples = readme_examples()
-    assert examples, "README.md has no Python block marked by a line <!-- example -->"
+    examples = examples_of(page)
+    assert examples, f"{page.name} has no Python block marked by a line <!-- example -->"
     shutil.copytree(scene_pipeline.LORAS, tmp_path / "loras")
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
+    namespace: dict[str, object] = {"__name__": "page"}
     for line, code in examples:
-        # The blank lines make a traceback show the README's own line numbers.
-        exec(compile("\n" * line + code, str(README), "exec"), namespace)
+        # The blank lines make a traceback show the page's own line numbers.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_and_links_to_is_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_tag_of_the_page_about_strengths_is_read() -> None:
+    text = STRENGTH.read_text(encoding="utf-8")
+    tags = [tag for line in re.findall(r"^    (.*<lora:.*)$", text, re.MULTILINE) for tag in TAG.findall(line)]
+    assert len(tags) > 12
+    for tag in tags:
+        assert [d for d in lora_runtime.parse_prompt(tag).diagnostics if d.severity != "info"] == [], tag

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
+
+from lora_runtime.prompt.tags import Dialect, Scope
 
 __all__ = [
     "PROGRAM",
     "CommandError",
+    "checked_out",
     "human_size",
     "needs_extra",
     "one_line",
     "print_json",
     "printable",
+    "reading_arguments",
     "span_of",
     "table",
+    "whole",
 ]
 
 PROGRAM = "lora-runtime"
+DIALECTS, SCOPES = get_args(Dialect), get_args(Scope)
 _GAP = "  "
 _NARROWEST = 8
 
@@ -32,14 +40,14 @@ class CommandError(Exception):
 
 
 @contextmanager
-def needs_extra() -> Iterator[None]:
+def needs_extra(extra: str = "demo") -> Iterator[None]:
     """Turn the absence of an optional package into the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "lora_runtime":
             raise
-        raise CommandError(f'{error.name} is not installed; run: pip install "lora-runtime[demo]"') from error
+        raise CommandError(f'{error.name} is not installed; run: pip install "lora-runtime[{extra}]"') from error
 
 
 def one_line(error: BaseException) -> str:
@@ -58,6 +66,36 @@ def printable(text: str) -> str:
 def print_json(value: Any) -> None:
     """Print `value` as JSON in ASCII, which every console's encoding can write."""
     print(json.dumps(value, indent=2))
+
+
+def checked_out(name: str, endings: Sequence[str]) -> Path:
+    """Return the path of a picture to be written, checked before it is made, or raise CommandError."""
+    out = Path(name)
+    if out.suffix.lower() not in endings:
+        raise CommandError(f"--out {name}: give a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if out.is_dir():
+        raise CommandError(f"--out {name}: this is a folder")
+    if not out.parent.is_dir():
+        raise CommandError(f"--out {name}: the folder {out.parent} does not exist")
+    return out
+
+
+def reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define how prompts are read: `--dialect` and `--scope`."""
+    parser.add_argument("--dialect", choices=DIALECTS, default="a1111", help="the tags' spelling (default: a1111)")
+    parser.add_argument(
+        "--scope",
+        choices=SCOPES,
+        default="all",
+        help="edit: brackets around a tag switch it; and: AND does (default: all)",
+    )
+
+
+def whole(text: str) -> int:
+    """Return a number from 1 that an argument gives."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def human_size(count: int) -> str:

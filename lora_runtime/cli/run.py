@@ -1,19 +1,20 @@
-"""Paint one picture with any diffusers pipeline and the LoRAs that the prompt names."""
+"""Paint pictures with any diffusers pipeline and the LoRAs that the prompts name."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, needs_extra, one_line
+from lora_runtime.cli.console import CommandError, checked_out, needs_extra, one_line, reading_arguments, whole
 
 if TYPE_CHECKING:
     from lora_runtime.prompt import Diagnostic
+    from lora_runtime.runtime import Applied
 
 __all__ = ["add_arguments", "run"]
 
@@ -23,9 +24,25 @@ _DTYPES = ("float32", "float16", "bfloat16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `run`; what is left out is left to the pipeline."""
     parser.add_argument("--model", metavar="DIR", required=True, help="a pipeline as diffusers saves it")
-    parser.add_argument("--prompt", required=True, help='for example "a red circle <lora:watercolor:0.7>"')
-    parser.add_argument("--out", metavar="PNG", required=True, help="where to write the picture")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        help='for example "a red circle <lora:watercolor:0.7>"; given several times, they are painted in one batch',
+    )
+    parser.add_argument(
+        "--out",
+        metavar="PNG",
+        required=True,
+        help="where to write the picture; of several, a.png is a-1.png, a-2.png …",
+    )
     parser.add_argument("--negative-prompt")
+    parser.add_argument(
+        "--negative-tags",
+        choices=("words", "apply"),
+        default="words",
+        help="apply: tags of the negative prompt act on its side of the guidance (default: words, which warns of them)",
+    )
     parser.add_argument(
         "--loras",
         metavar="DIR",
@@ -33,18 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times (default: LORA_RUNTIME_PATH, else models/Lora and loras)",
     )
     parser.add_argument("--strict", action="store_true", help="fail where a tag cannot be used, before painting")
-    parser.add_argument("--steps", metavar="N", type=_positive)
-    parser.add_argument("--seed", metavar="N", type=int)
+    reading_arguments(parser)
+    parser.add_argument("--steps", metavar="N", type=whole)
+    parser.add_argument("--seed", metavar="N", type=int, help="of the first picture; each has the next")
     parser.add_argument("--guidance-scale", metavar="X", type=float)
-    parser.add_argument("--width", metavar="PIXELS", type=_positive)
-    parser.add_argument("--height", metavar="PIXELS", type=_positive)
+    parser.add_argument("--width", metavar="PIXELS", type=whole)
+    parser.add_argument("--height", metavar="PIXELS", type=whole)
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
     parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Paint and save the picture; print the report and the path. Problems with single tags go to stderr."""
-    out = _checked_out(arguments.out)
+    out = checked_out(arguments.out, (".png", ".jpg", ".jpeg", ".webp"))
     if not Path(arguments.model).is_dir():
         raise CommandError(f"the model folder {arguments.model} does not exist")
     # The diagnostics are printed here. Without any handler Python would print the log too, which says the same.
@@ -69,22 +87,38 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with _failing(f"cannot use the device {device}"):
         pipe.to(device)
-    prompt, negative = arguments.prompt, arguments.negative_prompt
-    with apply(pipe, prompt, negative_prompt=negative, loras=catalog, strict=arguments.strict) as applied:
+    prompts, negative = arguments.prompt, arguments.negative_prompt
+    if negative is not None:
+        negative = [negative] * len(prompts)
+    seeds = None if arguments.seed is None else range(arguments.seed, arguments.seed + len(prompts))
+    with apply(
+        pipe,
+        prompts,
+        negative_prompt=negative,
+        loras=catalog,
+        strict=arguments.strict,
+        negative_tags=arguments.negative_tags,
+        seeds=seeds,
+        dialect=arguments.dialect,
+        scope=arguments.scope,
+    ) as applied:
         for diagnostic in applied.diagnostics:
-            print(_shown(diagnostic, prompt), file=sys.stderr)
+            print(_shown(diagnostic, applied), file=sys.stderr)
         print(applied.report, flush=True)
         with _failing("cannot paint"):
-            image = pipe(applied.prompt, **_wishes(arguments, torch)).images[0]
-            image.save(out)
-    print(out)
+            images = pipe(applied.prompt, **_wishes(arguments, applied.negative_prompt, seeds, torch)).images
+            paths = [out] if len(images) == 1 else [out.with_stem(f"{out.stem}-{n + 1}") for n in range(len(images))]
+            for image, path in zip(images, paths, strict=True):
+                image.save(path)
+    print(*paths, sep="\n")
     return 0
 
 
-def _shown(diagnostic: Diagnostic, prompt: str) -> str:
-    """Return a diagnostic with its place in the prompt; without, where it is about the whole."""
-    if diagnostic.span != (0, 0):
-        return diagnostic.format(prompt)
+def _shown(diagnostic: Diagnostic, applied: Applied[list[str]]) -> str:
+    """Return a diagnostic with its place in the prompt; without, where it is about the whole or the negative prompt."""
+    for prompt in applied.prompts:
+        if diagnostic in prompt.diagnostics or any(tag.span == diagnostic.span for tag in prompt.tags):
+            return diagnostic.format(prompt.source)
     hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
     return f"{diagnostic.severity}: {diagnostic.message}{hint}"
 
@@ -95,16 +129,18 @@ def _dtype_argument(version: str, dtype: Any) -> dict[str, Any]:
     return {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": dtype}
 
 
-def _wishes(arguments: argparse.Namespace, torch: Any) -> dict[str, Any]:
+def _wishes(
+    arguments: argparse.Namespace, negative: str | list[str] | None, seeds: Sequence[int] | None, torch: Any
+) -> dict[str, Any]:
     """Return the arguments of the pipeline's call that the user gave."""
     given = {
-        "negative_prompt": arguments.negative_prompt,
+        "negative_prompt": negative,
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
         "width": arguments.width,
         "height": arguments.height,
         # On the CPU, so that a seed gives the same picture on every device.
-        "generator": None if arguments.seed is None else torch.Generator("cpu").manual_seed(arguments.seed),
+        "generator": None if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -113,18 +149,6 @@ def _best_device(torch: Any) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _checked_out(name: str) -> Path:
-    """Return the path of the picture, checked before the minutes that it takes to paint it."""
-    out = Path(name)
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise CommandError(f"--out {name}: give a name that ends in .png, .jpg or .webp")
-    if out.is_dir():
-        raise CommandError(f"--out {name}: this is a folder")
-    if not out.parent.is_dir():
-        raise CommandError(f"--out {name}: the folder {out.parent} does not exist")
-    return out
 
 
 @contextmanager
@@ -143,9 +167,3 @@ def _failing(what: str) -> Iterator[None]:
         AssertionError,
     ) as error:
         raise CommandError(f"{what}: {one_line(error)}") from error
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

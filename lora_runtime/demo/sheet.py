@@ -19,7 +19,7 @@ from lora_runtime.runtime import apply, restore
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Row", "main", "paint_sheet", "weights_hash"]
+__all__ = ["Row", "compose", "main", "paint_sheet", "weights_hash"]
 
 
 @dataclass(frozen=True)
@@ -96,30 +96,36 @@ def paint_sheet(pipe: Any, rows: Sequence[Row], columns: Sequence[str]) -> Image
         each = (time.perf_counter() - switched) / len(rows)
         switch = f"LoRAs on in {(switched - started) * 1e3:5.1f} ms" if tags else "no LoRA"
         print(f"[{number:2}/{len(columns)}] {each:.2f} s a picture, {switch}  {tags}", flush=True)
-    return _compose(painted, [row.prompt for row in rows], [_title(tags) for tags in columns])
+    return compose(painted, [row.prompt for row in rows], [_title(tags) for tags in columns])
 
 
 def _title(tags: str) -> str:
-    """Return the label of a column: "outline 0.7 + stripes 0.7"."""
-    return " + ".join(f"{tag.name} {tag.te:g}" for tag in parse_prompt(tags).tags) or "no LoRA"
+    """Return the label of a column: "outline 0.7", and "+ stripes 0.7" below it."""
+    return "\n+ ".join(f"{tag.name} {tag.te:g}" for tag in parse_prompt(tags).tags) or "no LoRA"
 
 
-def _compose(painted: Sequence[Sequence[Image.Image]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Return the columns of pictures on one white sheet, enlarged, with their labels."""
+def compose(
+    painted: Sequence[Sequence[Image.Image]], rows: Sequence[str], columns: Sequence[str], *, tile: int = _TILE
+) -> Image.Image:
+    """Return the columns of pictures on one white sheet, each `tile` pixels wide and high, with their labels.
+
+    The label of a column may have several lines; those of rows stand above them.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default()
-    step, line = _TILE + _GAP, _TILE + _LABEL + _GAP
-    sheet = Image.new("RGB", (_GAP + len(columns) * step, 3 * _LABEL + len(rows) * line), "white")
+    head = _LABEL * (1 + max(2, *(label.count("\n") + 1 for label in columns)))
+    step, line = tile + _GAP, tile + _LABEL + _GAP
+    sheet = Image.new("RGB", (_GAP + len(columns) * step, head + len(rows) * line), "white")
     draw = ImageDraw.Draw(sheet)
     for x, (column, label) in enumerate(zip(painted, columns, strict=True)):
         left = _GAP + x * step
-        draw.multiline_text((left, 2), label.replace(" + ", "\n+ "), fill="black", font=font, spacing=1)
+        draw.multiline_text((left, 2), label, fill="black", font=font, spacing=1)
         for y, picture in enumerate(column):
-            enlarged = picture.resize((_TILE, _TILE), Image.Resampling.BICUBIC)
-            sheet.paste(enlarged, (left, 3 * _LABEL + y * line))
-    for y, prompt in enumerate(rows):
-        draw.text((_GAP, 2 * _LABEL + y * line), prompt, fill="black", font=font)
+            enlarged = picture.resize((tile, tile), Image.Resampling.BICUBIC)
+            sheet.paste(enlarged, (left, head + y * line))
+    for y, label in enumerate(rows):
+        draw.text((_GAP, head - _LABEL + y * line), label, fill="black", font=font)
     return sheet
 
 

@@ -71,6 +71,14 @@ def _fields(tag: LoraTag, dialect: Dialect) -> Iterator[str]:
         yield f"unet={_text(tag.unet)}"
     if tag.dyn is not None:
         yield f"dyn={tag.dyn}"
+    yield from condition_fields(tag, dialect=dialect)
+
+
+def condition_fields(tag: LoraTag, *, dialect: Dialect = "a1111") -> Iterator[str]:
+    """Yield what a tag's strengths depend on, in the fields that say it: "IN=0.5", "stop=10s", "curve=ease".
+
+    What only the text around a tag can say (alternation, a part of a prompt with AND) is left out.
+    """
     yield from _hires_fields(tag.conditions)
     if tag.conditions.blocks is not None:
         yield from _block_fields(tag.conditions.blocks)

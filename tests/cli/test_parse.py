@@ -22,6 +22,42 @@ def test_it_prints_the_clean_text_and_a_table_of_tags(command: Command) -> None:
     )
 
 
+def test_conditions_have_a_column_where_a_tag_has_some(command: Command) -> None:
+    result = command("parse", "<lora:ink:1@0,0@1:stop=10:OUT=0.5:hr=0.3> <lora:oil>")
+    assert result.out.splitlines()[2:] == [
+        "  lora  te       unet     dyn  characters  conditions",
+        "  ink   1@0,0@1  1@0,0@1  -    1-41        hr=0.3; OUT=0.5; stop=10s",
+        "  oil   1        1        -    43-52",
+    ]
+
+
+def test_brackets_and_parts_are_conditions_in_their_scopes(command: Command) -> None:
+    assert "conditions" not in command("parse", "[<lora:ink>|<lora:oil>]").out
+    edited = command("parse", "--scope", "edit", "[<lora:ink>|<lora:oil>] [<lora:wash>:5]").out.splitlines()
+    assert [line.rpartition("  ")[2] for line in edited[3:]] == ["step 1 of every 2", "step 2 of every 2", "start=5s"]
+    parts = command("parse", "--scope", "and", "a <lora:ink> AND b <lora:oil>").out.splitlines()
+    assert [line.rpartition("  ")[2] for line in parts[3:]] == ["part 1 of AND", "part 2 of AND"]
+
+
+def test_the_order_of_strengths_is_the_dialects(command: Command) -> None:
+    assert "  ink   0.9  0.5  " in command("parse", "--dialect", "comfy", "<lora:ink:0.5:0.9>").out
+
+
+def test_json_holds_schedules_and_conditions(command: Command) -> None:
+    (tag,) = json.loads(command("parse", "--json", "<lora:ink:1@0,0@50%:box=0,0,0.5,1:*attn1*=0:stop=10>").out)["tags"]
+    assert tag["unet"] == {
+        "keys": [
+            {"value": 1.0, "position": {"value": 0.0, "unit": "fraction"}},
+            {"value": 0.0, "position": {"value": 0.5, "unit": "fraction"}},
+        ],
+        "shape": "linear",
+    }
+    conditions = tag["conditions"]
+    assert conditions["region"] == {"mask": None, "box": [0.0, 0.0, 0.5, 1.0], "soft": 0.0}
+    assert conditions["when"] == [{"start": None, "stop": {"value": 10.0, "unit": "step"}}]
+    assert conditions["blocks"]["rules"] == [{"where": "*attn1*", "ratio": 0.0}]
+
+
 def test_tags_of_other_kinds_are_listed(command: Command) -> None:
     assert "  other     body  characters\n  hypernet  x:1   3-16\n" in command("parse", "a <hypernet:x:1>").out
 

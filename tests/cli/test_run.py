@@ -16,6 +16,7 @@ from commands import Command, Result
 from lora_runtime.cli import run as run_command
 
 PIL_Image = pytest.importorskip("PIL.Image")
+PIL_ImageChops = pytest.importorskip("PIL.ImageChops")
 pytest.importorskip("diffusers")
 
 
@@ -75,6 +76,44 @@ def test_problems_with_single_tags_go_to_stderr_and_the_picture_is_painted(
     assert (tmp_path / "out.png").exists()
 
 
+def test_several_prompts_are_one_batch_with_a_file_and_a_seed_for_each(
+    paint: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = paint("a<lora:ink:1>", "--prompt", "b", out="batch.png")
+    assert result.status == 0
+    assert result.out.splitlines()[-2:] == [str(tmp_path / "batch-1.png"), str(tmp_path / "batch-2.png")]
+    paint("a<lora:ink:1>", out="first.png")
+    paint("b", "--seed", 2, out="second.png")
+    for number, alone in enumerate(("first", "second"), start=1):
+        ours, theirs = (PIL_Image.open(tmp_path / f"{name}.png").convert("RGB") for name in (f"batch-{number}", alone))
+        # In a batch the change acts beside the weights, alone it is in them: equal up to the rounding of a pixel.
+        assert max(high for _, high in PIL_ImageChops.difference(ours, theirs).getextrema()) <= 1
+
+
+def test_tags_of_the_negative_prompt_act_where_that_is_asked_for(paint: Callable[..., Result], tmp_path: Path) -> None:
+    for name, arguments in {"plain": ("x",), "words": ("x<lora:ink:1>",)}.items():
+        assert paint("a", "--negative-prompt", *arguments, out=f"{name}.png").status == 0
+    result = paint("a", "--negative-prompt", "x<lora:ink:1>", "--negative-tags", "apply", out="apply.png")
+    assert (result.status, result.err.count("warning")) == (0, 0)
+    assert "ink × 1" in result.out
+    plain, words, applied = (PIL_Image.open(tmp_path / f"{name}.png").tobytes() for name in ("plain", "words", "apply"))
+    assert len({plain, words, applied}) == 3
+
+
+def test_brackets_switch_tags_in_the_scope_of_prompt_editing(paint: Callable[..., Result], tmp_path: Path) -> None:
+    for name, arguments in {"never": ("[<lora:ink:1>:9]", "--scope", "edit"), "plain": ("[:9]",)}.items():
+        assert paint(*arguments, out=f"{name}.png").status == 0
+    # The LoRA changes the text encoder as well, which runs before the first step and heeds no step.
+    assert paint("[<lora:ink:te=0:unet=1>:9]", "--scope", "edit", out="unet.png").status == 0
+    never, plain, unet = (PIL_Image.open(tmp_path / f"{name}.png").tobytes() for name in ("never", "plain", "unet"))
+    assert unet == plain != never
+
+
+def test_the_order_of_strengths_is_the_dialects(paint: Callable[..., Result]) -> None:
+    assert "ink × te 0.5, unet 0.9" in paint("<lora:ink:0.5:0.9>").out
+    assert "ink × te 0.9, unet 0.5" in paint("<lora:ink:0.5:0.9>", "--dialect", "comfy").out
+
+
 def test_strict_fails_before_painting(paint: Callable[..., Result], tmp_path: Path) -> None:
     result = paint("a <lora:inc>", "--strict")
     assert result.status == 2
@@ -86,7 +125,7 @@ def test_strict_fails_before_painting(paint: Callable[..., Result], tmp_path: Pa
     ("out", "reason"),
     [
         ("nowhere/a.png", "the folder "),
-        ("a.zip", "give a name that ends in .png, .jpg or .webp"),
+        ("a.zip", "give a name that ends in .png, .jpg, .jpeg or .webp"),
         ("folder.png", "this is a folder"),
     ],
 )
