@@ -167,6 +167,7 @@ def apply(
         requests += of_batch([list(load(read, seed=seed, side="negative")) for read, seed in seeded])
     else:
         _warn_of_negative_tags(negative_prompt, problems)
+    _warn_of_idle_tags(prompts, applied._model, problems)
     applied._requests = requests
     with owned(applied._model) as state:
         _patch(state, applied, problems)
@@ -279,6 +280,20 @@ def _warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: _P
             f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
             "move it to the prompt, or delete it",
         )
+
+
+def _warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: _Problems) -> None:
+    """Warn of tags that are for a denoiser, or a part of the prompt, that this model does not have."""
+    for tag in (tag for prompt in prompts for tag in prompt.tags):
+        expert, part = tag.conditions.expert, tag.conditions.part
+        if expert is not None and expert not in model.components:
+            message = f'"{tag.name}" is for the denoiser "{expert}", which this model does not have'
+            problems.warning(f"{message}: it changes none", f"the model has {', '.join(model.components)}", tag.span)
+        if part:
+            message = (
+                f'"{tag.name}" belongs to part {part + 1} of a prompt with AND, which is not painted by itself here'
+            )
+            problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
 
 
 def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> None:

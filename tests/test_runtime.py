@@ -382,6 +382,18 @@ def test_what_reads_text_is_left_out_of_a_region_and_said(pipe: Any, folder: Pat
     assert said.message.endswith("which have no place in the picture; left out")
 
 
+def test_tags_for_what_the_model_does_not_have_are_said(pipe: Any, folder: Path) -> None:
+    before = weights(pipe)
+    with lora_runtime.apply(pipe, "a <lora:shapes:1:low>", loras=folder) as applied:
+        assert_untouched(pipe, before)
+    (said,) = applied.diagnostics
+    assert said.message.startswith('"shapes" is for the denoiser "transformer_2", which this model does not have')
+    assert "unet" in said.hint
+    with lora_runtime.apply(pipe, "a <lora:ink> AND b <lora:wash>", loras=folder, scope="and") as applied:
+        (said,) = applied.diagnostics
+    assert said.message.startswith('"wash" belongs to part 2 of a prompt with AND')
+
+
 def test_a_weight_that_is_used_without_calling_its_module_has_the_first_value(tmp_path: Path) -> None:
     attention = nn.MultiheadAttention(4, 1)
     up, down = torch.randn(4, 1), torch.randn(1, 4)
