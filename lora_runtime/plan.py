@@ -18,7 +18,7 @@ from lora_runtime.live import LiveModule, LiveTerm, reason_against
 from lora_runtime.merge import Piece, Term, region_of
 from lora_runtime.prompt.strength import Strength
 from lora_runtime.requests import BEFORE, Request, add_up
-from lora_runtime.stage import Row, Side, Varying
+from lora_runtime.stage import Side, Varying
 from lora_runtime.targets import Target, Targets
 
 __all__ = ["NO_PLACE", "RUNS_ONCE", "Assignment", "LoraReport", "Plan", "Report", "make_plan"]
@@ -211,8 +211,8 @@ def _settled(request: Request, place: _Placed) -> tuple[float | Varying, str | N
         return Varying(strength) if beside else strength, once
     reason = reason_against(place.target.module, place.name)
     if reason is not None:
-        first = Row(0, "positive" if strength.side is None else strength.side)
-        value = strength.at(BEFORE) if strength.place is None and strength.means(first) else 0.0
+        # What is meant for some rows or places alone must not act on the others.
+        value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
     if strength.place is not None and _NO_PLACE.search(path):
         return 0.0, NO_PLACE

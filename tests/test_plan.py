@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_ldm
@@ -222,16 +223,15 @@ def test_what_is_constant_and_what_varies_of_one_module_go_their_ways() -> None:
     assert [report.live for report in plan.report.loras] == [0, 1]
 
 
-def test_what_cannot_act_beside_its_module_has_the_first_value_and_says_so() -> None:
+@pytest.mark.parametrize("wish", [{"images": frozenset({0})}, {"side": "negative"}])
+def test_what_is_meant_for_some_rows_is_left_out_where_it_would_act_on_all(wish: dict[str, Any]) -> None:
     model = tiny_ldm.model("sd2")
     targets = Targets(view(model))
     lora = file({ATTENTION + "q_proj": (Change((16, 16)),)})
-    plan = make_plan([Request(lora, 0.5, 0.0, images=frozenset({0}))], targets)
-    assert plan.lives == ()
-    assert [term.strength for term in plan.assignments[0].terms] == [0.5]
+    plan = make_plan([Request(lora, 0.5, 0.0, **wish)], targets)
+    assert (plan.lives, plan.assignments) == ((), ())
     ((reason, count),) = plan.report.loras[0].fixed.items()
-    assert ("without calling it" in reason, count) == (True, 1)
-    assert make_plan([Request(lora, 0.5, 0.0, images=frozenset({1}))], targets).assignments == ()
+    assert ("without calling it" in reason, reason.endswith("left out"), count) == (True, True, 1)
 
 
 def test_a_layer_that_reads_the_text_has_no_place_in_the_picture() -> None:
