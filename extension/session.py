@@ -129,7 +129,7 @@ class Session:
                 self._model = weakref.ref(model)
                 self._planned = None
                 plan = make_plan(requests, state.targets(looked_at), looked_at.description)
-                state.apply(plan)
+                state.apply(plan, compiled=bool(plan.lives) and looked_at.compiled())
                 for name, stage in state.live.stages.items():
                     state.live.until_then(self.denoising.watch(looked_at.components[name], stage))
                 planned = self._planned = _Planned(key, looked_at, plan)

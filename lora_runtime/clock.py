@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_runtime.live import uncompiled
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.stage import Call, Row, Side, Stage
@@ -52,9 +53,11 @@ class Clock:
         self._run = _Run(None)
         self._encoded: dict[str, int] = {}  # calls of each text encoder since the last picture
         self._watches = []
+        code = model.compiled()
         for name, component in model.components.items():
             watch = self._before_text if name.startswith("text_encoder") else self._before_denoiser
-            self._watches.append(component.register_forward_pre_hook(_named(watch, name), with_kwargs=True))
+            before = uncompiled(_named(watch, name), code)
+            self._watches.append(component.register_forward_pre_hook(before, with_kwargs=True))
 
     def at(self, moment: Moment | None) -> None:
         """Say which step it is; None leaves it to the scheduler again."""

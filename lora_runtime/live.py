@@ -27,7 +27,7 @@ from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece, delta_of
 from lora_runtime.stage import Call, Run, Stage, Varying
 
-__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "reason_against"]
+__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "reason_against", "uncompiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,17 @@ class Live:
         self.stages: dict[str, Stage] = {}  # by component, of those that have live modules
         self._attached: dict[int, _Attached] = {}  # by id(module)
         self._endings: list[Callable[[], None]] = []
+        self._compiled = False
 
     @property
     def count(self) -> int:
         """The number of modules beside which something acts."""
         return len(self._attached)
 
-    def apply(self, modules: Sequence[LiveModule], originals: Originals) -> None:
-        """Let just these act from now on."""
+    def apply(self, modules: Sequence[LiveModule], originals: Originals, *, compiled: bool = False) -> None:
+        """Let just these act from now on; `compiled` as in a ModelView."""
         self._end()
+        before = [attached.identity for attached in self._attached.values()]
         wanted = {id(live.module): live for live in modules}
         for key, attached in list(self._attached.items()):
             live = wanted.get(key)
@@ -99,10 +101,13 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._attached:
-                detach = attach(live.module, self.stages[live.component], live.terms, originals)
+                detach = attach(live.module, self.stages[live.component], live.terms, originals, compiled=compiled)
                 self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
         for stage in self.stages.values():
             stage.begin(Call())
+        self._compiled = compiled
+        if before != [attached.identity for attached in self._attached.values()]:
+            self._compile_anew()
 
     def until_then(self, ending: Callable[[], None]) -> None:
         """Have this called when what acts now ends: by another `apply`, or `clear`."""
@@ -111,10 +116,17 @@ class Live:
     def clear(self) -> None:
         """Let nothing act any more."""
         self._end()
-        for attached in self._attached.values():
-            attached.detach()
-        self._attached.clear()
+        if self._attached:
+            for attached in self._attached.values():
+                attached.detach()
+            self._attached.clear()
+            self._compile_anew()
         self.stages = {}
+
+    def _compile_anew(self) -> None:
+        """Have compiled code forgotten: what was made before a hook was there would go on without it."""
+        if self._compiled:
+            torch.compiler.reset()
 
     def _end(self) -> None:
         while self._endings:
@@ -157,8 +169,18 @@ def reason_against(module: nn.Module, parameter: str) -> str | None:
     return None
 
 
+def uncompiled(hook: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """Return a hook that runs as it is inside of compiled code, which would be made anew for each of its states."""
+    return torch.compiler.disable(hook) if compiled else hook  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
 def attach(
-    module: nn.Module, stage: Stage, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
+    module: nn.Module,
+    stage: Stage,
+    terms: Mapping[str, Sequence[LiveTerm]],
+    originals: Originals,
+    *,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     """Let these terms act beside a module from now on; return what ends it.
 
@@ -166,7 +188,7 @@ def attach(
     device of the weight, and follow the module where it goes.
     """
     beside = _Beside(module, stage, *_prepare(module, terms, originals))
-    return module.register_forward_hook(beside, with_kwargs=True).remove
+    return module.register_forward_hook(uncompiled(beside, compiled), with_kwargs=True).remove
 
 
 @dataclass(eq=False)

@@ -408,10 +408,8 @@ class _Builder:
         for key, parts, owner in shared:  # PEFT's RandLoRA writes a copy for each module too
             if parts.stem in modules:
                 self._add_key(key, parts, modules)
-            elif self.of_file.setdefault(owner.name, {}).setdefault(parts.role, key) != key:
-                self.unused[key] = (
-                    f"the file has it twice for all modules ({owner.name}): {self.of_file[owner.name][parts.role]}"
-                )
+            else:
+                self._take(self.of_file.setdefault(owner.name, {}), parts.role, key)
         for key in unknown:
             parts = companion(key)
             module = None if parts is None else modules.get(parts.stem)
@@ -437,7 +435,14 @@ class _Builder:
             roles = module.groups.get((owner.name, spelling))
             if roles is None:
                 roles = module.groups[owner.name, spelling] = {}
-            roles[role] = key
+            self._take(roles, role, key)
+
+    def _take(self, roles: dict[str, str], role: str, key: str) -> None:
+        """Give a role to a key; of two spellings of one tensor to the first by name, wherever the file has them."""
+        other = roles.setdefault(role, key)
+        if other != key:
+            roles[role], late = sorted((other, key))
+            self.unused[late] = f"the file has this tensor twice: {roles[role]}"
 
     def _add_embedding(self, key: str) -> None:
         name, _, inner = key[len(_BUNDLED) :].partition(".")

@@ -66,11 +66,14 @@ class ModelState:
             self._targets = names, Targets(view)
         return self._targets[1]
 
-    def apply(self, plan: Plan, originals: Originals = "auto") -> None:
-        """Make the model show this plan, replacing all earlier ones; if anything fails, it shows none."""
+    def apply(self, plan: Plan, originals: Originals = "auto", *, compiled: bool = False) -> None:
+        """Make the model show this plan, replacing all earlier ones; if anything fails, it shows none.
+
+        `compiled`: whether torch.compile made code of a part of it, as its view says.
+        """
         try:
             self.patcher.apply(plan.assignments, originals)
-            self.live.apply(plan.lives, self.patcher)
+            self.live.apply(plan.lives, self.patcher, compiled=compiled)
         except BaseException:
             self.restore()
             raise

@@ -306,7 +306,7 @@ def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> Non
                 problems.judgement(judge(report, request, model))
                 problems.unmoved(report, request)
     state.holder = None
-    state.apply(plan, applied._originals)
+    state.apply(plan, applied._originals, compiled=bool(plan.lives) and model.compiled())
     applied._clock = Clock(model, state.live.stages, applied._images) if plan.lives else None
     if applied._clock is not None:
         state.live.until_then(applied._clock.stop)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora_runtime
@@ -250,3 +251,24 @@ def test_a_mask_that_is_not_there_costs_its_tag(pipe: Any, folder: Path) -> None
     assert any("there is no mask nothing.png in" in diagnostic.message for diagnostic in applied.diagnostics)
     with pytest.raises(lora_runtime.LoraError, match="there is no mask"):
         lora_runtime.apply(pipe, "<lora:ink:0.9:mask=nothing.png>", loras=folder, strict=True)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["torch.compile", ".compile()"])
+def test_compiled_code_is_made_anew_for_what_acts_beside_it(inside: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    save_file(
+        {"0.lora_A.weight": torch.randn(2, 6), "0.lora_B.weight": torch.randn(6, 2)}, tmp_path / "ink.safetensors"
+    )
+    model: Any = plain if inside else torch.compile(plain, backend="eager")
+    if inside:
+        plain[0].compile(backend="eager")
+    inputs = torch.randn(3, 6)
+    before = model(inputs).detach()
+    with lora_runtime.apply(plain, "<lora:ink:0.25>", loras=tmp_path):
+        merged = model(inputs).detach()
+    with lora_runtime.apply(model, "<lora:ink:1@0,0@1>", loras=tmp_path) as applied:
+        for step, same in ((3, merged), (4, before)):
+            applied.at(step, 5)
+            torch.testing.assert_close(model(inputs), same, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model(inputs), before)

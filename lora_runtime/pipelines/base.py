@@ -8,11 +8,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Host", "ModelView", "plain"]
+__all__ = ["Host", "ModelView", "compiled", "plain"]
 
 
 def _nothing() -> None:
     return None
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +31,8 @@ class ModelView:
     precise: Mapping[str, str] = field(default_factory=dict)
     # The pipeline's scheduler as it is now; None where the host has none or tells the steps otherwise.
     scheduler: Callable[[], Any] = _nothing
+    # Whether torch.compile made code of a part of it, which knows nothing of hooks that are added later.
+    compiled: Callable[[], bool] = _never
     # Whether the pipeline paints with classifier-free guidance now; None where it does not say.
     guided: Callable[[], bool | None] = _nothing
 
@@ -46,3 +52,12 @@ def plain(module: nn.Module) -> nn.Module:
     if inner is None and callable(unwrap):
         inner = unwrap()
     return plain(inner) if isinstance(inner, nn.Module) and inner is not module else module
+
+
+def compiled(*modules: nn.Module) -> bool:
+    """Return whether torch.compile, or the method of that name, made code of a module or of one inside it."""
+    return any(
+        "_orig_mod" in inner._modules or getattr(inner, "_compiled_call_impl", None)
+        for module in modules
+        for inner in module.modules()
+    )

@@ -12,12 +12,13 @@ Where they are, with or without the WebUI's wrappers round the text encoders (`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from lora_runtime.pipelines.base import ModelView, plain
+from lora_runtime.pipelines.base import ModelView, compiled, plain
 from lora_runtime.pipelines.family import family_of, is_mmdit
 
 __all__ = ["view_ldm"]
@@ -42,7 +43,9 @@ def view_ldm(model: Any) -> ModelView | None:
     listed = ", ".join(found)
     title = type(root).__name__
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
-    return ModelView(MappingProxyType(found), description, "checkpoint", family, _PRECISE)
+    return ModelView(
+        MappingProxyType(found), description, "checkpoint", family, _PRECISE, compiled=partial(compiled, model)
+    )
 
 
 def _text_encoders(root: nn.Module, family: str) -> Iterator[tuple[str, nn.Module]]:
