@@ -263,8 +263,8 @@ def _judged(report: Report, requests: Sequence[Request], model: ModelView, sourc
 def _fixed(lora: LoraReport) -> Iterator[Notice]:
     """Yield what to say about strengths that should vary and cannot."""
     for reason, count in lora.fixed.items():
-        weights = "1 weight has" if count == 1 else f"{count} weights have"
-        yield Notice("note", f'"{lora.name}": {weights} the first value of the strength throughout: {reason}')
+        weights = "1 weight" if count == 1 else f"{count} weights"
+        yield Notice("note", f'"{lora.name}" cannot vary on {weights}: {reason}')
 
 
 def _in_part(lora: LoraReport) -> str:
