@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from lora_runtime.lora import Lora
 from lora_runtime.prompt import LoraTag
-from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Strength, at
+from lora_runtime.prompt.strength import Curve, Moment, Strength, at
+from lora_runtime.prompt.tags import ALWAYS, Conditions
 from lora_runtime.regions import Place
 from lora_runtime.stage import Side, Varying
 

@@ -20,7 +20,8 @@ from lora_runtime.merge import merge_into
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import view
 from lora_runtime.plan import Plan, make_plan
-from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Key, Position, Window
+from lora_runtime.prompt.strength import Curve, Key, Position, Window
+from lora_runtime.prompt.tags import ALWAYS, Conditions
 from lora_runtime.regions import Place
 from lora_runtime.requests import Request, add_up, of_batch
 from lora_runtime.stage import Varying

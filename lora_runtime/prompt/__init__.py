@@ -3,8 +3,8 @@
 from lora_runtime.prompt.block_weights import BlockWeights
 from lora_runtime.prompt.parser import parse_prompt
 from lora_runtime.prompt.presets import load_presets
-from lora_runtime.prompt.strength import ALWAYS, Conditions, Curve, Moment, Region, Strength, Turn, Window, at
-from lora_runtime.prompt.tags import Diagnostic, LoraTag, OtherTag, Prompt
+from lora_runtime.prompt.strength import Curve, Moment, Region, Strength, Turn, Window, at
+from lora_runtime.prompt.tags import ALWAYS, Conditions, Diagnostic, LoraTag, OtherTag, Prompt
 from lora_runtime.prompt.writer import format_tag, unparse
 
 __all__ = [

@@ -14,7 +14,8 @@ from typing import Any, cast
 from lora_runtime.prompt.block_weights import BlockWeights, Rule
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.keyframes import read_position
-from lora_runtime.prompt.strength import ALWAYS, CURVES, Conditions, Curve, Position, Region, Shape, Window
+from lora_runtime.prompt.strength import CURVES, Curve, Position, Region, Shape, Window
+from lora_runtime.prompt.tags import ALWAYS, Conditions
 from lora_runtime.prompt.values import BadValueError, Reading, parse_float
 
 # What SD.Next calls the two denoisers of a model that has one for much noise and one for little.

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from lora_runtime.prompt.block_weights import BlockWeights
+from typing import Literal
 
 __all__ = [
-    "ALWAYS",
     "CURVES",
-    "Conditions",
     "Curve",
     "Key",
     "Moment",
@@ -190,19 +185,3 @@ class Region:
     mask: str | None = None
     box: tuple[float, float, float, float] | None = None
     soft: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the strength of a tag depends on beside te and unet; the defaults depend on nothing."""
-
-    hires_te: Strength | None = None  # in the second pass; None: as in the first
-    hires_unet: Strength | None = None
-    when: tuple[Window | Turn, ...] = ()  # the denoiser's strength is 0 at steps where one of these does not hold
-    expert: str | None = None  # the one denoiser, of several, that is meant: "transformer_2"
-    region: Region | None = None
-    part: int | None = None  # of a prompt with AND, the one part that is meant, counted from 0
-    blocks: BlockWeights | None = None  # what each block gets of the strength
-
-
-ALWAYS = Conditions()

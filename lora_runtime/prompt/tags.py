@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_runtime.prompt.block_weights import BlockWeights
 from lora_runtime.prompt.excerpt import excerpt, line_and_column
-from lora_runtime.prompt.strength import ALWAYS, Conditions, Strength
+from lora_runtime.prompt.strength import Region, Strength, Turn, Window
 
 Span = tuple[int, int]
 Severity = Literal["error", "warning", "info"]
@@ -42,6 +43,22 @@ class Diagnostic:
                 *([f"    hint: {self.hint}"] if self.hint else []),
             ]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the strength of a tag depends on beside te and unet; the defaults depend on nothing."""
+
+    hires_te: Strength | None = None  # in the second pass; None: as in the first
+    hires_unet: Strength | None = None
+    when: tuple[Window | Turn, ...] = ()  # the denoiser's strength is 0 at steps where one of these does not hold
+    expert: str | None = None  # the one denoiser, of several, that is meant: "transformer_2"
+    region: Region | None = None
+    part: int | None = None  # of a prompt with AND, the one part that is meant, counted from 0
+    blocks: BlockWeights | None = None  # what each block gets of the strength
+
+
+ALWAYS = Conditions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from lora_runtime.prompt.conditions import EXPERTS
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.parser import parse_prompt
 from lora_runtime.prompt.quotes import quoted
-from lora_runtime.prompt.strength import Conditions, Curve, Position, Strength, Turn, Window, number
-from lora_runtime.prompt.tags import Dialect, LoraTag, Prompt
+from lora_runtime.prompt.strength import Curve, Position, Strength, Turn, Window, number
+from lora_runtime.prompt.tags import Conditions, Dialect, LoraTag, Prompt
 
 _EXPERT_WORDS = {component: word for word, component in EXPERTS.items()}
 

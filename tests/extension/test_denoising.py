@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_runtime.lora import load_lora
-from lora_runtime.prompt.strength import Conditions, Moment
+from lora_runtime.prompt.strength import Moment
+from lora_runtime.prompt.tags import Conditions
 from lora_runtime.requests import Request
 from lora_runtime.stage import Call, Row, Stage
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lora_runtime.prompt import LoraTag, Prompt, Region, format_tag, parse_prompt, unparse
 from lora_runtime.prompt.grammar import split_fields, split_prompt
 from lora_runtime.prompt.quotes import quoted, unquoted
-from lora_runtime.prompt.strength import Conditions
+from lora_runtime.prompt.tags import Conditions
 
 
 def native(source: str) -> Prompt:
