@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES
@@ -15,7 +16,10 @@ _Stamp = tuple[tuple[int, ...] | None, ...]
 
 
 class LoraCache:
-    """The files loaded last, up to a limit in bytes; a file that was written since is read again."""
+    """The files loaded last, up to a limit in bytes; a file that was written since is read again.
+
+    A copy of a file, under whatever name, shares its tensors: it is known by its content.
+    """
 
     def __init__(self, limit: int = 1 << 30, files: int | None = None) -> None:
         """Hold at most `limit` bytes of tensors and `files` files, and always the file asked for last."""
@@ -30,18 +34,25 @@ class LoraCache:
             stamp = _stamp(path)
             known = self._loras.get(path)
             if known is None or known[0] != stamp:
-                known = self._loras[path] = stamp, load_lora(path, name=name)
+                self._loras.pop(path, None)
+                known = self._loras[path] = stamp, self._shared(load_lora(path, name=name))
             self._loras.move_to_end(path)
             self._trim()
             return known[1]
 
+    def _shared(self, lora: Lora) -> Lora:
+        """Return a file just read with the tensors of one of the same content, where there is one."""
+        same = next((known for _, known in self._loras.values() if known.sha256 == lora.sha256), None)
+        return lora if same is None else replace(same, name=lora.name, path=lora.path)
+
     def _trim(self) -> None:
         """Drop the files used longest ago until the rest fit."""
-        size = sum(lora.nbytes for _, lora in self._loras.values())
         most = len(self._loras) if self.files is None else self.files
-        while (size > self.limit or len(self._loras) > most) and len(self._loras) > 1:
-            _, (_, dropped) = self._loras.popitem(last=False)
-            size -= dropped.nbytes
+        while (self._size() > self.limit or len(self._loras) > most) and len(self._loras) > 1:
+            self._loras.popitem(last=False)
+
+    def _size(self) -> int:
+        return sum({lora.sha256: lora.nbytes for _, lora in self._loras.values()}.values())
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -47,7 +47,7 @@ def test_a_file_written_anew_in_place_with_its_old_date_is_read_again(tmp_path: 
 
 
 def test_the_limit_is_that_of_all_files_together(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abcdef"]
+    paths = [write(tmp_path / f"{name}.safetensors", value) for value, name in enumerate("abcdef")]
     size = paths[0].stat().st_size
     cache = LoraCache(limit=3 * size)
     for path in paths:
@@ -56,7 +56,7 @@ def test_the_limit_is_that_of_all_files_together(tmp_path: Path) -> None:
 
 
 def test_the_files_used_longest_ago_go_first(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abc"]
+    paths = [write(tmp_path / f"{name}.safetensors", value) for value, name in enumerate("abc")]
     cache = LoraCache(limit=2 * paths[0].stat().st_size)
     a, b = cache.load(paths[0]), cache.load(paths[1])
     cache.load(paths[0])
@@ -79,8 +79,17 @@ def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_files_drops_those_used_longest_ago(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{name}.safetensors", 1) for name in "abc"]
+    paths = [write(tmp_path / f"{name}.safetensors", value) for value, name in enumerate("abc")]
     cache = LoraCache(files=2)
     first, second, _ = (cache.load(path) for path in paths)
     assert cache.load(paths[1]) is second
     assert cache.load(paths[0]) is not first
+
+
+def test_a_copy_of_a_file_shares_its_memory_under_its_own_name(tmp_path: Path) -> None:
+    path, copy = write(tmp_path / "a.safetensors", 1), write(tmp_path / "b.safetensors", 1)
+    cache = LoraCache(limit=path.stat().st_size)  # enough for one of them
+    first, second = cache.load(path), cache.load(copy)
+    assert first.adapters is second.adapters
+    assert [(lora.name, lora.path) for lora in (first, second)] == [("a", path), ("b", copy)]
+    assert (cache.load(path), cache.load(copy)) == (first, second)

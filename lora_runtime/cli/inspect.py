@@ -1,8 +1,9 @@
-"""Say what one LoRA file is: algorithm, rank, alpha, target model, trigger words, keys, size, hashes."""
+"""Say what one LoRA file is: algorithm, rank, alpha, target model, trigger words, keys and what is not read, hashes."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     header = read_header(path)
     facts: dict[str, Any] = {"path": str(path), **vars(describe(header)), **vars(hashes(path))}
     facts["keys"] = len(header.tensors)
+    facts["unused"] = _unused(path)
     if arguments.json:
         print_json({**facts, "metadata": dict(header.metadata)})
     else:
@@ -45,6 +47,17 @@ def _find(name: str, folder: str | None) -> Path:
     return catalog.resolve(name).path
 
 
+def _unused(path: Path) -> dict[str, int]:
+    """Return the reasons why keys would be used on no model, with how many each is about; -1 where all are."""
+    from lora_runtime.errors import LoraFileError
+    from lora_runtime.lora import outline
+
+    try:
+        return dict(Counter(outline(path).unused.values()).most_common())
+    except LoraFileError as error:
+        return {str(error).removeprefix(f"{path}: "): -1}
+
+
 def _shown(facts: dict[str, Any]) -> str:
     algorithms = ", ".join(f"{name} ({_count(count, 'module')})" for name, count in facts["algorithms"].items())
     lines = {
@@ -59,6 +72,9 @@ def _shown(facts: dict[str, Any]) -> str:
         "note": "; ".join(facts["notes"]),
         "keys": _count(facts["keys"], "key"),
         **{f"  {name}": _count(count, "key") for name, count in facts["components"].items()},
+        "  not used": "; ".join(
+            reason if count < 0 else f"{count:,}: {reason}" for reason, count in facts["unused"].items()
+        ),
         "size": f"{human_size(facts['size'])} ({facts['size']:,} bytes)",
         "sha256": facts["sha256"],
         "  of tensors": facts["sha256_of_tensors"],

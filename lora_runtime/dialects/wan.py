@@ -31,6 +31,7 @@ _BLOCK = {
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
 }
 _FACE: Table = {
     "linear1_q": "to_q",
@@ -54,6 +55,7 @@ _LAYOUT = Layout(
             "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
             "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
             "head.head": "proj_out",
+            "head.modulation": "scale_shift_table",
             **inside("blocks.#", "blocks.#", _BLOCK),
             **inside("vace_blocks.#", "vace_blocks.#", {**_BLOCK, "before_proj": "proj_in", "after_proj": "proj_out"}),
             **inside("face_adapter.fuser_blocks.#", "face_adapter.#", _FACE),

@@ -43,6 +43,8 @@ def test_it_says_what_the_file_is(command: Command, ink: Path) -> None:
         "keys            3 keys",
         "  unet          2 keys",
         "  text_encoder  1 key",
+        f"  not used      no adapter in it can be used: {TO_K}.lora_down.weight (and 2 more keys): a down "
+        "factor without its up factor",
         f"size            6.8 kB ({len(content):,} bytes)",
         f"sha256          {hashlib.sha256(content).hexdigest()}",
         f"  of tensors    {tensors}",
@@ -73,7 +75,20 @@ def test_a_name_is_looked_up_as_a_prompt_would(
 def test_a_file_that_tells_nothing_is_shown_with_what_there_is(command: Command, tmp_path: Path) -> None:
     result = command("inspect", write(tmp_path / "odd.safetensors", {"x": ("U8", [1])}))
     labels = [line.split("  ")[0] for line in result.out.splitlines()]
-    assert labels == ["file", "model", "algorithm", "rank", "alpha", "keys", "", "size", "sha256", "", "name by hash"]
+    assert labels == [
+        "file",
+        "model",
+        "algorithm",
+        "rank",
+        "alpha",
+        "keys",
+        "",
+        "",
+        "size",
+        "sha256",
+        "",
+        "name by hash",
+    ]
     assert "algorithm     unknown\n" in result.out
 
 
@@ -88,3 +103,14 @@ def test_a_pickle_is_refused(command: Command, tmp_path: Path) -> None:
     result = command("inspect", tmp_path / "old.pt")
     assert result.status == 2
     assert "files are pickles" in result.err
+
+
+def test_keys_that_no_model_would_use_have_their_reasons(command: Command, tmp_path: Path) -> None:
+    tensors = {"x.lora_up.weight": ("F32", [4, 2]), "x.lora_down.weight": ("F32", [2, 3])}
+    strange = {"y.strange": ("F32", [1]), "z.strange": ("F32", [1])}
+    path = write(tmp_path / "a.safetensors", {**tensors, **strange}, {})
+    reason = "no adapter has keys with this ending"
+    assert f"  not used    2: {reason}" in command("inspect", path).out.splitlines()
+    assert json.loads(command("inspect", "--json", path).out)["unused"] == {reason: 2}
+    path = write(tmp_path / "b.safetensors", strange, {})
+    assert "no adapter in it can be used: y.strange (and 1 more keys)" in command("inspect", path).out

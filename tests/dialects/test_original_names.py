@@ -169,3 +169,18 @@ def test_the_connectors_of_ltx_2_are_a_component() -> None:
     assert expected is not None
     assert expected.module is connectors.get_submodule("text_proj_in")
     assert targets.find(stem) == expected
+
+
+@pytest.mark.parametrize(
+    ("stem", "path"),
+    [
+        ("diffusion_model.blocks.1.modulation", "blocks.1.scale_shift_table"),
+        ("diffusion_model.head.modulation", "scale_shift_table"),
+    ],
+)
+def test_modulations_of_wan_have_diffusers_names(stem: str, path: str) -> None:
+    config = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "ffn_dim": 32}
+    model = tiny_dit.meta_model("WanTransformer3DModel", **config)
+    target = Targets(view(tiny_dit.pipeline(transformer=model))).find(stem)
+    assert target is not None
+    assert (target.path, target.parameter) == (path, "scale_shift_table")
