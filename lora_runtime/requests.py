@@ -40,7 +40,7 @@ class Request:
         blocks = self.conditions.blocks
         ratio = 1.0 if blocks is None else blocks.ratio(component, path, self.seed)
         own = self.te if component.startswith("text_encoder") else self.unet
-        return isinstance(own, Curve) or isinstance(ratio, Curve)
+        return any(isinstance(part, Curve) and len({key.value for key in part.keys}) > 1 for part in (own, ratio))
 
     def strength(self, component: str, path: str = "") -> float | Varying:
         """Return the strength for a module of a component, by their diffusers names: a number where it is constant."""

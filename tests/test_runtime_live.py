@@ -272,3 +272,12 @@ def test_compiled_code_is_made_anew_for_what_acts_beside_it(inside: bool, tmp_pa
             applied.at(step, 5)
             torch.testing.assert_close(model(inputs), same, rtol=1e-5, atol=1e-6)
     assert torch.equal(model(inputs), before)
+
+
+@pytest.mark.parametrize(("te", "notes"), [("1@0,0@1", 1), ("0.5@0,0.5@1", 0), ("0.5", 0)])
+def test_a_schedule_of_a_text_encoder_is_noted_where_it_would_change_anything(
+    pipe: Any, folder: Path, te: str, notes: int
+) -> None:
+    with lora_runtime.apply(pipe, f"a <lora:ink:te={te}:unet=0.5>", loras=folder) as applied:
+        said = [d for d in applied.diagnostics if "runs once, before the first step" in d.message]
+    assert [d.severity for d in said] == ["info"] * notes
