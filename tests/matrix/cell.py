@@ -12,7 +12,7 @@ from typing import Any
 
 from matrix.files import Written, write
 from matrix.judge import judged, picture_of
-from matrix.paint import Paint, Record
+from matrix.paint import Paint, Record, quiet
 from matrix.states import STATES, State
 from matrix.strengths import NAME, STRENGTHS, Strength
 from torch import nn
@@ -37,7 +37,7 @@ def measure(record: Record, state: str, strength: str, algorithm: str) -> Cell:
     if lack:
         return Cell("none", reason=lack)
     with tempfile.TemporaryDirectory() as folder:
-        pipe = record.make()
+        pipe = quiet(record.make())
         original = {name: copy.deepcopy(getattr(pipe, name)) for name in record.denoisers}
         layers = {name: _layers(model, record.layers) for name, model in original.items()}
         file = write(Path(folder), NAME, algorithm, layers)
