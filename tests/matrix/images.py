@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
@@ -231,12 +233,14 @@ def hidream() -> Any:
         num_routed_experts=2,
         num_activated_experts=2,
         axes_dims_rope=(4, 2, 2),
-        max_resolution=(128, 128),
+        max_resolution=(16, 16),
         llama_layers=(0, 0),
         force_inference_output=True,
     )
     more: Any = dict.fromkeys(f"{part}_{number}" for part in ("text_encoder", "tokenizer") for number in (3, 4))
-    return diffusers.HiDreamImagePipeline(scheduler=flow(), vae=None, transformer=net, **NO_CLIPS, **more)
+    pipe = diffusers.HiDreamImagePipeline(scheduler=flow(), vae=None, transformer=net, **NO_CLIPS, **more)
+    pipe.default_sample_size = 10  # it paints pictures of this area, whatever is asked for
+    return pipe
 
 
 def paint_hidream(pipe: Any, p: Paint) -> Any:
@@ -262,6 +266,13 @@ def qwen(kind: str, pictures: bool = False) -> Any:
     more: Any = {"processor": None, "vae": causal_vae("AutoencoderKLQwenImage", base_dim=8)} if pictures else {"vae": None}
     scheduler = flow(use_dynamic_shifting=True)
     return getattr(diffusers, kind)(scheduler=scheduler, transformer=net, **NO_CLIP, **more)
+
+
+def edit_qwen(pipe: Any, p: Paint, image: Any) -> Any:
+    """Edit a picture in its own size, where the pipeline would make it one of a million pixels."""
+    module = import_module(type(pipe).__module__)
+    with patch.object(module, "calculate_dimensions", lambda area, ratio: (96, 64)):
+        return paint_qwen(pipe, p, image=image)
 
 
 def paint_qwen(pipe: Any, p: Paint, **more: Any) -> Any:
@@ -444,9 +455,9 @@ IMAGES = (
     Record(
         "Sana",
         sana,
-        lambda pipe, p: pipe(**wishes(p), **masks(p), negative_prompt=None, use_resolution_binning=False).images,
+        lambda pipe, p: pipe(**wishes(p, height=128, width=256, negative_prompt=None), **masks(p), use_resolution_binning=False).images,
         r"transformer_blocks\.\d+\.attn1\.to_[qkv]",
-        (1, 2, 3),
+        (1, 4, 8),
     ),
     Record(
         "Lumina 2",
@@ -456,7 +467,7 @@ IMAGES = (
         GRID,
     ),
     Record(
-        "HiDream", hidream, paint_hidream, r"double_stream_blocks\.\d+\.block\.attn1\.to_[qkv]", (1, 52, 78)
+        "HiDream", hidream, paint_hidream, r"double_stream_blocks\.\d+\.block\.attn1\.to_[qkv]", GRID
     ),
     Record(
         "Qwen-Image",
@@ -468,14 +479,14 @@ IMAGES = (
     Record(
         "Qwen-Image-Edit",
         partial(qwen, "QwenImageEditPipeline", pictures=True),
-        lambda pipe, p: paint_qwen(pipe, p, image=drawing()),
+        lambda pipe, p: edit_qwen(pipe, p, drawing()),
         r"transformer_blocks\.\d+\.(attn\.to_[qkv]|img_mlp\.net\.2)",
         GRID,
     ),
     Record(
         "Qwen-Image-Edit Plus",
         partial(qwen, "QwenImageEditPlusPipeline", pictures=True),
-        lambda pipe, p: paint_qwen(pipe, p, image=[drawing()]),
+        lambda pipe, p: edit_qwen(pipe, p, [drawing()]),
         r"transformer_blocks\.\d+\.(attn\.to_[qkv]|img_mlp\.net\.2)",
         GRID,
         batch=False,
