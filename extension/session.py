@@ -19,12 +19,13 @@ from lora_runtime.lora import outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import LoraReport, Plan, Report, make_plan
+from lora_runtime.plan import Plan, make_plan
+from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
 from lora_runtime.prompt.tags import Severity
 from lora_runtime.regions import find_place
+from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request, request_of
-from lora_runtime.runtime import judge
 from lora_runtime.stage import Row, Side
 from lora_runtime.targets import Targets
 

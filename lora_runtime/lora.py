@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,46 +26,19 @@ from lora_runtime.adapters import (
     split_key,
 )
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
-from lora_runtime.errors import CorruptFileError, LoraFileError
+from lora_runtime.errors import CorruptFileError, LoraError, LoraFileError
 from lora_runtime.folder import name_of
-from lora_runtime.header import Header, TensorInfo, header_of, no_collection, open_file, read_header, shown
+from lora_runtime.header import Header, no_collection, read_header, shown
 from lora_runtime.metadata import family
+from lora_runtime.tensors import Shapes, Tensors, read_tensors
 
 __all__ = ["Lora", "load_lora", "outline"]
 
-_PIECE = 1 << 20  # what is read and hashed at a time, so that it is still in the cache; fp8 is looked through likewise
-_HUGE_PAGES = 8 << 20  # from this size on they pay: at most 2 MB are lost to rounding
-
 _LARGEST_CONFIG = 1 << 20  # PEFT's are a few kilobytes
-_MOST_DIMENSIONS = 8  # a convolution of three has five; torch itself stops at 64, and not everywhere with an error
 _LARGEST_NUMBER = torch.finfo(torch.float32).max  # a product with more would be infinite
 
 _ALGORITHMS = MappingProxyType({algorithm.name: algorithm for algorithm in ALGORITHMS})
 _ORDER = MappingProxyType({algorithm.name: index for index, algorithm in enumerate(ALGORITHMS)})
-
-# fp8 and the wide unsigned types are missing from older torch.
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {
-        name: getattr(torch, known)
-        for name, known in {
-            "F64": "float64",
-            "F32": "float32",
-            "F16": "float16",
-            "BF16": "bfloat16",
-            "F8_E4M3": "float8_e4m3fn",
-            "F8_E5M2": "float8_e5m2",
-            "F8_E4M3FNUZ": "float8_e4m3fnuz",
-            "F8_E5M2FNUZ": "float8_e5m2fnuz",
-            "I64": "int64",
-            "I32": "int32",
-            "I16": "int16",
-            "I8": "int8",
-            "U8": "uint8",
-            "BOOL": "bool",
-        }.items()
-        if hasattr(torch, known)
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +74,14 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """
     path = _weights_in(Path(path))
     # A tensor made in inference mode could not take part in autograd later; a loaded file outlives the caller's mode.
-    with torch.inference_mode(False), torch.no_grad(), no_collection(), ThreadPoolExecutor(1) as hasher:
-        header, tensors, sha256 = _read(path, hasher)
+    with (
+        _costing_only(path),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        no_collection(),
+        ThreadPoolExecutor(1) as hasher,
+    ):
+        header, tensors, sha256 = read_tensors(path, hasher)
         lora = _made(path, header, tensors, sha256)
     return replace(lora, name=lora.name if name is None else name, nbytes=header.size)
 
@@ -118,12 +93,24 @@ def outline(path: str | os.PathLike[str]) -> Lora:
     alpha are 1. Raises as `load_lora` does.
     """
     path = _weights_in(Path(path))
-    header = read_header(path)
-    with torch.inference_mode(False), torch.no_grad(), no_collection():
-        return _made(path, header, _Shapes(header.tensors), lambda: "")
+    with _costing_only(path), torch.inference_mode(False), torch.no_grad(), no_collection():
+        header = read_header(path)
+        return _made(path, header, Shapes(header.tensors), lambda: "")
 
 
-def _made(path: Path, header: Header, tensors: _Tensors | _Shapes, sha256_of_file: Callable[[], str]) -> Lora:
+@contextmanager
+def _costing_only(path: Path) -> Iterator[None]:
+    """Turn what nobody foresaw into a LoraFileError: whatever a file does to this torch, it costs that file alone."""
+    try:
+        yield
+    except LoraError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise LoraFileError(f"{path}: cannot be read with torch {torch.__version__}: {what}") from error
+
+
+def _made(path: Path, header: Header, tensors: Tensors | Shapes, sha256_of_file: Callable[[], str]) -> Lora:
     """Return the adapters of these tensors; the hash may be "". Raises as `load_lora` does."""
     try:
         training, config = _training(path, header)
@@ -181,131 +168,6 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
     return kind(f"{path}: no adapter in it can be used: {shown(key)}{more}: {reason}")
 
 
-# ---- bytes ----------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, hasher: ThreadPoolExecutor) -> tuple[Header, _Tensors, Callable[[], str]]:
-    """Return the header, the tensors and a function that waits for the hash of the whole file.
-
-    The bytes are read once, so all three are of the same file even while a trainer writes the next one. A memory map
-    would die with the process when the file is truncated, and would lock it on Windows. The hash takes longer than
-    all the rest: `hasher`, of one thread, follows behind. The header is checked before memory is taken for the tensors.
-    """
-    with open_file(path) as file:
-        sha256 = hashlib.sha256()
-        header, start, done = header_of(path, file, sha256), file.tell(), 0
-        buffer = _memory(path, header.size - start)
-        view = buffer.numpy().data
-        while count := file.readinto(view[done : done + _PIECE]):
-            hasher.submit(sha256.update, view[done : done + count])
-            done += count
-    if done != buffer.numel():
-        raise CorruptFileError(f"{path}: was cut off while it was read, {start + done:,} of {header.size:,} bytes in")
-    return header, _Tensors(header.tensors, buffer, start), hasher.submit(sha256.hexdigest).result
-
-
-def _memory(path: Path, size: int) -> Tensor:
-    """Return `size` bytes of new memory; LoraFileError where there are not so many.
-
-    Not a bytearray's, which would be filled with zeros first, and in huge pages where the system has them: a first
-    touch of 200 MB takes 100 ms in small pages, four times as long as reading them from a cached file.
-    """
-    try:
-        if size < _HUGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty(size, dtype=torch.uint8, device="cpu")
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel that was built without
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.uint8)
-    except (RuntimeError, OSError) as error:
-        raise LoraFileError(f"{path}: cannot be read: there is no memory for its {size:,} bytes") from error
-
-
-class _Tensors:
-    """The tensors of a buffer, made when asked for; `start` is the place in the file where the buffer begins."""
-
-    def __init__(self, infos: Mapping[str, TensorInfo], buffer: Tensor, start: int) -> None:
-        self.infos = infos
-        self._buffer = buffer
-        self._start = start
-        self._typed: dict[str, Tensor] = {}  # the buffer as if all of it had one dtype
-        # One look at each run of equal dtype costs a twentieth of a look at each tensor.
-        self._all_finite = all(_is_finite(self._slice(info)) for info in _runs(infos.values(), start))
-
-    def finite(self, key: str) -> Tensor:
-        """Return a tensor; ValueError says why it cannot be used."""
-        info = _readable(key, self.infos[key])
-        tensor = self._slice(info)
-        if not (self._all_finite or _is_finite(tensor)):
-            raise ValueError(f"{shown(key)} has NaN or infinity in it")
-        return tensor
-
-    def _slice(self, info: TensorInfo) -> Tensor:
-        """Return a view into the buffer, or a copy where the place is not aligned for the dtype."""
-        dtype = _DTYPES[info.dtype]
-        size, begin = dtype.itemsize, info.begin - self._start
-        if begin % size:
-            return self._buffer[begin : info.end - self._start].clone().view(dtype).view(info.shape)
-        if info.dtype not in self._typed:
-            self._typed[info.dtype] = self._buffer[: self._buffer.numel() // size * size].view(dtype)
-        # One call, for a slice and a view, which take three times as long.
-        return self._typed[info.dtype].as_strided(info.shape, _strides(info.shape), begin // size)
-
-
-class _Shapes:
-    """The tensors of a header: of the right shape and dtype, and without values."""
-
-    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
-        self.infos = infos
-
-    def finite(self, key: str) -> Tensor:
-        """Return a tensor on the meta device, or a 1 for a single number; ValueError says why it cannot be used."""
-        info = _readable(key, self.infos[key])
-        if math.prod(info.shape) == 1:
-            return torch.ones(info.shape, dtype=_DTYPES[info.dtype])
-        return torch.empty(info.shape, dtype=_DTYPES[info.dtype], device="meta")
-
-
-def _readable(key: str, info: TensorInfo) -> TensorInfo:
-    """Return what the header says of a tensor; ValueError where torch has nothing like it."""
-    if info.dtype not in _DTYPES:
-        raise ValueError(f"{shown(key)} is stored as {info.dtype}, which this torch cannot read")
-    if len(info.shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"{shown(key)} has {len(info.shape)} dimensions; no weight has more than {_MOST_DIMENSIONS}")
-    return info
-
-
-@lru_cache(maxsize=1024)
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a contiguous tensor."""
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 1, 0, -1):
-        strides[axis - 1] = strides[axis] * shape[axis]
-    return tuple(strides)
-
-
-def _runs(infos: Iterable[TensorInfo], start: int) -> Iterator[TensorInfo]:
-    """Yield each stretch of the file that holds one dtype, as a tensor of one dimension; `start` is aligned."""
-    in_order = sorted((info for info in infos if info.dtype in _DTYPES), key=lambda info: info.begin)
-    for dtype, run in groupby(in_order, key=lambda info: info.dtype):
-        stretch = list(run)
-        begin, end = stretch[0].begin, stretch[-1].end
-        size, whole = _DTYPES[dtype].itemsize, end - begin == sum(info.end - info.begin for info in stretch)
-        if whole and (begin - start) % size == 0:
-            yield TensorInfo(dtype, ((end - begin) // size,), begin, end)
-        else:  # around a tensor of a dtype that torch lacks, or to be copied, which is better done one by one
-            yield from stretch
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Return whether no element is NaN or infinite; the extremes tell, 30 times faster than `isfinite().all()`."""
-    if tensor.numel() == 0 or not tensor.dtype.is_floating_point:
-        return True
-    if tensor.dtype.itemsize == 1:  # torch has no extremes of fp8; in pieces, since float32 is four times as large
-        return all(_is_finite(piece.float()) for piece in torch.split(tensor.flatten(), _PIECE))
-    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
-
-
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 _WRAPPED = ".base_layer"  # what PEFT calls the module inside of its own
@@ -337,7 +199,7 @@ class _Module:
 class _Builder:
     """Makes adapters of keys, and notes why a key is in none of them."""
 
-    tensors: _Tensors | _Shapes
+    tensors: Tensors | Shapes
     training: Training
     adapters: dict[str, tuple[Adapter, ...]] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
-from lora_runtime.catalog import LoraCatalog
 from lora_runtime.clock import Clock
-from lora_runtime.errors import LoraError, NoMatchError
-from lora_runtime.lora_cache import LoraCache
+from lora_runtime.lookup import Loras, load_tags
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE, LoraReport, Report, make_plan
+from lora_runtime.plan import make_plan
+from lora_runtime.problems import Problems, judge, warn_of_idle_tags, warn_of_negative_tags
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect, Scope
-from lora_runtime.regions import find_place
-from lora_runtime.requests import Request, of_batch, request_of
-from lora_runtime.stage import Side
+from lora_runtime.report import Report
+from lora_runtime.requests import Request, of_batch
 
-__all__ = ["Applied", "Loras", "apply", "judge", "restore"]
+__all__ = ["Applied", "Loras", "apply", "restore"]
 
 logger = logging.getLogger("lora_runtime")
-_cache = LoraCache()
 
 Text = TypeVar("Text", str, list[str])
-PathLike = str | os.PathLike[str]
-Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
 
 
 class Applied(Generic[Text]):
@@ -96,7 +89,7 @@ class Applied(Generic[Text]):
         with ExitStack() as stack:
             state = stack.enter_context(owned(self._model))
             if state.holder is not self._token:
-                _patch(state, self, _Problems(strict=False))
+                _patch(state, self, Problems(strict=False))
             self._entered.append((state, stack.pop_all()))
         return self
 
@@ -152,8 +145,8 @@ def apply(
     applied: Applied[Text] = Applied(view(model), clean, negative_prompt)
     applied.prompts = prompts
     applied._originals = originals
-    problems = _Problems(strict, prompts)
-    load = partial(_load, loras=loras, problems=problems, hires=hires)
+    problems = Problems(strict, prompts)
+    load = partial(load_tags, loras=loras, problems=problems, hires=hires)
     each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
     if len(each) != len(prompts):
         raise ValueError(f"{len(each)} seeds for {len(prompts)} prompts: give one for all, or one for each")
@@ -166,8 +159,8 @@ def apply(
         seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
         requests += of_batch([list(load(read, seed=seed, side="negative")) for read, seed in seeded])
     else:
-        _warn_of_negative_tags(negative_prompt, problems)
-    _warn_of_idle_tags(prompts, applied._model, problems)
+        warn_of_negative_tags(negative_prompt, problems)
+    warn_of_idle_tags(prompts, applied._model, problems)
     applied._requests = requests
     with owned(applied._model) as state:
         _patch(state, applied, problems)
@@ -181,122 +174,7 @@ def restore(model: Any) -> None:
         state.restore(release=True)
 
 
-class _Problems:
-    """Collects what went wrong with single tags: a diagnostic and a log line each, or with `strict` an error."""
-
-    def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
-        self.strict = strict
-        self.diagnostics: tuple[Diagnostic, ...] = ()
-        self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
-        self.add(prompts)
-
-    def add(self, prompts: Sequence[Prompt]) -> None:
-        """Take note of what could not be read in these prompts."""
-        for prompt in prompts:
-            for tag in prompt.tags:
-                self._sources.setdefault(tag.span, prompt.source)
-            for diagnostic in prompt.diagnostics:
-                self._note(diagnostic, prompt.source)
-
-    def error(self, error: LoraError, span: tuple[int, int] = (0, 0)) -> None:
-        """Take note of an error that costs one tag, or raise it."""
-        if self.strict:
-            raise error
-        self._note(Diagnostic("error", span, str(error)))
-
-    def warning(self, message: str, hint: str = "", span: tuple[int, int] = (0, 0)) -> None:
-        """Take note of what the user should know."""
-        self._note(Diagnostic("warning", span, message, hint))
-
-    def judgement(self, diagnostic: Diagnostic | None) -> None:
-        """Take note of what `judge` says, or raise NoMatchError."""
-        if diagnostic is not None and diagnostic.severity == "error":
-            self.error(NoMatchError(diagnostic.message), diagnostic.span)
-        elif diagnostic is not None:
-            self._note(diagnostic)
-
-    def unmoved(self, report: LoraReport, request: Request) -> None:
-        """Take note of strengths that should vary and cannot."""
-        for reason, count in report.fixed.items():
-            weights = "1 weight" if count == 1 else f"{count} weights"
-            message = f'"{report.name}" cannot vary on {weights}: {reason}'
-            self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
-
-    def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
-        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
-            return
-        self.diagnostics += (diagnostic,)
-        if diagnostic.severity != "info":
-            hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
-            source = self._sources.get(diagnostic.span) if source is None else source
-            logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
-
-
-def _load(
-    prompt: Prompt,
-    *,
-    loras: Loras,
-    problems: _Problems,
-    hires: bool = False,
-    seed: int | None = None,
-    side: Side | None = None,
-) -> Iterator[Request]:
-    """Yield a request for each tag of a prompt whose file is found and can be read."""
-    for tag in prompt.tags:
-        catalog = _catalog(loras)
-        region = tag.conditions.region
-        try:
-            entry = catalog.resolve(tag.name)
-            lora = _cache.load(entry.path, name=entry.name)
-            place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
-        except LoraError as error:
-            problems.error(error, tag.span)
-        else:
-            yield request_of(tag, lora, hires=hires, seed=seed, side=side, place=place)
-
-
-def _catalog(loras: Loras) -> LoraCatalog:
-    """Return the catalog of these folders."""
-    if isinstance(loras, LoraCatalog):
-        return loras
-    if loras is None:
-        return LoraCatalog.default()
-    folders = [loras] if isinstance(loras, (str, os.PathLike)) else list(loras)
-    return _catalog_of(tuple(str(Path(folder).absolute()) for folder in folders))
-
-
-@lru_cache(maxsize=8)
-def _catalog_of(folders: tuple[str, ...]) -> LoraCatalog:
-    """Return the catalog of these folders, kept so that a second `apply` need not scan them again."""
-    return LoraCatalog(*folders)
-
-
-def _warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: _Problems) -> None:
-    """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
-    texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
-    names = [tag.raw for text in texts for tag in parse_prompt(text).tags]
-    if names:
-        problems.warning(
-            f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
-            "move it to the prompt, or delete it",
-        )
-
-
-def _warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: _Problems) -> None:
-    """Warn of tags that are for a denoiser, or a part of the prompt, that this model does not have."""
-    for tag in (tag for prompt in prompts for tag in prompt.tags):
-        expert, part = tag.conditions.expert, tag.conditions.part
-        if expert is not None and expert not in model.components:
-            message = f'"{tag.name}" is for the denoiser "{expert}", which this model does not have'
-            problems.warning(f"{message}: it changes none", f"the model has {', '.join(model.components)}", tag.span)
-        if part:
-            message = (
-                f'"{tag.name}" belongs to part {part + 1} of a prompt with AND, which is not painted by itself here'
-            )
-            problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
-
-
-def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> None:
+def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None:
     """Plan and patch; the model is as it was if anything fails."""
     model = applied._model
     plan = make_plan(applied._requests, state.targets(model), model.description)
@@ -312,28 +190,3 @@ def _patch(state: ModelState, applied: Applied[Any], problems: _Problems) -> Non
         state.live.until_then(applied._clock.stop)
     state.holder = applied._token
     applied.report = plan.report
-
-
-def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic | None:
-    """Return what the user should know about a file of which not all keys were used, or None.
-
-    An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
-    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
-    """
-    if report.used == report.keys:
-        return None
-    family, span = request.lora.family, request.span
-    if report.used == 0:
-        made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
-        reason = next(iter(report.unused.values()), "it has no keys")
-        message = f'LoRA "{report.name}" ({report.path}): none of its {report.keys} keys belongs to {model.description}'
-        return Diagnostic("error", span, f"{message}{made_for}. The first key is {reason}")
-    if "unknown" not in (family, model.family) and family != model.family:
-        return Diagnostic(
-            "warning",
-            span,
-            f'LoRA "{report.name}" seems to be made for {family}, this model is {model.family}: '
-            f"{report.used} of {report.keys} keys fit and are applied",
-            "use a file for this model",
-        )
-    return None

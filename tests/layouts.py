@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import view
-from lora_runtime.plan import LoraReport, make_plan
+from lora_runtime.plan import make_plan
+from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 from lora_runtime.targets import Targets
 

@@ -26,10 +26,11 @@ from typing import Any
 import pytest
 import torch
 from handmade import frame, tensor, write
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora_runtime
-import lora_runtime.lora as loading
+from lora_runtime import tensors
 from lora_runtime.adapters import training
 from lora_runtime.errors import CorruptFileError, LoraError, LoraFileError, RefusedFileError
 from lora_runtime.header import read_header
@@ -255,6 +256,33 @@ def test_a_corrupt_file_says_what_to_do_next(name: str, tmp_path: Path) -> None:
     path.write_bytes(CORRUPT[name][0])
     message = str(error_of(path, load_lora))
     assert any(word in message for word in ("Download it again", "look for", "git lfs pull", "asks for a login"))
+
+
+def test_an_error_that_nobody_foresaw_costs_only_its_own_tag(loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.1 raised for every float16 file: it had no such operation."""
+    want, _ = patched_by("<lora:ink:1>", loras)
+    tried = tensors._is_finite
+
+    def lacking(values: Tensor) -> bool:
+        if values.dtype == torch.float16:
+            raise RuntimeError("\"aminmax_all\" not implemented for 'Half'")
+        return tried(values)
+
+    monkeypatch.setattr(tensors, "_is_finite", lacking)
+    save_file({"first.lora_up.weight": torch.ones(6, 1).half()}, loras / "half.safetensors")
+    got, applied = patched_by("<lora:half:1> <lora:ink:1>", loras)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    (problem,) = applied.diagnostics
+    assert "half.safetensors: cannot be read with torch" in problem.message
+    assert "not implemented for 'Half'" in problem.message
+
+
+def test_a_torch_without_both_extremes_in_one_pass_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "_has_aminmax", lambda dtype: False)
+    values = torch.tensor([0.5, -2.0], dtype=torch.float16)
+    assert tensors._is_finite(values)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        assert not tensors._is_finite(torch.tensor([0.5, bad, -2.0], dtype=torch.float16))
 
 
 def test_strict_raises_and_changes_nothing(loras: Path) -> None:
@@ -614,7 +642,7 @@ def test_of_a_large_file_that_is_no_lora_only_the_header_is_read(
     def none_left(*_: object) -> Tensor:
         raise AssertionError("memory was taken")
 
-    monkeypatch.setattr(loading, "_memory", none_left)
+    monkeypatch.setattr(tensors, "_memory", none_left)
     error_of(path, load_lora)
 
 
@@ -631,8 +659,8 @@ def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     def none_left(*_: object, **__: object) -> Tensor:
         raise error
 
-    monkeypatch.setattr(loading.torch, "empty", none_left)
-    monkeypatch.setattr(loading.mmap, "mmap", none_left)
+    monkeypatch.setattr(tensors.torch, "empty", none_left)
+    monkeypatch.setattr(tensors.mmap, "mmap", none_left)
     assert "there is no memory for its 16,777,216 bytes" in str(error_of(path, load_lora))
 
 
@@ -646,7 +674,7 @@ def test_what_lies_in_huge_pages_is_what_the_file_holds(
             def madvise(self, *_: object) -> None:
                 raise OSError(22, "Invalid argument")
 
-        monkeypatch.setattr(loading.mmap, "mmap", Memory)
+        monkeypatch.setattr(tensors.mmap, "mmap", Memory)
     up, down = factors(1, 6, 1 << 20)
     path = write(tmp_path / "a.safetensors", {"x.lora_up.weight": raw(up), "x.lora_down.weight": raw(down)})
     (adapter,) = load_lora(path).adapters["x"]

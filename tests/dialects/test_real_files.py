@@ -21,9 +21,10 @@ import tiny_dit
 import torch
 from torch import nn
 
-from lora_runtime import plan as plan_module
+from lora_runtime import placement, plan
 from lora_runtime.lora import outline
-from lora_runtime.plan import LoraReport, make_plan
+from lora_runtime.plan import make_plan
+from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
 LISTS = sorted((Path(__file__).parent.parent / "keys").glob("*.json"))
@@ -101,9 +102,10 @@ def write(path: Path, keys: Mapping[str, list[int]]) -> None:
 
 def report_on(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> LoraReport:
     """Return what a plan says of a file on a model without values, which no patch could change."""
-    monkeypatch.setattr(plan_module, "_unfit", lambda parameter: None)
-    plan = make_plan([Request(outline(path), 1.0, 1.0)], layouts.targets_of(model(name)))
-    return plan.report.loras[0]
+    for room in (placement, plan):
+        monkeypatch.setattr(room, "unfit", lambda parameter: None)
+    made = make_plan([Request(outline(path), 1.0, 1.0)], layouts.targets_of(model(name)))
+    return made.report.loras[0]
 
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)

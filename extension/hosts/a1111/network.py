@@ -12,8 +12,8 @@ import gradio as gr
 from modules import errors, extra_networks, shared
 
 from lora_runtime.errors import LoraError
-from lora_runtime.plan import Report
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
+from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
 

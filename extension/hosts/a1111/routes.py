@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 
 from lora_runtime.errors import LoraError
 from lora_runtime.header import read_header
-from lora_runtime.plan import LoraReport
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
+from lora_runtime.report import LoraReport
 
 from .card_routes import add_routes, replace_routes
 from .network import LoraNetwork

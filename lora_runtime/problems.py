@@ -1,0 +1,118 @@
+"""What went wrong with single tags: each costs only itself, and is said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.pipelines import ModelView
+from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
+from lora_runtime.report import LoraReport
+from lora_runtime.requests import Request
+
+__all__ = ["Problems", "judge", "warn_of_idle_tags", "warn_of_negative_tags"]
+
+logger = logging.getLogger("lora_runtime")
+
+
+class Problems:
+    """Collects what went wrong with single tags: a diagnostic and a log line each, or with `strict` an error."""
+
+    def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
+        self.strict = strict
+        self.diagnostics: tuple[Diagnostic, ...] = ()
+        self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
+        self.add(prompts)
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Take note of what could not be read in these prompts."""
+        for prompt in prompts:
+            for tag in prompt.tags:
+                self._sources.setdefault(tag.span, prompt.source)
+            for diagnostic in prompt.diagnostics:
+                self._note(diagnostic, prompt.source)
+
+    def error(self, error: LoraError, span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of an error that costs one tag, or raise it."""
+        if self.strict:
+            raise error
+        self._note(Diagnostic("error", span, str(error)))
+
+    def warning(self, message: str, hint: str = "", span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of what the user should know."""
+        self._note(Diagnostic("warning", span, message, hint))
+
+    def judgement(self, diagnostic: Diagnostic | None) -> None:
+        """Take note of what `judge` says, or raise NoMatchError."""
+        if diagnostic is not None and diagnostic.severity == "error":
+            self.error(NoMatchError(diagnostic.message), diagnostic.span)
+        elif diagnostic is not None:
+            self._note(diagnostic)
+
+    def unmoved(self, report: LoraReport, request: Request) -> None:
+        """Take note of strengths that should vary and cannot."""
+        for reason, count in report.fixed.items():
+            weights = "1 weight" if count == 1 else f"{count} weights"
+            message = f'"{report.name}" cannot vary on {weights}: {reason}'
+            self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
+
+    def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
+        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
+            return
+        self.diagnostics += (diagnostic,)
+        if diagnostic.severity != "info":
+            hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
+            source = self._sources.get(diagnostic.span) if source is None else source
+            logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
+
+
+def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:
+    """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
+    texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
+    names = [tag.raw for text in texts for tag in parse_prompt(text).tags]
+    if names:
+        problems.warning(
+            f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
+            "move it to the prompt, or delete it",
+        )
+
+
+def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
+    """Warn of tags that are for a denoiser, or a part of the prompt, that this model does not have."""
+    for tag in (tag for prompt in prompts for tag in prompt.tags):
+        expert, part = tag.conditions.expert, tag.conditions.part
+        if expert is not None and expert not in model.components:
+            message = f'"{tag.name}" is for the denoiser "{expert}", which this model does not have'
+            problems.warning(f"{message}: it changes none", f"the model has {', '.join(model.components)}", tag.span)
+        if part:
+            message = (
+                f'"{tag.name}" belongs to part {part + 1} of a prompt with AND, which is not painted by itself here'
+            )
+            problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
+
+
+def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic | None:
+    """Return what the user should know about a file of which not all keys were used, or None.
+
+    An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
+    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
+    """
+    if report.used == report.keys:
+        return None
+    family, span = request.lora.family, request.span
+    if report.used == 0:
+        made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
+        reason = next(iter(report.unused.values()), "it has no keys")
+        message = f'LoRA "{report.name}" ({report.path}): none of its {report.keys} keys belongs to {model.description}'
+        return Diagnostic("error", span, f"{message}{made_for}. The first key is {reason}")
+    if "unknown" not in (family, model.family) and family != model.family:
+        return Diagnostic(
+            "warning",
+            span,
+            f'LoRA "{report.name}" seems to be made for {family}, this model is {model.family}: '
+            f"{report.used} of {report.keys} keys fit and are applied",
+            "use a file for this model",
+        )
+    return None
