@@ -1,8 +1,8 @@
 """Hooks that no copy of their module takes along.
 
-`copy.deepcopy(unet)` and `torch.save(unet)` take the hooks of a module with it: the own state of a hook would be copied or
-pickled too, and the copy would go on doing what was asked of the original. So a module with a hook of ours gives, as long
-as it has one, its state without it: a copy is the plain module.
+`copy.deepcopy(unet)` and `torch.save(unet)` take the hooks of a module with it: the own state of a hook would be copied
+or pickled too, and the copy would go on doing what was asked of the original. So a module with a hook of ours gives, as
+long as it has one, its state without it: a copy is the plain module.
 
 Both ways of copying ask the object for `__getstate__`, and find one that lies on the instance.
 """
