@@ -30,6 +30,7 @@ LADDER = (
     "tensors",
     "lora",
     "lora_cache",
+    "hooks",
     "pipelines",
     "targets",
     "merge",
