@@ -35,7 +35,7 @@ LADDER = (
     "merge",
     "regions",
     "stage",
-    "live",
+    "beside",
     "requests",
     "report",
     "placement",
