@@ -36,7 +36,7 @@ LADDER = (
     "merge",
     "regions",
     "stage",
-    "live",
+    "beside",
     "requests",
     "report",
     "placement",
