@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -25,9 +26,10 @@ from torch.nn import functional
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece, delta_of
+from lora_runtime.routes import is_linear, layer_shape
 from lora_runtime.stage import Call, Run, Stage, Varying
 
-__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "reason_against", "uncompiled"]
+__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "dense_bytes", "reason_against", "uncompiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class LiveModule:
     module: nn.Module
     terms: Mapping[str, tuple[LiveTerm, ...]]
     identity: tuple[object, ...]
+    # By parameter, where its own data is not W₀: what gives W₀ dense, in the shape of the layer.
+    bases: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    # The parameters in which nothing is merged: there the module's own output is that of W₀.
+    unmerged: frozenset[str] = frozenset()
 
 
 class Originals(Protocol):
@@ -101,7 +107,14 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._attached:
-                detach = attach(live.module, self.stages[live.component], live.terms, originals, compiled=compiled)
+                detach = attach(
+                    live.module,
+                    self.stages[live.component],
+                    live.terms,
+                    originals,
+                    bases=live.bases,
+                    compiled=compiled,
+                )
                 self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
         for stage in self.stages.values():
             stage.begin(Call())
@@ -139,11 +152,14 @@ def _identity(live: LiveModule, originals: Originals) -> tuple[object, ...]:
     The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
     """
     weights = [
-        (originals.original(parameter).data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        (
+            id(parameter) if name in live.bases else originals.original(parameter).data_ptr(),
+            0 if parameter.is_inference() else parameter._version,
+        )
         for name, terms in live.terms.items()
         for term in terms
         if term.adapter.base_dependent
-        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
+        for parameter in (live.module._parameters.get(name), *(piece.parameter for piece in term.pieces))
         if parameter is not None
     ]
     return *live.identity, *weights
@@ -180,14 +196,15 @@ def attach(
     terms: Mapping[str, Sequence[LiveTerm]],
     originals: Originals,
     *,
+    bases: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
     compiled: bool = False,
 ) -> Callable[[], None]:
     """Let these terms act beside a module from now on; return what ends it.
 
-    `terms` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and to the
-    device of the weight, and follow the module where it goes.
+    `terms` and `bases` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and
+    to the device of the weight, and follow the module where it goes.
     """
-    beside = _Beside(module, stage, *_prepare(module, terms, originals))
+    beside = _Beside(module, stage, *_prepare(module, terms, originals, bases))
     return module.register_forward_hook(uncompiled(beside, compiled), with_kwargs=True).remove
 
 
@@ -241,29 +258,56 @@ class _Dense:
 
 
 def _prepare(
-    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
+    module: nn.Module,
+    terms: Mapping[str, Sequence[LiveTerm]],
+    originals: Originals,
+    bases: Mapping[str, Callable[[], Tensor]],
 ) -> tuple[list[_Factors], list[_Dense]]:
     """Return the factors that can act as two products, and a dense delta for each other strength."""
     products: dict[Part, list[LiveTerm]] = {}
     dense: dict[Varying, dict[str, Tensor]] = {}
-    weights = {
-        name: originals.original(parameter) for name in terms if (parameter := module._parameters[name]) is not None
-    }
+    forms = {name: _form(module, name) for name in terms}
+    weights: dict[str, Tensor] = {}
     for name, here in terms.items():
         for term in here:
-            if name == "weight" and _acts_as_products(module, term):
+            if name == "weight" and _acts_as_products(module, term.adapter):
                 products.setdefault(term.part, []).append(term)
                 continue
+            weight = forms[name]
+            if term.adapter.base_dependent:
+                if name not in weights:
+                    weights[name] = _original(module, name, originals, bases)
+                weight = weights[name]
             deltas = dense.setdefault(term.strength, {})
-            delta = delta_of(weights[name], originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
+            delta = delta_of(weight, originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
             deltas[name] = deltas[name] + delta if name in deltas else delta
     return (
-        [_join(module, part, group, weights["weight"]) for part, group in products.items()],
+        [_join(module, part, group, forms["weight"]) for part, group in products.items()],
         [
-            _Dense(strength, {name: delta.to(_computing(weights[name])[1]) for name, delta in deltas.items()})
+            _Dense(strength, {name: delta.to(forms[name].dtype) for name, delta in deltas.items()})
             for strength, deltas in dense.items()
         ],
     )
+
+
+def _form(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the shape, dtype and device with which a layer computes its parameter; it has no values."""
+    parameter = module._parameters.get(name)
+    others = (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+    like = parameter if parameter is not None else next(others, torch.empty(0))
+    device, dtype = _computing(like)
+    shape = layer_shape(module, name)
+    assert shape is not None
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def _original(module: nn.Module, name: str, originals: Originals, bases: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+    """Return W₀ of a parameter."""
+    if name in bases:
+        return bases[name]().to(_form(module, name).device)
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return originals.original(parameter)
 
 
 def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -276,19 +320,27 @@ def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype
 
 
-def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
+def _acts_as_products(module: nn.Module, adapter: Adapter) -> bool:
     """Return whether U(D·x) can be computed beside this module."""
     if _is_convolution(module):
         grouped = getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False)
-        return not grouped and term.adapter.factors() is not None
-    return _is_linear(module) and term.adapter.factors() is not None
+        return not grouped and adapter.factors() is not None
+    return _is_linear(module) and adapter.factors() is not None
+
+
+def dense_bytes(module: nn.Module, name: str, adapter: Adapter) -> int:
+    """Return the bytes of the dense Δ that an adapter needs to act beside a module; 0 where factors do."""
+    if name == "weight" and _acts_as_products(module, adapter):
+        return 0
+    form = _form(module, name)
+    return form.numel() * form.element_size()
 
 
 def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
     """Put the factors of terms on one part of a weight side by side."""
     ups, downs, bounds, rank = [], [], [], 0
     device, dtype = _computing(weight)
-    rows = module.out_features if isinstance(module, nn.Linear) else weight.shape[0]
+    rows = weight.shape[0]
     for term in terms:
         factors = term.adapter.factors()
         assert factors is not None
@@ -435,7 +487,7 @@ def _is_turned(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_turned(module)
+    return is_linear(module) or _is_turned(module)
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -31,6 +31,7 @@ LADDER = (
     "lora",
     "lora_cache",
     "pipelines",
+    "routes",
     "targets",
     "merge",
     "regions",
