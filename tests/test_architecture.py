@@ -32,6 +32,7 @@ LADDER = (
     "lora_cache",
     "hooks",
     "pipelines",
+    "routes",
     "targets",
     "merge",
     "regions",
