@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from lora_runtime.errors import AmbiguousLoraError, LoraError, LoraFileError, UnknownLoraError
 from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal
+from lora_runtime.foreign import UNFINISHED
 from lora_runtime.header import Hashes, read_header
 
 __all__ = ["Entry", "LoraCatalog"]
@@ -260,10 +261,12 @@ def _escape(name: str) -> str:
 
 
 def _names_file(name: str, path: Path) -> bool:
-    """Return whether `name` means this refused file: the end of its path, with or without the suffix."""
+    """Return whether `name` means this refused file: the end of its path, with or without its one or two suffixes."""
     wanted = tuple(_spellings(name)[1].split("/"))
+    bare = path.with_suffix("")
     return any(
-        tuple(map(_composed, spelled.parts[-len(wanted) :])) == wanted for spelled in (path, path.with_suffix(""))
+        tuple(map(_composed, spelled.parts[-len(wanted) :])) == wanted
+        for spelled in (path, bare, *([bare.with_suffix("")] if bare.suffix.lower() == SUFFIX else []))
     )
 
 
@@ -271,10 +274,11 @@ def _refused(name: str, refusal: Refusal) -> LoraError:
     """Return the error for the name of a file that is there and cannot be used."""
     if refusal.is_link:
         return UnknownLoraError(f"{_quoted(name)} is no usable LoRA: {refusal.path} is {refusal.reason}", name)
-    try:
-        read_header(refusal.path)
-    except LoraFileError as error:
-        return error
+    if not refusal.path.name.lower().endswith(UNFINISHED):
+        try:
+            read_header(refusal.path)
+        except LoraFileError as error:
+            return error
     return LoraFileError(f"{refusal.path}: {refusal.reason}")
 
 

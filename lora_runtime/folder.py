@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from lora_runtime.errors import CatalogError, CorruptFileError, LoraFileError, RefusedFileError
 from lora_runtime.file_index import FileFacts, load_facts, save_facts
+from lora_runtime.foreign import UNFINISHED, kind_of
 from lora_runtime.header import PICKLE_SUFFIXES, Hashes, hashes, read_header, reason_of
 from lora_runtime.metadata import algorithms, family
 
@@ -21,6 +22,7 @@ __all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "name_of"]
 
 SUFFIX = ".safetensors"
 _STEMS_OF_FOLDERS = ("adapter_model", "adapters")  # PEFT's and MLX-LM's
+_UNFINISHED = tuple(SUFFIX + ending for ending in UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def _read(path: Path, size: int, mtime_ns: int) -> FileFacts | Refusal:
         return Refusal(path, reason_of(error, path))
     alias = header.metadata.get("ss_output_name") or None
     counts, ranks = algorithms(header)
+    if not counts and (kind := kind_of(header.tensors)):
+        return FileFacts(size, mtime_ns, refusal=f"this is {kind}")
     return FileFacts(size, mtime_ns, alias, family(header), tuple(counts), ranks)
 
 
@@ -225,6 +229,8 @@ def _walk(
                     yield _link_out(item, target)
             elif suffix in PICKLE_SUFFIXES:
                 yield Refusal(folder / key, f"{suffix} files are pickles, which can run code when read; never opened.")
+            elif key.lower().endswith(_UNFINISHED):
+                yield Refusal(folder / key, "this download is not finished; wait for it, or start it again")
             elif suffix == SUFFIX:
                 found = _file(item, file_roots)
                 yield found if isinstance(found, Refusal) else (key, found)

@@ -28,6 +28,7 @@ from lora_runtime.adapters import (
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraError, LoraFileError
 from lora_runtime.folder import name_of
+from lora_runtime.foreign import kind_of
 from lora_runtime.header import Header, no_collection, read_header, shown
 from lora_runtime.metadata import family
 from lora_runtime.tensors import Shapes, Tensors, read_tensors
@@ -162,8 +163,11 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
     """Return the error for a file without a single adapter."""
     if not found.unused:
         return LoraFileError(f"{path}: holds no tensors")
+    if not found.broken and (what := kind_of(found.unused)):
+        return LoraFileError(f"{path}: this is {what}")
     key, reason = next(iter(found.unused.items()))
-    more = f" (and {len(found.unused) - 1} more keys)" if len(found.unused) > 1 else ""
+    rest = len(found.unused) - 1
+    more = f" (and {rest} more key{'s' if rest > 1 else ''})" if rest else ""
     kind = CorruptFileError if found.broken else LoraFileError
     return kind(f"{path}: no adapter in it can be used: {shown(key)}{more}: {reason}")
 
