@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_runtime.errors import AmbiguousLoraError, LoraError, LoraFileError, UnknownLoraError
-from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal
+from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal, is_of_folder
 from lora_runtime.foreign import UNFINISHED
 from lora_runtime.header import Hashes, read_header
 
@@ -38,20 +38,20 @@ class LoraCatalog:
     several threads.
     """
 
-    def __init__(self, *folders: str | os.PathLike[str], linked_files: bool = False) -> None:
+    def __init__(self, *folders: str | os.PathLike[str], links_out: bool = True) -> None:
         """Take the folders, the first ones first; raises CatalogError for one that is not there.
 
-        Links stay within the folders; with `linked_files` a link to a file may lead anywhere, for people who keep one
-        copy for several programs. Whoever can write into the folders can then have any safetensors file read.
+        Links to files and folders may lead anywhere, for people who keep one copy for several programs, and as in the
+        cache of huggingface_hub. Where others can write into the folders, `links_out=False` keeps links inside.
         """
         self._folders = {path: LoraFolder(path) for path in map(Path, folders)}
         self._roots = tuple(folder.real for folder in self._folders.values())
-        self._file_roots = ("",) if linked_files else self._roots
+        self._links_out = links_out
         self._lock = threading.RLock()
         self._scanned = False
         self._entries: tuple[Entry, ...] = ()
         self._refusals: tuple[Refusal, ...] = ()
-        # By relative path, by stem, by alias: in this order, the first that knows a name decides.
+        # By relative path, by name, by alias, by a stem that all such files have: the first that knows a name decides.
         self._levels: tuple[dict[str, list[Entry]], ...] = ()
 
     @classmethod
@@ -88,8 +88,8 @@ class LoraCatalog:
     def resolve(self, name: str) -> Entry:
         """Return the file that `name` means, as it is now.
 
-        A name is a path in a folder (`style/ink`), a stem (`ink`), an alias, or `#` and 8 or more digits of one of the
-        file's hashes; the first of these that fits decides. Upper and lower case differ. Before it fails, the folders
+        A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
+        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits decides. Upper and lower case differ. Before it fails, the folders
         are looked through once more, so that a new file works at once.
 
         Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
@@ -129,7 +129,7 @@ class LoraCatalog:
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         for folder in self._folders.values():
-            usable, refused = folder.scan(self._roots, self._file_roots)
+            usable, refused = folder.scan(self._roots, links_out=self._links_out)
             entries += usable
             refusals += refused
         self._entries, self._refusals = tuple(entries), tuple(refusals)
@@ -137,11 +137,14 @@ class LoraCatalog:
             _by_name((entry.relative, entry) for entry in entries),
             _by_name((entry.name, entry) for entry in entries),
             _by_name((entry.alias, entry) for entry in entries if entry.alias),
+            _by_name((name, entry) for entry in entries for name in _names_of_folder(entry)),
         )
         self._scanned = True
 
     def _is_one(self, found: list[Entry]) -> bool:
-        return len(found) == 1 and self._folders[found[0].folder].unchanged(found[0], self._file_roots)
+        if len(found) != 1:
+            return False
+        return self._folders[found[0].folder].unchanged(found[0], None if self._links_out else self._roots)
 
     # --- looking up ---
 
@@ -229,6 +232,12 @@ class LoraCatalog:
 
     def _where(self) -> str:
         return _listed(map(_shown, self._folders), "and", quote=str) or "any folder"
+
+
+def _names_of_folder(entry: Entry) -> tuple[str, ...]:
+    """Return what else a file may be called that goes by its folder's name: the folder's path, and its own stem."""
+    folder, _, stem = entry.relative.rpartition("/")
+    return (folder, stem) if is_of_folder(stem) and folder else (stem,) if is_of_folder(stem) else ()
 
 
 def _by_name(pairs: Iterable[tuple[str, Entry]]) -> dict[str, list[Entry]]:

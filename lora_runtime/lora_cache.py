@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES
+from lora_runtime.adapters.training import CONFIG_NAME
 from lora_runtime.lora import Lora, load_lora
 
 __all__ = ["LoraCache"]
@@ -58,7 +58,7 @@ class LoraCache:
 def _stamp(path: Path) -> _Stamp:
     """Return what changes when a file, or what PEFT wrote beside it, is written again."""
     found: list[tuple[int, ...] | None] = []
-    for each in (path, *([path.with_name(CONFIG_NAME)] if path.name in WEIGHTS_NAMES else [])):
+    for each in (path, path.with_name(CONFIG_NAME)):
         try:
             status = each.stat()
         except OSError:
