@@ -56,10 +56,15 @@ class LoraCatalog:
 
     @classmethod
     def default(cls) -> LoraCatalog:
-        """Return the catalog of LORA_RUNTIME_PATH (separated as PATH is), else of models/Lora and loras if there."""
+        """Return the catalog of `default_folders`."""
+        return cls(*cls.default_folders())
+
+    @staticmethod
+    def default_folders() -> tuple[str, ...]:
+        """Return the folders of LORA_RUNTIME_PATH (separated as PATH is), else models/Lora and loras if there."""
         if given := os.environ.get("LORA_RUNTIME_PATH"):
-            return cls(*filter(None, given.split(os.pathsep)))
-        return cls(*(folder for folder in _DEFAULT_FOLDERS if Path(folder).is_dir()))
+            return tuple(filter(None, given.split(os.pathsep)))
+        return tuple(folder for folder in _DEFAULT_FOLDERS if Path(folder).is_dir())
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -85,12 +90,13 @@ class LoraCatalog:
         with self._lock:
             self._scan()
 
-    def resolve(self, name: str) -> Entry:
+    def resolve(self, name: str, *, look_again: bool = True, suggest: bool = True) -> Entry:
         """Return the file that `name` means, as it is now.
 
         A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
         folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits decides. Upper and lower case differ. Before it fails, the folders
-        are looked through once more, so that a new file works at once.
+        are looked through once more, so that a new file works at once; `look_again=False` is for a caller who has just
+        had that done. With `suggest` the error names what comes near.
 
         Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
         RefusedFileError, CorruptFileError or LoraFileError.
@@ -98,12 +104,12 @@ class LoraCatalog:
         with self._lock:
             fresh = self._scan_once()
             found = self._find(name)
-            if not fresh and not self._is_one(found):
+            if not fresh and (look_again or found) and not self._is_one(found):
                 self._scan()
                 found = self._find(name)
             if len(found) == 1:
                 return found[0]
-            raise self._ambiguous(name, found) if found else self._unknown(name)
+            raise self._ambiguous(name, found) if found else self._unknown(name, suggest)
 
     def hashes(self, entry: Entry) -> Hashes:
         """Return the hashes of a file of this catalog, computed once and remembered while it is unchanged.
@@ -129,7 +135,7 @@ class LoraCatalog:
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         for folder in self._folders.values():
-            usable, refused = folder.scan(self._roots, links_out=self._links_out)
+            usable, refused = folder.scan(self._roots, self._links_out)
             entries += usable
             refusals += refused
         self._entries, self._refusals = tuple(entries), tuple(refusals)
@@ -201,14 +207,14 @@ class LoraCatalog:
             return entry.relative
         return f"#{self.hashes(entry).sha256_of_tensors[:_SHOWN_DIGITS]}"
 
-    def _unknown(self, name: str) -> LoraError:
+    def _unknown(self, name: str, suggest: bool) -> LoraError:
         """Return the error for a name that no usable file has."""
         if problem := _escape(name):
             return UnknownLoraError(f"{_quoted(name)} is no name of a LoRA: {problem}", name)
         for refusal in self._refusals:
             if _names_file(name, refusal.path):
                 return _refused(name, refusal)
-        near = self._nearest(name)
+        near = self._nearest(name) if suggest else ()
         text = f"no LoRA named {_quoted(name)} in {self._where()}"
         if not self._folders:
             text += "; make models/Lora or loras here, or set LORA_RUNTIME_PATH"

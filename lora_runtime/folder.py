@@ -72,7 +72,7 @@ class LoraFolder:
         self._unsaved = False
         _check_folder(path)
 
-    def scan(self, roots: tuple[str, ...], *, links_out: bool) -> tuple[list[Entry], list[Refusal]]:
+    def scan(self, roots: tuple[str, ...], links_out: bool) -> tuple[list[Entry], list[Refusal]]:
         """Return what is there now; `links_out`: whether links may leave these real paths.
 
         Only files that are new or changed are read. Raises CatalogError where the folder itself cannot be listed.
