@@ -737,7 +737,7 @@ def test_of_a_large_file_that_is_no_lora_only_the_header_is_read(
     error_of(path, load_lora)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), OSError(12, "Cannot allocate memory")])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory")])
 def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -750,9 +750,26 @@ def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     def none_left(*_: object, **__: object) -> Tensor:
         raise error
 
-    monkeypatch.setattr(tensors.torch, "empty", none_left)
     monkeypatch.setattr(tensors.mmap, "mmap", none_left)
     assert "there is no memory for its 16,777,216 bytes" in str(error_of(path, load_lora))
+
+
+@pytest.mark.parametrize("columns", [4, 1 << 20])
+def test_a_file_is_read_without_numpy(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.1 and 2.2 have none where numpy 2 is installed."""
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    up, down = factors(1, 6, columns)
+    path = write(tmp_path / "a.safetensors", {"x.lora_up.weight": raw(up), "x.lora_down.weight": raw(down)})
+    monkeypatch.setattr(Tensor, "numpy", missing)
+    monkeypatch.setattr(torch, "from_numpy", missing)
+    (adapter,) = load_lora(path).adapters["x"]
+    found = adapter.factors()
+    assert found is not None
+    assert torch.equal(found.up, up)
+    assert torch.equal(found.down, down)
 
 
 @pytest.mark.parametrize("kernel_has_them", [False, True])
