@@ -26,6 +26,7 @@ from lora_runtime.file_index import load_facts
 
 from . import sidecar
 from .sidecar import Sidecar
+from .whole import is_whole, shown_path
 
 __all__ = ["Hidden", "Patience", "Shelf", "SortKey"]
 
@@ -42,6 +43,7 @@ _SHOWN_DIGITS = 12
 _HASH_OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _FEWEST_DIGITS_TO_READ = 12  # of a hash without "#", for which files are read: fewer may be a date, or a name mistyped
 _SHORTEST_SEARCH_FOR_HIDDEN = 4
+_NAMELESS = "its name, or that of a folder that it is in, is not UTF-8, so that no prompt can have it; rename it"
 # Trainers write these where nobody gave a name, so they name nothing.
 _EMPTY_ALIASES = frozenset({"none", "addams"})
 
@@ -112,7 +114,9 @@ class _Index:
         self.entries = entries
         # By path: a folder within another of the given ones would list its files twice.
         books = {entry.path: _Book(entry, roots[entry.folder]) for entry in entries}
-        self.books = sorted(books.values(), key=lambda book: (book.top, *_walk_key(book.relative)))
+        self.nameless = [book for book in books.values() if not is_whole(book.relative)]
+        usable = (book for book in books.values() if is_whole(book.relative))
+        self.books = sorted(usable, key=lambda book: (book.top, *_walk_key(book.relative)))
         self.by_stem: dict[str, list[_Book]] = {}
         for book in self.books:
             self.by_stem.setdefault(_composed(book.entry.name), []).append(book)
@@ -175,9 +179,11 @@ class Shelf:
     def refused(self) -> Mapping[Path, str]:
         """The files that are there and cannot be used, each with its reason."""
         with self._lock:
+            index = self._now()
             # The catalog refuses a link out of its folder, which is entered here all the same.
             inside = {root.path for root in self._roots}
-            return {path: reason for path, reason in self.catalog.refused.items() if path not in inside}
+            found = {path: reason for path, reason in self.catalog.refused.items() if path not in inside}
+            return {**found, **{book.entry.path: _NAMELESS for book in index.nameless}}
 
     def refresh(self) -> None:
         """Look at the folders again; files that have not changed are not read again."""
@@ -204,7 +210,7 @@ class Shelf:
     def name_of(self, entry: Entry) -> str:
         """Return the name of a file as `names` has it."""
         book = self._now().by_path.get(entry.path)
-        return book.name if book else entry.relative
+        return book.name if book else shown_path(entry.relative)
 
     def place_of(self, entry: Entry) -> str:
         """Return the file's path within the user's folder, with "/" and without the suffix."""
@@ -307,6 +313,8 @@ class Shelf:
             if not _is_as_scanned(entry):
                 self.refresh()
                 entry = self.catalog.resolve(name, look_again=False, suggest=suggest)
+            if not is_whole(self.place_of(entry)):
+                raise LoraFileError(f"{shown_path(entry.path)}: {_NAMELESS}")
             return entry, ""
         except UnknownLoraError:
             if _HASH.fullmatch(digits):

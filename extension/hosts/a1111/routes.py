@@ -17,7 +17,9 @@ from lora_runtime.prompt.strength import Curve, Strength
 from lora_runtime.report import LoraReport
 
 from ...session import sha256_of
+from ...whole import shown_path, whole
 from .card_routes import add_routes, replace_routes
+from .guards import Guards
 from .network import LoraNetwork
 
 # FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
@@ -49,13 +51,16 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
         finally:
             asking.release()
 
-    replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras})
-    replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras, "/lora-runtime/explain": explain})
-    add_routes(app, page)
+    guards = Guards(app)
+    replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
+    replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
+    replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
+    add_routes(app, page, guards.page)
 
 
 def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:
     """Return what `network.explain` says, as JSON can hold it."""
+    text = whole(text)
     prompt, requests, report, notices = network.explain(text)
     by_span = {request.span: request for request in requests}
     reports = {lora.sha256: lora for lora in report.loras}
@@ -82,7 +87,7 @@ def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) 
         "te": _as_json(tag.te),
         "unet": _as_json(tag.unet),
         "dyn": tag.dyn,
-        "file": str(lora.path) if lora else None,
+        "file": shown_path(lora.path) if lora else None,
         "sha256": sha256_of(lora) if lora else None,
         "family": lora.family if lora else None,
         "keys": report.keys if report else None,
@@ -104,4 +109,4 @@ def _described(shelf: Any, name: str) -> dict[str, Any]:
         metadata: dict[str, Any] = dict(read_header(entry.path).metadata)
     except LoraError:  # gone or damaged since the folders were looked at
         metadata = {}
-    return {"name": name, "alias": entry.alias or entry.name, "path": str(entry.path), "metadata": metadata}
+    return {"name": name, "alias": entry.alias or entry.name, "path": shown_path(entry.path), "metadata": metadata}
