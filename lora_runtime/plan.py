@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from lora_runtime.live import LiveModule, LiveTerm, reason_against
+from lora_runtime.beside import LiveModule, LiveTerm, reason_against
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, place_adapters, precise_of, unfit
 from lora_runtime.report import LoraReport, Report
