@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from lora_runtime.beside import LiveModule, LiveTerm, reason_against
+from lora_runtime.limits import NO_PLACE, Limits
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, place_adapters, precise_of, unfit
 from lora_runtime.report import LoraReport, Report
@@ -41,8 +41,10 @@ class Plan:
     lives: tuple[LiveModule, ...] = ()
 
 
-def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") -> Plan:
-    """Return the plan for these files on these targets.
+def make_plan(
+    requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None
+) -> Plan:
+    """Return the plan for these files on these targets. `limits`: where on this model a strength cannot vary.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
@@ -58,7 +60,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
         placed, unused = places[sha256]
         varying, fixed = 0, Counter[str]()
         for place in placed:
-            strength, reason = _settled(request, place)
+            strength, reason = _settled(request, place, limits)
             if reason is not None:
                 fixed[reason] += 1
             if strength == 0:
@@ -118,19 +120,11 @@ class _Live:
         self.identity.append((name, identity))
 
 
-# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
-_NO_PLACE = re.compile(
-    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
-    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
-)
-
-
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.
-NO_PLACE = "it reads text or time, which have no place in the picture; left out"
 RUNS_ONCE = "a text encoder runs once, before the first step; the first value counts throughout"
 
 
-def _settled(request: Request, place: Placed) -> tuple[float | Varying, str | None]:
+def _settled(request: Request, place: Placed, limits: Limits | None = None) -> tuple[float | Varying, str | None]:
     """Return the strength at a place; where one that varies cannot act there, one that can and the reason."""
     component, path = place.target.component, place.target.path
     strength = request.strength(component, path)
@@ -143,9 +137,8 @@ def _settled(request: Request, place: Placed) -> tuple[float | Varying, str | No
         # What is meant for some rows or places alone must not act on the others.
         value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
-    if strength.place is not None and _NO_PLACE.search(path):
-        return 0.0, NO_PLACE
-    return strength, once
+    unknown = None if limits is None else limits.reason(component, path, strength)
+    return (strength, once) if unknown is None else (0.0, unknown)
 
 
 def _report(
