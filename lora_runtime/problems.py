@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
