@@ -41,6 +41,7 @@ LADDER = (
     "report",
     "placement",
     "plan",
+    "weights",
     "patcher",
     "clock",
     "ownership",
