@@ -74,7 +74,8 @@ class _Moves:
         module = self._module()
         assert module is not None  # it is calling
         afters = [before() for before in self.calls]
-        result = type(module)._apply(module, *args, **kwargs)
+        own: Callable[..., Any] = type(module)._apply
+        result = own(module, *args, **kwargs)
         for after in afters:
             after()
         return result

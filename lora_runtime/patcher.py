@@ -12,9 +12,9 @@ What may happen to a parameter between apply and restore, and what restore then 
     fused by PEFT while patched, or unfused     the original gets what PEFT has added: unfusing later gives it back
     replaced by another Parameter               nothing: it is not ours (`load_state_dict(assign=True)`)
 
-A write in place is seen by the version counter that autograd keeps. A write through `.data` does not count there: in host
-memory a few bytes of W′ are remembered and looked at. What somebody else has a reference to (a `state_dict()` taken while
-patched) is never filled with the next W′: the storage's count of uses tells.
+A write in place is seen by the version counter that autograd keeps. A write through `.data` does not count there: in
+host memory a few bytes of W′ are remembered and looked at. Memory that somebody else refers to (a `state_dict()` taken
+while patched) is never filled with the next W′: the storage's count of uses tells.
 """
 
 from __future__ import annotations
@@ -186,9 +186,10 @@ class Patcher:
 
     @_plain_mode
     def restore(self, *, release: bool = False, among: Iterable[Weight] | None = None) -> int:
-        """Give these parameters (all) their originals back; return how many were patched. `release` frees the buffers too.
+        """Give these parameters (all) their originals back; return how many were patched.
 
-        One that fails, for want of memory, keeps no other from its original; then the first error goes on.
+        `release` frees the buffers too. One that fails, for want of memory, keeps no other from its original; the error
+        goes on then.
         """
         written: list[Weight] = []
         count, failure = 0, None
@@ -247,7 +248,9 @@ class Patcher:
 
     def _replaced(self, weight: Weight) -> bool:
         """Go on with the Parameter that took the place of this one, if one did; return whether."""
-        if all((m := reference()) is None or m._parameters.get(n) is weight.parameter for reference, n in weight.places):
+        if all(
+            (m := reference()) is None or m._parameters.get(n) is weight.parameter for reference, n in weight.places
+        ):
             return False
         other = weight.replacement()
         if other is not None:
@@ -297,10 +300,10 @@ class Patcher:
         buffer = weight.buffer
         if weight.original is not None:
             buffer, known = weight.parameter.data, 2  # and the parameter itself
-        if buffer is not None and _same_layout(buffer, torch.empty_like(original, device="meta"), device):
-            if not is_shared(buffer, known):
-                weight.shown = None  # where it is bound now, what it shows changes under it
-                return buffer
+        fits = buffer is not None and _same_layout(buffer, torch.empty_like(original, device="meta"), device)
+        if buffer is not None and fits and not is_shared(buffer, known):
+            weight.shown = None  # where it is bound now, what it shows changes under it
+            return buffer
         return torch.empty_like(original, device=device)
 
     def _restore(self, weight: Weight, written: list[Weight]) -> None:
@@ -350,9 +353,9 @@ def _warn_of(written: Sequence[Weight]) -> None:
     if written:
         some = "1 weight was" if len(written) == 1 else f"{len(written)} weights were"
         logger.warning(
-            "%s written while LoRAs were applied (by an optimizer's step, load_state_dict, an EMA copy, fusing …): the new "
-            "values stay. Where they were made from the weights as they were then, the LoRAs are baked into them; train "
-            "and fuse outside of the block to avoid that",
+            "%s written while LoRAs were applied (by an optimizer's step, load_state_dict, an EMA copy, fusing …): the "
+            "new values stay. Where they were made from the weights as they were then, the LoRAs are baked into them; "
+            "train and fuse outside of the block to avoid that",
             some,
         )
 
@@ -393,9 +396,7 @@ def _copy_to_host(parameter: nn.Parameter, buffer: Tensor | None) -> Tensor:
     return buffer.copy_(value)
 
 
-def _choose_in_place(
-    asked: Sequence[tuple[Assignment, Weight]], originals: Originals
-) -> dict[torch.device, bool]:
+def _choose_in_place(asked: Sequence[tuple[Assignment, Weight]], originals: Originals) -> dict[torch.device, bool]:
     """Return for each device whether its weights are written in place (True) or bound anew (False)."""
     touched: dict[torch.device, int] = {}
     held: dict[torch.device, int] = {}

@@ -1,8 +1,8 @@
 """One parameter: its original W₀, the W′ that it shows, and what happened to it in between.
 
 The original is never written (except in place, see below). Patching binds a new tensor to the Parameter with
-`parameter.data = W′`; the old tensor *is* the backup, and restoring binds it again: no copy, about 1 µs a weight, exact by
-construction. W′ belongs to the parameter alone while it is shown, so that it goes where the parameter goes.
+`parameter.data = W′`; the old tensor *is* the backup, and restoring binds it again: no copy, about 1 µs a weight, exact
+by construction. W′ belongs to the parameter alone while it is shown, so that it goes where the parameter goes.
 
 In place (`originals="host"`), for devices without room for both: the original is copied to host memory, its storage is
 written, and restoring copies back. Addresses stay.
@@ -227,7 +227,7 @@ _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count"
 
 
 def is_shared(tensor: Tensor, known: int) -> bool:
-    """Return whether somebody beside `known` tensors refers to the memory of this one; True where it cannot be asked."""
+    """Return whether others than `known` tensors refer to the memory of this one; True where it cannot be asked."""
     if _use_count is None:
         return True
     storage = tensor.untyped_storage()
@@ -235,7 +235,7 @@ def is_shared(tensor: Tensor, known: int) -> bool:
 
 
 def tell_autograd(parameter: nn.Parameter) -> None:
-    """Let a backward pass through what the parameter was fail, as after any other write, instead of using what it is."""
+    """Let a backward pass through what the parameter was fail, as after any other write: it would use what is now."""
     if parameter.is_inference():
         return
     uses: Callable[[], int] | None = getattr(parameter, "_use_count", None)
@@ -287,9 +287,7 @@ def _sample(parameter: nn.Parameter, pointer: int) -> bytes | None:
     return ctypes.string_at(pointer + first * size, bytes_) + ctypes.string_at(pointer + second * size, bytes_)
 
 
-def _indices(
-    numel: int, shape: torch.Size, strides: tuple[int, ...], size: int
-) -> list[tuple[int, ...]]:
+def _indices(numel: int, shape: torch.Size, strides: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
     """Return the indices of the sampled elements of a weight that lay in memory with these strides."""
     starts, length = _spots(numel, size)
     order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
@@ -297,7 +295,7 @@ def _indices(
     for place in (start + step for start in starts for step in range(length)):
         index = [0] * len(shape)
         for dim in order:
-            index[dim], place = divmod(place, strides[dim]) if strides[dim] else (0, place)  # noqa: PLW2901
+            index[dim], place = divmod(place, strides[dim]) if strides[dim] else (0, place)
         found.append(tuple(index))
     return found
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Host", "ModelView", "compiled", "plain"]
+from lora_runtime.errors import ModelError
+
+__all__ = ["Host", "ModelView", "WeakView", "compiled", "compiled_later", "plain"]
 
 
 def _nothing() -> None:
@@ -37,6 +41,23 @@ class ModelView:
     guided: Callable[[], bool | None] = _nothing
 
 
+class WeakView:
+    """A view that keeps no model: the components are there as long as somebody else has them."""
+
+    def __init__(self, view: ModelView) -> None:
+        self.description = view.description
+        self._rest = replace(view, components={})
+        self._components = {name: weakref.ref(component) for name, component in view.components.items()}
+
+    def view(self) -> ModelView:
+        """Return the view again; ModelError where a component is gone."""
+        components = {name: reference() for name, reference in self._components.items()}
+        found = {name: component for name, component in components.items() if component is not None}
+        if len(found) < len(components):
+            raise ModelError(f"{self.description} is gone: apply to a model that there is")
+        return replace(self._rest, components=MappingProxyType(found))
+
+
 class Host(Protocol):
     """A kind of model and how to look at it."""
 
@@ -61,3 +82,9 @@ def compiled(*modules: nn.Module) -> bool:
         for module in modules
         for inner in module.modules()
     )
+
+
+def compiled_later(*modules: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether torch.compile has made code of them by then; it keeps none of them."""
+    references = [weakref.ref(module) for module in modules]
+    return lambda: compiled(*(module for reference in references if (module := reference()) is not None))
