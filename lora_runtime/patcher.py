@@ -228,7 +228,7 @@ class Patcher:
         if parameter.is_meta or weight.shown is None:
             return True
         moved = parameter.data_ptr() != weight.pointer
-        ours = weight.sampled_alike()
+        ours = weight.fused_now() == weight.fused and weight.sampled_alike()
         if ours and (weight.written() or (weight.sample is None and moved)):
             ours = self._shows_what_we_made(weight)
         if ours:
@@ -239,7 +239,7 @@ class Patcher:
         assert original is not None
         weight.end()
         if added is not None:
-            _write(parameter, original, added)
+            _write(parameter, None if in_place else original, added)
         elif not in_place and not moved and _same_layout(parameter.data, original):
             parameter.data = original.copy_(parameter.data)
         if added is None:
@@ -273,8 +273,13 @@ class Patcher:
         return made.shape == data.shape and torch.equal(made.to(data.device, data.dtype), data)
 
     def _added_by_peft(self, weight: Weight) -> Tensor | None:
-        """Return what PEFT has added to W′ by fusing its own adapters, or None where it has not."""
-        return None
+        """Return W₀ with what PEFT has added to W′ by fusing adapters of its own, or None where it has not."""
+        if weight.fused_now() == weight.fused or weight.original is None:
+            return None
+        original, data = weight.original, plain_data(weight.parameter)
+        wide = torch.promote_types(original.dtype, torch.float32)
+        made = self._again(weight).to(data.device, wide)
+        return (original.to(data.device, wide) + (data.to(wide) - made)).to(data.dtype)
 
     def _fill(self, assignment: Assignment, weight: Weight, in_place: bool, workspace: Workspace) -> Tensor:
         """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""
@@ -360,13 +365,12 @@ def _warn_of(written: Sequence[Weight]) -> None:
         )
 
 
-def _write(parameter: nn.Parameter, original: Tensor, value: Tensor) -> None:
-    """Show a value in the original's storage."""
-    original.copy_(value)
-    if parameter.device == original.device:
-        parameter.data = original
+def _write(parameter: nn.Parameter, original: Tensor | None, value: Tensor) -> None:
+    """Show a value in the original's storage where there is one on the device, else in the parameter's."""
+    if original is not None and _same_form(parameter, original):
+        parameter.data = original.copy_(value)
     else:
-        parameter.data.copy_(value)
+        plain_data(parameter).copy_(value)
 
 
 def _same_form(parameter: nn.Parameter, original: Tensor) -> bool:

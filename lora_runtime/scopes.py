@@ -32,6 +32,10 @@ class _Reach:
         self.weights = list({id(w): w for home in self.homes for w in home.weights.values()}.values())
         self._tables = [(home.weights, module._parameters) for home, module in zip(self.homes, modules, strict=True)]
         self._tables = [(weights, table) for weights, table in self._tables if table]
+        for module in modules:
+            if hasattr(module, "merged_adapters") and "base_layer" in module._modules:
+                for weight in PATCHER.home(module._modules["base_layer"]).weights.values():  # type: ignore[arg-type]
+                    weight.tuner = weakref.ref(module)
         self.serials = frozenset(chain((home.serial for home in self.homes), (w.serial for w in self.weights)))
 
     def fits(self, modules: list[nn.Module]) -> bool:

@@ -44,6 +44,7 @@ class Weight:
         "__weakref__",
         "asks",
         "buffer",
+        "fused",
         "in_place",
         "layout",
         "original",
@@ -54,6 +55,7 @@ class Weight:
         "serial",
         "shown",
         "stamp",
+        "tuner",
         "unhook",
     )
 
@@ -71,6 +73,8 @@ class Weight:
         self.layout: tuple[torch.dtype, tuple[int, ...]] = parameter.dtype, ()
         self.sample: bytes | None = None
         self.unhook: Callable[[], None] | None = None
+        self.tuner: Callable[[], nn.Module | None] | None = None  # PEFT's layer around the weight's own
+        self.fused: tuple[str, ...] = ()  # the adapters that PEFT had fused into the weight at the last look
 
     @property
     def patched(self) -> bool:
@@ -104,6 +108,7 @@ class Weight:
         self.pointer = parameter.data_ptr()
         self.layout = parameter.dtype, parameter.stride()
         self.sample = _sample(parameter, self.pointer)
+        self.fused = self.fused_now()
 
     def end(self) -> None:
         """Forget the patch: what the parameter shows is its own."""
@@ -136,7 +141,13 @@ class Weight:
             and parameter.dtype == self.layout[0]
             and not _written(parameter, self.stamp)
             and (self.sample is None or _sample(parameter, self.pointer) == self.sample)
+            and (self.tuner is None or self.fused_now() == self.fused)
         )
+
+    def fused_now(self) -> tuple[str, ...]:
+        """Return the adapters of its own that PEFT has added to the weight."""
+        layer = None if self.tuner is None else self.tuner()
+        return tuple(getattr(layer, "merged_adapters", ()))
 
     def written(self) -> bool:
         """Return whether autograd counts a write since the last `look`."""

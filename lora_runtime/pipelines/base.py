@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lora_runtime.errors import ModelError
@@ -66,9 +67,22 @@ class Host(Protocol):
         ...
 
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def plain(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of torch.compile and PEFT."""
+    """Return the module inside the wrappers of torch.compile, PEFT and torch's data parallelism.
+
+    ModelError for a traced or scripted one, whose code has its weights by other means.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"cannot patch a {type(module).__name__}: it is traced or scripted; apply to the module it was made of, "
+            "and trace that again"
+        )
     inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, _PARALLEL):
+        inner = module.module
     unwrap = getattr(module, "get_base_model", None)
     if inner is None and callable(unwrap):
         inner = unwrap()
