@@ -237,9 +237,10 @@ def test_a_plain_with_in_a_task_says_who_holds_and_what_to_write(folder: Path) -
     async def main() -> None:
         holding = asyncio.create_task(hold(), name="painter")
         await asyncio.sleep(0.05)
+        applied = lora_runtime.apply(pipe, "<lora:wash>", loras=folder)
         with pytest.raises(lora_runtime.ModelBusyError, match=r'task "painter".*a cat.*use "async with') as caught:
-            with lora_runtime.apply(pipe, "<lora:wash>", loras=folder):
-                pass
+            applied.__enter__()
+        applied.restore()
         assert "Pipeline" in str(caught.value)
         with pytest.raises(lora_runtime.ModelBusyError):
             _ = lora_runtime.apply(pipe, "<lora:wash>", loras=folder).report
