@@ -9,6 +9,7 @@
     │   ├── RefusedFileError        a format that could run code when read: convert it
     │   └── CorruptFileError        not valid safetensors, or its tensors contradict each other
     ├── ModelError              the model cannot be patched as it is now
+    │   ├── ModelBusyError          somebody else has it: wait longer, or leave that block earlier
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
     └── RegionError             a mask cannot be used: another file, or a box
 
@@ -28,6 +29,7 @@ __all__ = [
     "CorruptFileError",
     "LoraError",
     "LoraFileError",
+    "ModelBusyError",
     "ModelError",
     "NoMatchError",
     "RefusedFileError",
@@ -80,6 +82,10 @@ class CorruptFileError(LoraFileError):
 
 class ModelError(LoraError):
     """The model cannot be patched as it is now."""
+
+
+class ModelBusyError(ModelError):
+    """Somebody else has the model, or a part of it; the message names who."""
 
 
 class NoMatchError(ModelError):
