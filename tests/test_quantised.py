@@ -94,8 +94,6 @@ def test_what_has_no_two_factors_acts_beside_too_and_the_report_says_why(
 ) -> None:
     factors = {f"first.hada_w{i}_a": torch.randn(8, 2) for i in "12"}
     factors |= {f"first.hada_w{i}_b": torch.randn(2, 6) for i in "12"}
-        for side in "ab"
-    }
     save_file(factors, tmp_path / "loha.safetensors")
     model, inputs = Model(kind), torch.randn(5, 6)
     f = {key.removeprefix("first.hada_"): value.double() for key, value in factors.items()}
