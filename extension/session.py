@@ -7,6 +7,7 @@ that the next picture with the same tags has nothing to do.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import weakref
 from collections import Counter
@@ -33,6 +34,8 @@ from .denoising import Denoising
 from .notices import Notice, notice_of
 from .rows import seen_by
 from .shelf import Shelf
+
+_log = logging.getLogger("lora_runtime")
 
 # The prompt in which the span of a request's tag is.
 Source = Callable[[Request], str]
@@ -75,7 +78,7 @@ class Session:
         """Return a request for each tag whose files are found and can be read, and what there is to say.
 
         `source` is the prompt in which the spans of the tags are; `hires` asks for the strengths of the second pass.
-        Masks lie in the folders of the LoRA files.
+        Masks lie in the folders of the LoRA files. Whatever goes wrong with a tag costs that one alone.
         """
         requests: list[Request] = []
         notices: list[Notice] = []
@@ -85,12 +88,16 @@ class Session:
                 lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
                 region = tag.conditions.region
                 place = None if region is None else find_place(region, self.shelf.folders)
+                requests.append(request_of(tag, lora, hires=hires, seed=seed, side=side, place=place))
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
+            except Exception as error:  # what nobody foresaw is no reason to lose the other tags
+                notices.append(_notice("error", f'"{tag.name}" cannot be used: {_told(error)}', tag, source))
+                _log.error("a LoRA cannot be used", exc_info=True)
+                continue
             if remark:
                 notices.append(_notice("warning", remark, tag, source))
-            requests.append(request_of(tag, lora, hires=hires, seed=seed, side=side, place=place))
         return requests, notices
 
     # --- files to weights ---
@@ -98,9 +105,10 @@ class Session:
     def show(self, model: Any, requests: Sequence[Request], source: Source = _nowhere) -> tuple[Report, list[Notice]]:
         """Make the model show just these, whatever it or another model showed before.
 
-        If it fails, no weight is patched. What is shown already costs a look at each weight: 0.8 ms for the 741 of an
-        SDXL UNet, where planning and patching anew would take 6 ms before the first product. Where the prompts of a
-        batch ask for different weights of the text encoders, these are the first prompt's; see `encode_for`.
+        Those that cannot be shown are left out of `wanted`, each with a notice. If it fails altogether, no weight is
+        patched. What is shown already costs a look at each weight: 0.8 ms for the 741 of an SDXL UNet, where planning
+        and patching anew would take 6 ms before the first product. Where the prompts of a batch ask for different
+        weights of the text encoders, these are the first prompt's; see `encode_for`.
         """
         with self._lock:
             self._wanted = tuple(requests)
@@ -111,8 +119,39 @@ class Session:
             if not requests:
                 return Report(), []
             looked_at = view(model)
-            report = self._present(model, looked_at, Row())
-            return report, _judged(report, requests, looked_at, source)
+            notices: list[Notice] = []
+            try:
+                report = self._present(model, looked_at, Row())
+            except Exception as error:
+                _log.error("LoRAs cannot be applied together", exc_info=True)
+                report, notices = self._show_what_can_be(model, looked_at, tuple(requests), error, source)
+            return report, notices + _judged(report, self._wanted, looked_at, source)
+
+    def _show_what_can_be(
+        self, model: Any, looked_at: ModelView, requests: tuple[Request, ...], error: Exception, source: Source
+    ) -> tuple[Report, list[Notice]]:
+        """Show those of the requests with which it works, the first ones first; say of each other why it does not."""
+        failed: list[tuple[Request, Exception]] = []
+        kept: tuple[Request, ...] = ()
+        report = Report()
+        for request in requests if len(requests) > 1 else ():
+            self._wanted = (*kept, request)
+            try:
+                report = self._present(model, looked_at, Row())
+                kept = self._wanted
+            except Exception as reason:
+                failed.append((request, reason))
+        self._wanted = kept
+        if not kept:
+            return Report(), [Notice("error", f"no LoRA is applied: {_told(error)}")]
+        report = self._present(model, looked_at, Row())
+        return report, [
+            notice_of(
+                Diagnostic("error", request.span, f'"{request.lora.name}" cannot be applied: {_told(reason)}'),
+                source(request),
+            )
+            for request, reason in failed
+        ]
 
     def encode_for(self, model: Any, row: Row) -> None:
         """Make the text encoders show what one row of the batch asks for, until `show_again`."""
@@ -278,6 +317,11 @@ def _in_part(lora: LoraReport) -> str:
 
 def _as_predicate(reason: str) -> str:
     return reason if reason.startswith(("for ", "made for ")) else f"unused: {reason}"
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says; its kind too where it is none of ours, whose messages speak for themselves."""
+    return str(error) if isinstance(error, LoraError) else f"{type(error).__name__}: {error}"
 
 
 def _notice(severity: Severity, message: str, tag: LoraTag, source: str) -> Notice:

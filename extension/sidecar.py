@@ -6,9 +6,11 @@ other tools have put into the same file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 __all__ = ["Sidecar", "find_description", "find_preview", "read", "sidecar_path", "write"]
 
 _BROKEN_SUFFIX = ".broken"
+_ON_WINDOWS = os.name == "nt"
+_WAITS = (0.02, 0.1, 0.3)  # seconds that a scanner of viruses, or a tool that is reading, gets to close a file
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,24 @@ def _write_whole(target: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes it readable for its owner alone; notes are shared like the files beside them.
-        draft.chmod(mode)
-        draft.replace(target)
+        if not _ON_WINDOWS:  # there a mode is no more than "read-only", which would keep the draft from its place
+            with contextlib.suppress(OSError):  # some network folders have no modes
+                # mkstemp makes it readable for its owner alone; notes are shared like the files beside them.
+                draft.chmod(mode)
+        _take_place(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Rename the draft; wait a moment for a program that has the target open, which hinders only on Windows."""
+    for seconds in _WAITS:
+        try:
+            draft.replace(target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    draft.replace(target)
 
 
 def _umask() -> int:

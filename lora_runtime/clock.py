@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.live import uncompiled
+from lora_runtime.beside import uncompiled
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.stage import Call, Row, Side, Stage

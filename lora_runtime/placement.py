@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Rows
+from lora_runtime.beside import reason_against
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.live import reason_against
 from lora_runtime.lora import Lora
 from lora_runtime.merge import Piece, region_of
 from lora_runtime.routes import Route, layer_shape

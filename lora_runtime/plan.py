@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lora_runtime.live import LiveModule, LiveTerm, dense_bytes, reason_against
+from lora_runtime.beside import LiveModule, LiveTerm, dense_bytes, reason_against
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, Placement, place_adapters
 from lora_runtime.report import LoraReport, Report

@@ -86,6 +86,64 @@ def test_two_lora_files_of_one_name_are_said(webui: WebUI, ink: loras.File) -> N
     assert "ink" in done.comments[0]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_files_of_every_precision_are_applied(webui: WebUI, dtype: str) -> None:
+    """On the WebUI's own torch, 2.1, a CPU cannot do everything with halves."""
+    import torch
+
+    file = loras.write(webui.loras / "ink.safetensors", plain(), dtype=getattr(torch, dtype))
+    assert webui.generate("a <lora:ink:0.5>").comments == []
+    assert shows(webui, file, 0.5)
+
+
+def test_what_one_file_does_to_the_library_costs_that_file_alone(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras.write(webui.loras / "odd.safetensors", plain(), seed=3)
+    cache = webui.owner("lora").session.cache
+    load = type(cache).load
+
+    def fail(self: Any, path: Any, **kwargs: Any) -> Any:
+        if path.stem == "odd":
+            raise RuntimeError("not implemented for 'Half'")
+        return load(self, path, **kwargs)
+
+    monkeypatch.setattr(type(cache), "load", fail)
+    done = webui.generate("a <lora:odd:1> <lora:ink:0.5>")
+    assert done.comments == ["LoRA error: column 3: \"odd\" cannot be used: RuntimeError: not implemented for 'Half'"]
+    assert shows(webui, ink, 0.5)
+
+
+def test_prompts_encoded_without_a_lora_are_not_kept_as_if_they_had_been_with_it(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_runtime import patcher
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(patcher, "merge_into", fail)
+        webui.generate("a <lora:ink>")
+    done = webui.generate("a <lora:ink>")
+    assert webui.changed(done.passes[0].conditioning.weights)
+
+
+def test_an_embedding_that_the_program_cannot_read_costs_itself_alone(webui: WebUI) -> None:
+    import torch
+
+    more = {"bundle_emb.bad.string_to_param.a": torch.zeros(1, 12), "bundle_emb.bad.string_to_param.b": torch.zeros(1)}
+    ink = loras.write(webui.loras / "ink.safetensors", plain(), more=more)
+    webui.module("textual_inversion.textual_inversion").create_embedding_from_data = _raises
+    done = webui.generate("a <lora:ink:0.5>")
+    assert done.comments == ['LoRA error: the embedding "bad" in "ink" cannot be used: ValueError: no embedding']
+    assert shows(webui, ink, 0.5)
+
+
+def _raises(*_: Any, **__: Any) -> Any:
+    raise ValueError("no embedding")
+
+
 # --- prompts that ask for what the program cannot do ---
 
 
@@ -175,6 +233,23 @@ def test_the_console_has_it_where_the_settings_say_so(
     webui.options.lora_not_found_warning_console = on
     webui.generate("a <lora:nobody>", n_iter=2)
     assert capsys.readouterr().out.count('no LoRA named "nobody"') == int(on)
+
+
+def test_a_console_without_the_characters_loses_no_notice(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    written = io.BytesIO()
+    console = io.TextIOWrapper(written, encoding="cp1252", write_through=True)
+    webui.options.lora_not_found_warning_console = True
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", console)
+        done = webui.generate("a <lora:日本:1> <lora:nobody> <lora:ink:0.5>")
+    lines = written.getvalue().decode("cp1252").splitlines()
+    assert len(done.comments) == len(lines) == 2
+    assert "\\u65e5\\u672c" in lines[0]
+    assert shows(webui, ink, 0.5)
 
 
 @pytest.mark.parametrize("on", [False, True])

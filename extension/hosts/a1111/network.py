@@ -17,6 +17,7 @@ from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
 
+from ...console import say
 from ...infotext import HASHES_FIELD, format_hashes
 from ...notices import Notice, Notices, notice_of
 from ...session import Session, identity
@@ -166,7 +167,9 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             self._builtin_may_have_patched = False
         _, said = self.session.show(model, requests, batch.text_of)
         notices += said
-        self._show_embeddings(requests, model)
+        # Without those that could not be shown: what is encoded now must not be kept as if they had been.
+        requests = list(self.session.wanted)
+        notices += self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires)
         return requests
 
@@ -196,8 +199,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             asked.append(loaded[key])
         return of_batch(asked)
 
-    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> None:
-        self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
+    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> list[Notice]:
+        return self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
 
     def _with_always_on(self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice]) -> tuple[Prompt, ...]:
         """Give each prompt the LoRA that every prompt gets, unless it has it; the texts then show it too."""
@@ -246,6 +249,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
                 p.lora_hashes[tag.name] = self.session.shelf.short_hash(self.session.shelf.find(tag.name)[0])
             except LoraError:
                 continue  # said already
+            except Exception:  # the picture has its LoRAs, and is worth more than this line
+                errors.report(f'[lora-runtime] no hash of "{tag.name}" for the infotext', exc_info=True)
         p.extra_generation_params.pop(HASHES_FIELD, None)
         if p.lora_hashes:
             p.extra_generation_params[HASHES_FIELD] = format_hashes(p.lora_hashes)
@@ -259,7 +264,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         for notice in sorted(said.add(notices), key=lambda new: (not new.column, new.line, new.column)):
             p.comment(str(notice))
             if self.settings.warn_in_console:
-                print(f"[lora-runtime] {notice}")
+                say(str(notice))
             if self.settings.warn_in_popup and notice.severity == "error":
                 gr.Warning(str(notice))
 
