@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 
+import torch
 from torch import nn
 
 from lora_runtime.beside import Live
 from lora_runtime.patcher import Originals, Patcher
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
+from lora_runtime.routes import give_back_copies
 from lora_runtime.targets import Targets
 
 __all__ = ["ModelState", "owned"]
@@ -71,6 +73,7 @@ class ModelState:
 
         `compiled`: whether torch.compile made code of a part of it, as its view says.
         """
+        self._give_back_copies()
         try:
             self.patcher.apply(plan.assignments, originals)
             self.live.apply(plan.lives, self.patcher, compiled=compiled)
@@ -78,10 +81,17 @@ class ModelState:
             self.restore()
             raise
 
+    def _give_back_copies(self) -> None:
+        """Let no change stay in layers that were fused out of patched ones."""
+        if self._targets is not None and self.patcher.patched:
+            with torch.no_grad():
+                give_back_copies(self._targets[1].attentions(), self.patcher.original)
+
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""
         self.holder = None
         self.live.clear()
+        self._give_back_copies()
         return self.patcher.restore(release=release)
 
 

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.merge import Piece, Term, Workspace, merge_into, rows_of
+from lora_runtime.errors import StrengthError
+from lora_runtime.merge import Piece, Term, Workspace, delta_of, merge_into, rows_of
 from lora_runtime.plan import Assignment
 
 __all__ = ["Originals", "Patcher"]
@@ -108,7 +109,7 @@ class Patcher:
             stale = {id(a.parameter) for a, mode in modes if not self._is_current(a, mode)}
             changed = [(a, mode) for a, mode in modes if not stale.isdisjoint(_reads(a))]
             workspace = Workspace()
-            bindings = [(a, self._fill(a, mode, workspace)) for a, mode in changed]
+            bindings = [(a, self._filled(a, mode, workspace)) for a, mode in changed]
             for assignment, buffer in bindings:
                 self._bind(assignment, buffer)
         except BaseException:
@@ -156,6 +157,22 @@ class Patcher:
         if not intact:
             self._restore(key)
         return False
+
+    def _filled(self, assignment: Assignment, in_place: bool, workspace: Workspace) -> Tensor:
+        """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
+        try:
+            return self._fill(assignment, in_place, workspace)
+        except OverflowError as error:
+            weight = self.original(assignment.parameter)
+            sizes = [
+                abs(term.strength) * float(delta_of(weight, term.adapter, term.dyn, term.part).abs().max())
+                for term in self._terms(assignment)
+            ]
+            most = sizes.index(max(sizes))
+            sha256, strength = str(assignment.identity[most][0]), assignment.terms[most].strength  # type: ignore[index]
+            raise StrengthError(
+                f"{assignment.target} would be {error}, at strength {strength:g}: use a lower strength", sha256
+            ) from error
 
     def _fill(self, assignment: Assignment, in_place: bool, workspace: Workspace) -> Tensor:
         """Compute W′ of one parameter into its buffer (in place: into its own storage) and return the buffer."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
+from lora_runtime.errors import StrengthError
 from lora_runtime.lookup import Loras, load_tags
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
@@ -184,7 +185,14 @@ def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None
                 problems.judgement(judge(report, request, model))
                 problems.unmoved(report, request)
     state.holder = None
-    state.apply(plan, applied._originals, compiled=bool(plan.lives) and model.compiled())
+    try:
+        state.apply(plan, applied._originals, compiled=bool(plan.lives) and model.compiled())
+    except StrengthError as error:  # costs its own tags, as a file that does not fit does
+        for request in (asked for asked in applied._requests if asked.lora.sha256 == error.sha256):
+            problems.error(StrengthError(f'LoRA "{request.lora.name}": {error}'), request.span)
+        applied._requests = tuple(asked for asked in applied._requests if asked.lora.sha256 != error.sha256)
+        _patch(state, applied, problems)
+        return
     applied._clock = Clock(model, state.live.stages, applied._images) if plan.lives else None
     if applied._clock is not None:
         state.live.until_then(applied._clock.stop)
