@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from lora_runtime.beside import LiveModule, LiveTerm, dense_bytes, reason_against
+from lora_runtime.limits import Limits
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, Placement, place_adapters
 from lora_runtime.report import LoraReport, Report
@@ -19,7 +19,7 @@ from lora_runtime.requests import BEFORE, Request, add_up
 from lora_runtime.stage import Varying
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["NO_PLACE", "RUNS_ONCE", "Assignment", "Plan", "make_plan"]
+__all__ = ["RUNS_ONCE", "Assignment", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Plan:
     lives: tuple[LiveModule, ...] = ()
 
 
-def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") -> Plan:
-    """Return the plan for these files on these targets.
+def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
+    """Return the plan for these files on these targets. `limits`: where on this model a strength cannot vary.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
@@ -53,7 +53,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") ->
     reports = []
     for request in add_up(requests):
         placement = place_adapters(request.lora, targets)
-        strengths = _Strengths(request)
+        strengths = _Strengths(request, limits)
         found = _Found()
         sha256, dyn = request.lora.sha256, request.dyn
         for place in placement.placed:
@@ -140,23 +140,16 @@ class _Found:
         self.dense += dense_bytes(place.target.module, place.name, place.adapter)
 
 
-# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
-_NO_PLACE = re.compile(
-    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
-    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
-)
-
-
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.
-NO_PLACE = "it reads text or time, which have no place in the picture; left out"
 RUNS_ONCE = "a text encoder runs once, before the first step; the first value counts throughout"
 
 
 class _Strengths:
     """The strengths of one request; asked once for a component where blocks do not matter."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, limits: Limits | None) -> None:
         self._request = request
+        self._limits = limits
         self._by_component: dict[str, tuple[float | Varying, str | None]] = {}
 
     def at(self, place: Placed) -> tuple[float | Varying, str | None]:
@@ -169,7 +162,7 @@ class _Strengths:
             asked = self._by_component[component] = self._asked(component, "") if known is None else known
         strength, once = asked
         if isinstance(strength, Varying):
-            return _settled(strength, place, once)
+            return _settled(strength, place, once, self._limits)
         if strength != 0 and place.route.kind == "beside":
             return Varying(strength), once
         return asked
@@ -180,16 +173,17 @@ class _Strengths:
         return self._request.strength(component, path), once
 
 
-def _settled(strength: Varying, place: Placed, once: str | None) -> tuple[float | Varying, str | None]:
+def _settled(
+    strength: Varying, place: Placed, once: str | None, limits: Limits | None
+) -> tuple[float | Varying, str | None]:
     """Return what of a strength that varies can act at a place, and the reason where that is not all."""
     reason = reason_against(place.target.module, place.name)
     if reason is not None:
         # What is meant for some rows or places alone must not act on the others.
         value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
-    if strength.place is not None and _NO_PLACE.search(place.target.path):
-        return 0.0, NO_PLACE
-    return strength, once
+    unknown = None if limits is None else limits.reason(place.target.component, place.target.path, strength)
+    return (strength, once) if unknown is None else (0.0, unknown)
 
 
 def _report(request: Request, placement: Placement, found: _Found) -> LoraReport:

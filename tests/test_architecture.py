@@ -20,6 +20,7 @@ LADDER = (
     "errors",
     "blocks",
     "prompt",
+    "foreign",
     "header",
     "metadata",
     "file_index",
