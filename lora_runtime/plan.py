@@ -42,9 +42,7 @@ class Plan:
     lives: tuple[LiveModule, ...] = ()
 
 
-def make_plan(
-    requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None
-) -> Plan:
+def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
     """Return the plan for these files on these targets. `limits`: where on this model a strength cannot vary.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file

@@ -11,12 +11,13 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
+from lora_runtime.errors import StrengthError
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
-from lora_runtime.plan import make_plan
+from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import Problems, judge, warn_of_idle_tags, warn_of_negative_tags
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
@@ -214,18 +215,32 @@ class Applied(Generic[Text]):
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
         self._waiting = None
+        plan = self._plan(state, view, problems)
+        while True:
+            compiled = bool(plan.lives) and view.compiled()
+            try:
+                state.show(owner, plan, self._originals, compiled=compiled, began=self._began)
+                break
+            except StrengthError as error:  # costs its own tags, as a file that does not fit does
+                sha256 = error.sha256
+                for request in (asked for asked in self._requests if asked.lora.sha256 == sha256):
+                    problems.error(StrengthError(f'LoRA "{request.lora.name}": {error}'), request.span)
+                self._requests = tuple(asked for asked in self._requests if asked.lora.sha256 != sha256)
+                plan = self._plan(state, view, problems)
+        if not plan.lives:
+            self._clock = None
+        self._report = plan.report
+        self._diagnostics = self._diagnostics or problems.diagnostics
+
+    def _plan(self, state: ModelState, view: ModelView, problems: Problems) -> Plan:
+        """Return what to do, and take note of what cannot be done."""
         plan = make_plan(self._requests, state.targets, view.description, Limits(view))
         for request in self._requests:
             for report in plan.report.loras:
                 if report.sha256 == request.lora.sha256:
                     problems.judgement(judge(report, request, view))
                     problems.unmoved(report, request)
-        compiled = bool(plan.lives) and view.compiled()
-        state.show(owner, plan, self._originals, compiled=compiled, began=self._began)
-        if not plan.lives:
-            self._clock = None
-        self._report = plan.report
-        self._diagnostics = self._diagnostics or problems.diagnostics
+        return plan
 
     def _began(self, live: Live) -> None:
         """Follow the steps of the model from now on, for as long as this acts beside it."""

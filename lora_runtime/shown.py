@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
@@ -26,6 +27,7 @@ from lora_runtime.ownership import WAIT, Claim, claimed
 from lora_runtime.patcher import Home, Originals
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
+from lora_runtime.routes import give_back_copies
 from lora_runtime.scopes import PATCHER, Scope, scope_of
 from lora_runtime.targets import Targets
 from lora_runtime.weights import Weight
@@ -166,6 +168,7 @@ def clear(scope: Scope, *, release: bool = False) -> int:
     inside = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
     for owner in inside:
         owner.live.clear()
+    _give_back_copies(scope, weights)
     count = PATCHER.restore(release=release, among=weights)
     for owner in inside:
         if scope.covers(cast("Scope", owner.scope)):
@@ -223,6 +226,7 @@ def _drop(owners: Iterable[Owner]) -> None:
 def _settle(scope: Scope, top: Owner | None = None) -> None:
     """Make all in a scope show what the topmost owner of each asks; `top` is that of all of it, where it is known."""
     weights = scope.weights()
+    _give_back_copies(scope, weights)
     if top is not None:
         asked = [weight.asks[top] for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
         PATCHER.apply(asked, top.originals, weights)
@@ -233,6 +237,13 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
     for owner in _snapshot():
         if owner.scope is not None and owner.scope.meets(scope):
             _settle_beside(owner, force=owner is top)
+
+
+def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
+    """Let no change stay in layers that somebody has fused out of patched ones."""
+    if any(weight.patched for weight in weights):
+        with torch.no_grad():
+            give_back_copies(scope.targets.attentions(), PATCHER.original)
 
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:

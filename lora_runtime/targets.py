@@ -121,6 +121,13 @@ class Targets:
             count += 1
         return count == len(watched)
 
+    def attentions(self) -> Iterator[nn.Module]:
+        """Yield the attention layers that can run fused, as they are now."""
+        for reference, _ in self._watched:
+            module = reference()
+            if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
+                yield module
+
     def find(self, stem: str) -> Target | None:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)

@@ -51,14 +51,8 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._attached:
-                detach = attach(
-                    live.module,
-                    self.stages[live.component],
-                    live.terms,
-                    originals,
-                    bases=live.bases,
-                    compiled=compiled,
-                )
+                stage = self.stages[live.component]
+                detach = attach(live.module, stage, live.terms, originals, bases=live.bases, compiled=compiled)
                 self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
         for stage in self.stages.values():
             stage.begin(Call())
