@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import time
-import warnings
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "where-it-acts.md"
-
-
-def _measure(spot: Sequence[str]) -> tuple[Sequence[str], object, float]:
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lora_runtime").setLevel(logging.CRITICAL)
-    import diffusers
-    import torch
-
-    diffusers.logging.set_verbosity(logging.CRITICAL)
-    torch.set_num_threads(1)
-    from matrix.cell import measure
-    from matrix.pipelines import RECORDS
-
-    begun = time.perf_counter()
-    pipeline, *rest = spot
-    return spot, measure(RECORDS[pipeline], *rest), time.perf_counter() - begun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     chosen = parser.parse_args(arguments)
     from matrix import page
+    from matrix.cell import timed
 
     wanted = (chosen.only, chosen.state, chosen.strength, chosen.algorithm)
     spots = [
@@ -50,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     cells, wrong = {}, 0
     with get_context("spawn").Pool(chosen.jobs, maxtasksperchild=200) as pool:
-        for spot, cell, seconds in pool.imap(_measure, spots, chunksize=4):
+        for spot, cell, seconds in pool.imap(timed, spots, chunksize=4):
             cells[page.Spot(*spot)] = cell
             wrong += cell.kind == "wrong"
             why = cell.detail if cell.kind == "wrong" else cell.reason

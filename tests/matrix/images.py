@@ -271,7 +271,8 @@ def qwen(kind: str, pictures: bool = False) -> Any:
 def edit_qwen(pipe: Any, p: Paint, image: Any) -> Any:
     """Edit a picture in its own size, where the pipeline would make it one of a million pixels."""
     module = import_module(type(pipe).__module__)
-    with patch.object(module, "calculate_dimensions", lambda area, ratio: (96, 64)):
+    more = (None,) if "Plus" not in type(pipe).__name__ else ()
+    with patch.object(module, "calculate_dimensions", lambda area, ratio: (96, 64, *more)):
         return paint_qwen(pipe, p, image=image)
 
 
