@@ -8,9 +8,10 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
+
 from matrix.images import NO_CLIP, NO_CLIPS, WIDTH, causal_vae, flow, masks, paint_kandinsky5, photo, pooled, wishes
 from matrix.paint import Paint, Record, StandIn, seeded
-from torch import Tensor
 
 GRID = (3, 4, 6)  # nine frames are three of latents
 FILM: Any = {"num_frames": 9}
@@ -79,9 +80,7 @@ class Coder(StandIn):
 
     spatial_compression_ratio, temporal_compression_ratio, mel_compression_ratio = 32, 8, 4
     latents_mean, latents_std = torch.zeros(8), torch.ones(8)
-    config = SimpleNamespace(
-        scaling_factor=1.0, sample_rate=16000, mel_hop_length=160, mel_bins=64, latent_channels=8
-    )
+    config = SimpleNamespace(scaling_factor=1.0, sample_rate=16000, mel_hop_length=160, mel_bins=64, latent_channels=8)
 
 
 class SoundCoder(Coder):
@@ -274,9 +273,7 @@ VIDEOS = (
         GRID,
     ),
     Record("LTX", ltx, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID),
-    Record(
-        "LTX-2", ltx2, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID
-    ),
+    Record("LTX-2", ltx2, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID),
     Record(
         "HunyuanVideo",
         hunyuan,
@@ -314,7 +311,9 @@ VIDEOS = (
     Record(
         "Sana Video",
         sana_video,
-        lambda pipe, p: pipe(**wishes(p), **masks(p), negative_prompt=None, frames=9, use_resolution_binning=False).frames,
+        lambda pipe, p: (
+            pipe(**wishes(p), **masks(p), negative_prompt=None, frames=9, use_resolution_binning=False).frames
+        ),
         r"transformer_blocks\.\d+\.attn1\.to_[qkv]",
         GRID,
     ),
