@@ -22,6 +22,7 @@ LADDER = (
     "prompt",
     "foreign",
     "header",
+    "key_endings",
     "metadata",
     "file_index",
     "folder",
