@@ -15,7 +15,7 @@ from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.plan import make_plan
-from lora_runtime.problems import Problems, judge, warn_of_idle_tags, warn_of_negative_tags
+from lora_runtime.problems import Problems, judge, text_at_all_steps, warn_of_idle_tags, warn_of_negative_tags
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect, Scope
@@ -141,11 +141,12 @@ def apply(
     """
     read = partial(parse_prompt, strict=strict, dialect=dialect, scope=scope, presets=presets)
     prompts = tuple(map(read, [prompt] if isinstance(prompt, str) else prompt))
-    clean: Any = prompts[0].text if isinstance(prompt, str) else [parsed.text for parsed in prompts]
+    problems = Problems(strict, prompts)
+    texts = [text_at_all_steps(parsed, problems) for parsed in prompts]
+    clean: Any = texts[0] if isinstance(prompt, str) else texts
     applied: Applied[Text] = Applied(view(model), clean, negative_prompt)
     applied.prompts = prompts
     applied._originals = originals
-    problems = Problems(strict, prompts)
     lookup = Lookup(loras, problems, hires=hires)
     each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
     if len(each) != len(prompts):
@@ -154,8 +155,9 @@ def apply(
     if negative_tags == "apply" and negative_prompt is not None:
         alone = isinstance(negative_prompt, str)
         negatives = tuple(map(read, [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt))
-        applied.negative_prompt = negatives[0].text if alone else [parsed.text for parsed in negatives]
         problems.add(negatives)
+        texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
+        applied.negative_prompt = texts[0] if alone else texts
         seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
         requests += of_batch([lookup.requests(read, seed=seed, side="negative") for read, seed in seeded])
     else:
