@@ -16,7 +16,7 @@ from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Loras", "Lookup", "clear_cache"]
+__all__ = ["Lookup", "Loras", "clear_cache"]
 
 PathLike = str | os.PathLike[str]
 Loras = PathLike | Sequence[PathLike] | LoraCatalog | None

@@ -14,7 +14,7 @@ from itertools import count
 
 from torch import nn
 
-from lora_runtime.live import Live
+from lora_runtime.beside import Live
 from lora_runtime.patcher import Originals, Patcher
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.prompt.brackets import without_edits
 from lora_runtime.prompt.excerpt import quote
@@ -50,6 +51,10 @@ class Problems:
     def warning(self, message: str, hint: str = "", span: tuple[int, int] = (0, 0)) -> None:
         """Take note of what the user should know."""
         self._note(Diagnostic("warning", span, message, hint))
+
+    def info(self, message: str, span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of what the user may like to know."""
+        self._note(Diagnostic("info", span, message))
 
     def judgement(self, diagnostic: Diagnostic | None) -> None:
         """Take note of what `judge` says, or raise NoMatchError."""

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
+from lora_runtime.limits import Limits
+from lora_runtime.embeddings import load_embeddings, spelled_out
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
@@ -21,6 +23,7 @@ from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect, Scope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
+from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]
 
@@ -53,6 +56,7 @@ class Applied(Generic[Text]):
         self._requests: tuple[Request, ...] = ()
         self._originals: Originals = "auto"
         self._clock: Clock | None = None
+        self._texts: Texts | None = None  # told apart where negative tags act
         self._entered: list[tuple[ModelState, ExitStack]] = []
 
     @property
@@ -156,8 +160,9 @@ def apply(
         alone = isinstance(negative_prompt, str)
         negatives = tuple(map(read, [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt))
         problems.add(negatives)
-        texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
-        applied.negative_prompt = texts[0] if alone else texts
+        negative_texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
+        applied.negative_prompt = negative_texts[0] if alone else negative_texts
+        applied._texts = Texts(applied._model.ask, texts, negative_texts)
         seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
         requests += of_batch([lookup.requests(read, seed=seed, side="negative") for read, seed in seeded])
     else:
@@ -165,6 +170,8 @@ def apply(
     lookup.done()
     warn_of_idle_tags(prompts, applied._model, problems)
     applied._requests = requests
+    texts = [spelled_out(applied._model, requests, text) for text in texts]
+    applied.prompt = texts[0] if isinstance(prompt, str) else texts
     with owned(applied._model) as state:
         _patch(state, applied, problems)
     applied.diagnostics = problems.diagnostics
@@ -180,7 +187,7 @@ def restore(model: Any) -> None:
 def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None:
     """Plan and patch; the model is as it was if anything fails."""
     model = applied._model
-    plan = make_plan(applied._requests, state.targets(model), model.description)
+    plan = make_plan(applied._requests, state.targets(model), model.description, Limits(model))
     for request in applied._requests:
         for report in plan.report.loras:
             if report.sha256 == request.lora.sha256:
@@ -188,8 +195,9 @@ def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None
                 problems.unmoved(report, request)
     state.holder = None
     state.apply(plan, applied._originals, compiled=bool(plan.lives) and model.compiled())
-    applied._clock = Clock(model, state.live.stages, applied._images) if plan.lives else None
+    applied._clock = Clock(model, state.live.stages, applied._images, applied._texts) if plan.lives else None
     if applied._clock is not None:
         state.live.until_then(applied._clock.stop)
+    state.live.until_then(load_embeddings(model, applied._requests, problems.warning, problems.info))
     state.holder = applied._token
     applied.report = plan.report
