@@ -11,7 +11,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, fused, normalise, prefixes, spellings
+from lora_runtime.dialects import (
+    ANY,
+    DENOISERS,
+    WHOLE,
+    Part,
+    component_of,
+    fused,
+    normalise,
+    prefixes,
+    spellings,
+    unwrapped,
+)
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Facts, Route, fused_parts, route_of, stands_for_weight
 from lora_runtime.routes.facts import hooks_of
@@ -166,7 +177,14 @@ class Targets:
         return f"no module of that name in {component}"
 
     def _matches(self, stem: str) -> list[Target]:
-        name = normalise(stem)
+        # Some trainers end a name with the joint to an ending that they leave out.
+        name = normalise(stem).rstrip("_")
+        for spelled in (name, *unwrapped(name, tuple(prefix for prefix, _ in self._prefixes))):
+            if found := self._named(spelled):
+                return found
+        return []
+
+    def _named(self, name: str) -> list[Target]:
         found: list[Target] = []
         for prefix, component in self._prefixes:
             if name.startswith(prefix):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Granular", "build"]
 
@@ -72,12 +73,7 @@ def build(group: Group) -> list[Granular]:
 
 ALGORITHM = Algorithm(
     "gralora",
-    {
-        ".gralora_A": "gralora/A",
-        ".gralora_B": "gralora/B",
-        ".gralora_A_general.weight": "gralora/A_general",
-        ".gralora_B_general.weight": "gralora/B_general",
-    },
+    ENDINGS["gralora"],
     build,
     shared=(),
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Reflections", "build"]
 
@@ -65,4 +66,4 @@ def build(group: Group) -> list[Reflections]:
     return [Reflections(vectors, bool(orthogonal), group.keys, int(vectors.shape[1]))]
 
 
-ALGORITHM = Algorithm("hra", {".hra_u": "hra/vectors"}, build, shared=())
+ALGORITHM = Algorithm("hra", ENDINGS["hra"], build, shared=())

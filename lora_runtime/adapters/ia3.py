@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Ia3", "build"]
 
@@ -51,4 +52,4 @@ def build(group: Group) -> list[Ia3]:
     return [Ia3(vector, bool(on_input.item()), group.keys)]
 
 
-ALGORITHM = Algorithm("ia3", {".on_input": "ia3/on_input"}, build, companions={".weight": "ia3/weight"}, shared=())
+ALGORITHM = Algorithm("ia3", ENDINGS["ia3"], build, companions={".weight": "ia3/weight"}, shared=())

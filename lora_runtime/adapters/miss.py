@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Blocks", "Shared", "build"]
 
@@ -80,4 +81,4 @@ def build(group: Group) -> list[Shared] | list[Blocks]:
     return [Shared(block, group.options.get("init_weights") == "mini", group.keys, int(block.shape[0]))]
 
 
-ALGORITHM = Algorithm("miss", {".miss_block": "miss/block", ".bone_block": "bone/block"}, build, shared=())
+ALGORITHM = Algorithm("miss", ENDINGS["miss"], build, shared=())

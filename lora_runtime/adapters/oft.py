@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Butterfly", "Rotation", "Rotations", "build", "butterfly", "cayley", "rotate"]
 
@@ -173,8 +174,7 @@ def _build_runs(group: Group) -> Rotations:
 _RUNS = {f"blocks.{number}" for number in range(4)}  # q, k, v and the MLP: no layer has more in one
 ALGORITHM = Algorithm(
     "oft",
-    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"}
-    | {f".oft_{run}": f"oft/{run}" for run in sorted(_RUNS)},
+    ENDINGS["oft"],
     build,
     shared=("alpha",),
 )

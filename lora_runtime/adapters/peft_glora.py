@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasPaths", "WeightPaths", "build"]
 
@@ -140,7 +141,7 @@ def _path(group: Group, letter: str) -> Path:
 
 ALGORITHM = Algorithm(
     "glora of PEFT",
-    {f".glora_{letter}.{part}": f"glora of PEFT/{letter}.{part}" for letter in _PATHS for part in _PARTS},
+    ENDINGS["glora of PEFT"],
     build,
     shared=(),
 )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Pairs", "build"]
 
@@ -75,4 +76,4 @@ def build(group: Group) -> list[Pairs]:
     return [weight, Pairs(theta, alpha, variant, size, count, (), "bias")]
 
 
-ALGORITHM = Algorithm("road", {".road_theta": "road/theta", ".road_alpha": "road/alpha_of_each"}, build, shared=())
+ALGORITHM = Algorithm("road", ENDINGS["road"], build, shared=())
