@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from modules import scripts
@@ -15,7 +16,7 @@ from .settings import Settings
 _STRENGTH, _WHICH = "[LoRA] Strength (name: 0-1(+0.25))", "[LoRA] Which"
 
 
-def add(shelf: Shelf, settings: Settings) -> None:
+def add(shelf: Shelf, settings: Settings, undo: ExitStack) -> None:
     """Add the axes to the XYZ plot script, if that is there; once, though Reload UI may keep its module."""
     grid = next((data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options")), None)
     if grid is None:
@@ -48,8 +49,11 @@ def add(shelf: Shelf, settings: Settings) -> None:
                 except LoraError as error:
                     raise RuntimeError(str(error)) from error
 
+    def remove() -> None:
+        grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in (_STRENGTH, _WHICH)]
+
     option, plain = grid.AxisOption, grid.format_value
-    grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in (_STRENGTH, _WHICH)] + [
+    added = [
         option(_STRENGTH, str, set_strength, format_value=plain, confirm=check_strengths, prepare=strengths),
         option(
             _WHICH,
@@ -60,6 +64,9 @@ def add(shelf: Shelf, settings: Settings) -> None:
             choices=lambda: ["None", *shelf.names()],
         ),
     ]
+    remove()
+    undo.callback(remove)
+    grid.axis_options.extend(added)
 
 
 def _prompts(p: Any) -> list[str]:

@@ -49,6 +49,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self._presets = presets
         self._builtin_may_have_patched = False
         self._told_of_loractl = False
+        self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
     # --- what the WebUI calls ---
@@ -90,6 +91,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_batch(self, p: Any) -> None:
         """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
+        if self._stopped:
+            return
         if not self.settings.stand_back_for_loractl and takeover.takes_back(self) and not self._told_of_loractl:
             self._told_of_loractl = True
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
@@ -106,7 +109,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_conditioning(self, p: Any) -> None:
         """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
-        if not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
+        if self._stopped or not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
             return
         if getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
             p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
@@ -122,6 +125,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def stop(self) -> None:
         """Give everything back: the extension is being unloaded."""
+        self._stopped = True
         self.session.forget()
         self._embeddings.show((), _loaded_model())
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 import gradio as gr
 from modules import shared
 
 from ...shelf import Shelf
 from .settings import NEGATIVE_TAGS, SCOPES
 
+_MARK = "lora_runtime_option"  # on each of ours
 
-def define(shelf: Shelf) -> None:
+
+def _put_back(options: dict[str, Any], before: dict[str, Any]) -> None:
+    """Make what we have defined what it was; options that others have defined since stay."""
+    for key in [key for key, option in options.items() if getattr(option, _MARK, False)]:
+        if key in before:
+            options[key] = before[key]
+        else:
+            del options[key]
+
+
+def define(shelf: Shelf, undo: ExitStack) -> None:
     """Put the options into the settings; done again before the UI is built, since the built-in may come after us."""
+    undo.callback(_put_back, shared.options_templates, dict(shared.options_templates))
 
     def names() -> dict[str, list[str]]:
         return {"choices": ["None", *shelf.names()]}
 
-    option = shared.OptionInfo
+    def option(*args: Any, **kwargs: Any) -> Any:
+        made = shared.OptionInfo(*args, **kwargs)
+        setattr(made, _MARK, True)
+        return made
+
     shared.options_templates.update(
         shared.options_section(
             ("extra_networks", "Extra Networks"),

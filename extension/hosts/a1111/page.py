@@ -72,6 +72,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         self._warm = False
         self._covers: dict[Path, tuple[tuple[int, int], str]] = {}
 
+    def check(self) -> None:
+        """Raise AttributeError where this WebUI does not have what a page is made of."""
+        for name in ("pane_tpl", "pane_content_tree_tpl", "pane_content_dirs_tpl", "extra_networks_tabname"):
+            if not hasattr(self, name):
+                raise AttributeError(f"this WebUI's pages have no {name}; those of versions 1.9.4 and later have")
+
     # --- what the WebUI calls ---
 
     def refresh(self) -> None:
