@@ -186,6 +186,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         requests = list(self.session.wanted)
         notices += self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires, patience)
+        if tags or prompts.has_tags(p, hires):
+            p.extra_generation_params.update(self.settings.in_infotext())
         return requests
 
     def _parse(self, text: str) -> Prompt:

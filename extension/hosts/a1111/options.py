@@ -9,7 +9,7 @@ import gradio as gr
 from modules import shared
 
 from ...shelf import Shelf
-from .settings import NEGATIVE_TAGS, SCOPES
+from .settings import FIELDS, NEGATIVE_TAGS, SCOPES
 
 _MARK = "lora_runtime_option"  # on each of ours
 
@@ -39,9 +39,14 @@ def define(shelf: Shelf, undo: ExitStack) -> None:
         shared.options_section(
             ("extra_networks", "Extra Networks"),
             {
-                "sd_lora": option("None", "Always-on LoRA", gr.Dropdown, names, refresh=shelf.refresh).info(
-                    "added to every prompt at the default multiplier"
-                ),
+                "sd_lora": option(
+                    "None",
+                    "Always-on LoRA",
+                    gr.Dropdown,
+                    names,
+                    refresh=shelf.refresh,
+                    infotext=FIELDS["sd_lora"],
+                ).info("added to every prompt at the default multiplier"),
                 "lora_preferred_name": option(
                     "Alias from file",
                     "A click on a LoRA's card writes",
@@ -62,13 +67,18 @@ def define(shelf: Shelf, undo: ExitStack) -> None:
                     {"choices": ["SD1", "SD2", "SDXL", "SD3"]},
                 ),
                 "lora_runtime_negative_tags": option(
-                    NEGATIVE_TAGS[0], "LoRA tags in the negative prompt", gr.Radio, {"choices": list(NEGATIVE_TAGS)}
+                    NEGATIVE_TAGS[0],
+                    "LoRA tags in the negative prompt",
+                    gr.Radio,
+                    {"choices": list(NEGATIVE_TAGS)},
+                    infotext=FIELDS["lora_runtime_negative_tags"],
                 ),
                 "lora_runtime_scope": option(
                     next(iter(SCOPES)),
                     "A LoRA tag inside of [prompt:editing:0.5] or of a part with AND acts on",
                     gr.Radio,
                     {"choices": list(SCOPES)},
+                    infotext=FIELDS["lora_runtime_scope"],
                 ),
                 "lora_runtime_stand_back": option(False, "Leave LoRA tags to loractl where it is installed").info(
                     "otherwise LoRA Runtime reads its syntax"

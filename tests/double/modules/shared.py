@@ -20,6 +20,7 @@ class OptionInfo:
         onchange: Any = None,
         section: Any = None,
         refresh: Any = None,
+        infotext: str | None = None,
     ) -> None:
         self.default = default
         self.label = label
@@ -28,6 +29,7 @@ class OptionInfo:
         self.onchange = onchange
         self.section = section
         self.refresh = refresh
+        self.infotext = infotext  # the name under which a picture's parameters have the value
         self.comment_after = ""
 
     def info(self, text: str) -> OptionInfo:
@@ -57,7 +59,8 @@ class Options:
         raise AttributeError(key)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        self.data[key] = value
+        if not getattr(cmd_opts, "freeze_settings", False):
+            self.data[key] = value
 
     def set(self, key: str, value: Any) -> None:
         """Set a value as the settings page does: who asked to be told of changes is."""
