@@ -21,7 +21,7 @@ class Card:
 
     `names` are all the names that mean the file in a tag. `weight` 0 stands for the WebUI's default multiplier.
     `coverage` says what of the file fits the model that is loaded, "" where all does; `other_family` whether the file
-    is known to be for another one.
+    is known to be for another one. `terms` are what the WebUI searches, and what other extensions find a file by.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Card:
     other_family: bool = False
     preview: str = ""
     problem: str = ""
+    terms: tuple[str, ...] = ()
 
     @property
     def weight_text(self) -> str:
@@ -68,7 +69,8 @@ def card_html(card: Card, look: Look) -> str:
     return (
         f'<div class="{" ".join(classes)}" style="{escape(look.style)}" {_attributes(card)} title="{_title(card)}">'
         f'{preview}<div class="button-row">{_buttons(card, look)}</div>{_badge(card)}'
-        f'<div class="actions"><div class="additional"></div><span class="name">{escape(card.name)}</span>'
+        f'<div class="actions"><div class="additional">{_terms(card)}</div>'
+        f'<span class="name">{escape(card.name)}</span>'
         f'<span class="description">{description}</span></div></div>'
     )
 
@@ -130,6 +132,10 @@ def _attributes(card: Card) -> str:
         "data-negative": card.negative_text,
     }
     return " ".join(f'{key}="{escape(value)}"' for key, value in values.items())
+
+
+def _terms(card: Card) -> str:
+    return "".join(f'<span class="hidden search_terms">{escape(term)}</span>' for term in card.terms)
 
 
 def _title(card: Card) -> str:

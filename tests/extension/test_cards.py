@@ -160,3 +160,11 @@ def test_what_cannot_be_used_is_counted() -> None:
     assert "1 file cannot be used" in cards.refused_html([("old.pt", "a pickle")])
     many = cards.refused_html([(f"{n}.pt", "a pickle") for n in range(1200)])
     assert "1,200 files cannot be used" in many and "and 1,100 more" in many
+
+
+def test_a_card_has_the_terms_that_the_program_s_own_cards_have() -> None:
+    """By which other extensions find the file of a card."""
+    html = cards.card_html(card(terms=("Lora/style/ink.safetensors", "0123456789ab", EVIL[1])), LOOK)
+    read = Reader(html)
+    assert len([attrs for _, attrs in read.elements if attrs.get("class") == "hidden search_terms"]) == 3
+    assert "Lora/style/ink.safetensors0123456789ab" in read.text

@@ -392,6 +392,26 @@ def test_an_axis_of_loras_offers_the_files_and_refuses_others(webui: WebUI) -> N
         axis.confirm(None, ["imk"])
 
 
+@pytest.mark.parametrize("prompt", ["a", "a <lora:ink:0.9>"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_by_strength_has_each_lora_at_each_strength(webui: WebUI, prompt: str, turned: bool) -> None:
+    files = {
+        name: loras.write(webui.loras / f"{name}.safetensors", plain(), seed=len(name)) for name in ("ink", "wash")
+    }
+    strength, which = (next(axis for label, axis in axes(webui).items() if word in label) for word in ("Stre", "Which"))
+    values = strength.prepare("0, 0.5, 1")
+    strength.confirm(None, values)
+    for name in files:
+        for value in values:
+            job = webui.module("processing").StableDiffusionProcessing(prompt=prompt)
+            steps = [(which, name), (strength, value)]
+            for axis, chosen in reversed(steps) if turned else steps:
+                axis.apply(job, chosen, [])
+            done = webui.generate(job.prompt)
+            wanted = loras.patched(plain(), [(files[name], float(value))])
+            assert loras.differences(done.passes[0].weights, plain(), wanted) == []
+
+
 # --- the page ---
 
 

@@ -13,7 +13,7 @@ from ...shelf import Patience, Shelf
 from ...variations import strengths, with_lora, with_strength
 from .settings import Settings
 
-_STRENGTH, _WHICH = "[LoRA] Strength (name: 0-1(+0.25))", "[LoRA] Which"
+_STRENGTH, _WHICH = "[LoRA] Strength (0-1(+0.25), or name: 0.2, 0.5)", "[LoRA] Which"
 
 
 def add(shelf: Shelf, settings: Settings, undo: ExitStack) -> None:
@@ -30,15 +30,18 @@ def add(shelf: Shelf, settings: Settings, undo: ExitStack) -> None:
             return False
 
     def set_strength(p: Any, value: str, values: list[str]) -> None:
+        if ":" not in value:
+            p.lora_runtime_strength = float(value)  # for the other axis, which may add the LoRA only after this
         for prompt in _prompts(p):
             setattr(p, prompt, with_strength(getattr(p, prompt), value, same))
 
     def set_lora(p: Any, value: str, values: list[str]) -> None:
+        strength = getattr(p, "lora_runtime_strength", settings.default_strength)
         for prompt in _prompts(p):
-            setattr(p, prompt, with_lora(getattr(p, prompt), value, settings.default_strength))
+            setattr(p, prompt, with_lora(getattr(p, prompt), value, strength))
 
     def check_strengths(p: Any, values: list[str]) -> None:
-        check_names(p, [value.rpartition(":")[0] for value in values])
+        check_names(p, [name for name, colon, _ in (value.rpartition(":") for value in values) if colon])
 
     def check_names(p: Any, values: list[str]) -> None:
         patience = Patience()

@@ -110,7 +110,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "shorthash": self.shelf.known_short_hash(entry),
             "preview": card.preview or None,
             "description": card.description,
-            "search_terms": [card.place, entry.alias or ""],
+            "search_terms": [*card.terms, entry.alias or ""],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
             "metadata": self.metadata_of(name) or {},
             "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
@@ -258,7 +258,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             other_family=self._differs(entry, notes),
             preview=self.preview_url(entry),
             problem=notes.problem,
+            terms=self._terms(entry),
         )
+
+    def _terms(self, entry: Entry) -> tuple[str, ...]:
+        digits = self.shelf.known_short_hash(entry)
+        return (self.shelf.path_from_root(entry), *([digits] if digits else []))
 
     def look(self, tabname: str) -> Look:
         """Return how the options want cards to look."""
