@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Card", "Look", "card_html", "dirs_html", "files_html", "refused_html", "tree_html"]
+__all__ = [
+    "Card",
+    "Look",
+    "card_html",
+    "dirs_html",
+    "files_html",
+    "nothing_found_html",
+    "refused_html",
+    "tree_html",
+]
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def dirs_html(folders: Mapping[str, int], total: int, *, slash: bool = False) ->
         return ""
     rows = [_dir_button("", "all", total, "search-all")]
     rows += [_dir_button(folder, f"{'/' if slash else ''}{folder}/", count) for folder, count in folders.items()]
-    return "".join(rows)
+    return "\n".join(rows)  # a blank between them, as between the WebUI's own
 
 
 def tree_html(folders: Mapping[str, int]) -> str:
@@ -106,6 +115,13 @@ def files_html(cards: Iterable[Card], left_out: int, look: Look) -> str:
     if left_out:
         rows.append(f"<li class='tree-list-item lora-runtime-note'>and {left_out:,} more, among the cards</li>")
     return "".join(rows)
+
+
+def nothing_found_html(words: str, folder: str) -> str:
+    """Return what stands in place of cards where a search finds none."""
+    searched = f" for “{escape(words.strip())}”" if words.strip() else ""
+    where = f" in {escape(folder)}" if folder else ""
+    return f'<div class="lora-runtime-note">Nothing found{searched}{where}.</div>'
 
 
 def refused_html(reasons: Sequence[tuple[str, str]], limit: int = 100) -> str:

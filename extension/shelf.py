@@ -194,6 +194,7 @@ class Shelf:
             if not fresh:
                 self.catalog.refresh()
             self._notes_are_read = False
+            self._listings.clear()  # some network folders keep their time when a picture comes
             self._hashes = None
 
     # --- names ---

@@ -148,8 +148,10 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         return prompt, requests, report, notices + more
 
     def coverage(self, entry: Any) -> str | None:
-        """Return how much of a file fits the checkpoint that is loaded, or None where all of it does."""
-        model = _loaded_model()
+        """Return how much of a file fits the checkpoint that is chosen, or None where all of it does."""
+        from .page import chosen_model
+
+        model = chosen_model()
         return None if model is None else self.session.coverage(model, entry)
 
     # --- the way of a prompt ---

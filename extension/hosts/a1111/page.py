@@ -388,10 +388,21 @@ class _OnDemand(MutableMapping[str, Any]):
         self._kept.clear()
 
 
+def chosen_model() -> Any | None:
+    """Return the checkpoint that the user has chosen, if it is loaded, else the one that was used last; None without.
+
+    After a refiner, or a checkpoint for the second pass, these differ. Asking `shared.sd_model` would load one.
+    """
+    chosen = getattr(shared.opts, "sd_model_checkpoint", None)
+    for model in sd_models.model_data.loaded_sd_models:
+        if getattr(getattr(model, "sd_checkpoint_info", None), "title", "") == chosen:
+            return model
+    return sd_models.model_data.sd_model
+
+
 def loaded_family() -> str:
     """Return the family of the model that is loaded, or "" while there is none."""
-    # Not shared.sd_model: asking for that loads a model.
-    model = sd_models.model_data.sd_model
+    model = chosen_model()
     if model is None:
         return ""
     families = (("is_sdxl", "SDXL"), ("is_sd3", "SD3"), ("is_sd2", "SD2"), ("is_sd1", "SD1"))
