@@ -138,7 +138,7 @@ def test_folders_become_buttons_after_one_for_all() -> None:
     assert reader.text.split("\n") == ["all", "style/", "style/wet/"]  # a gap between them
     assert [attrs["data-folder"] for _, attrs in reader.elements] == ["", "style", "style/wet"]
     assert cards.dirs_html({}, 5) == ""
-    assert Reader(cards.dirs_html({"style": 2}, 5, slash=True)).text == "all/style/"
+    assert Reader(cards.dirs_html({"style": 2}, 5, slash=True)).text == "all\n/style/"
 
 
 def test_a_tree_has_each_folder_in_its_own() -> None:

@@ -325,6 +325,15 @@ def test_the_list_of_always_on_loras_has_the_files_and_can_be_refreshed(webui: W
     assert option.component_args() == {"choices": ["None", "ink"]}
 
 
+def test_one_click_keeps_the_builtin_from_being_loaded_and_one_more_brings_it_back(webui: WebUI) -> None:
+    webui.options.disabled_extensions = ["other"]
+    webui.options.set("lora_runtime_without_builtin", True)
+    assert webui.options.disabled_extensions == ["other", "Lora"]
+    webui.reload_ui()
+    webui.options.set("lora_runtime_without_builtin", False)
+    assert webui.options.disabled_extensions == ["other"]
+
+
 # --- folders ---
 
 

@@ -9,7 +9,8 @@ import gradio as gr
 from modules import shared
 
 from ...shelf import Shelf
-from .settings import FIELDS, NEGATIVE_TAGS, SCOPES
+from . import takeover
+from .settings import BUILTIN_KEY, FIELDS, NEGATIVE_TAGS, SCOPES
 
 _MARK = "lora_runtime_option"  # on each of ours
 
@@ -82,6 +83,12 @@ def define(shelf: Shelf, undo: ExitStack) -> None:
                 ),
                 "lora_runtime_stand_back": option(False, "Leave LoRA tags to loractl where it is installed").info(
                     "otherwise LoRA Runtime reads its syntax"
+                ),
+                BUILTIN_KEY: option(
+                    False, "Do not load the built-in Lora extension", onchange=takeover.switch_builtin
+                ).info(
+                    "from the next start, which then reads thousands of files once instead of twice; switch this off "
+                    "before you remove LoRA Runtime, and where another extension needs the built-in"
                 ),
                 "lora_in_memory_limit": option(0, "LoRA files to keep in memory", gr.Number, {"precision": 0}).info(
                     "0: as many as fit into 1 GB"

@@ -15,6 +15,7 @@ SCOPES: Mapping[str, Scope] = {
     "its part of the prompt (AND)": "and",
 }
 
+BUILTIN_KEY = "lora_runtime_without_builtin"
 # Those of our settings that change the picture, by their names in its parameters: what is pasted from a picture is
 # painted as it was. What has the setting's first value is not written.
 INFOTEXT: Mapping[str, tuple[str, str]] = {

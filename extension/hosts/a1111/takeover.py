@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import extra_networks, script_callbacks, scripts, ui_extra_networks
+from modules import extra_networks, script_callbacks, scripts, shared, ui_extra_networks
 
 from ...console import say
+from .settings import BUILTIN_KEY
 
 _ALIASES = ("lyco", "loractl")
+_BUILTIN = "Lora"  # the name of its folder
 
 
 def run_last(category: str, function: Callable[..., Any]) -> None:
@@ -87,6 +89,13 @@ def builtin_folder() -> Path | None:
     if networks is None or not hasattr(networks, "loaded_networks"):
         return None
     return Path(networks.__file__ or "").parent
+
+
+def switch_builtin() -> None:
+    """Put the built-in into the WebUI's list of disabled extensions, or take it out, as our setting says."""
+    opts = shared.opts
+    others = [name for name in opts.disabled_extensions if name != _BUILTIN]
+    opts.disabled_extensions = [*others, _BUILTIN] if getattr(opts, BUILTIN_KEY) else others
 
 
 def owns_tags(network: Any) -> bool:

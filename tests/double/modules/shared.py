@@ -59,8 +59,8 @@ class Options:
         raise AttributeError(key)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if not getattr(cmd_opts, "freeze_settings", False):
-            self.data[key] = value
+        assert not getattr(cmd_opts, "freeze_settings", False), "changing settings is disabled"
+        self.data[key] = value
 
     def set(self, key: str, value: Any) -> None:
         """Set a value as the settings page does: who asked to be told of changes is."""
@@ -79,6 +79,7 @@ class Options:
 _DEFAULTS = {
     "samples_format": "png",
     "batch_cond_uncond": True,
+    "disabled_extensions": [],
     "enable_prompt_comments": True,
     "sd_model_checkpoint": None,
     "sd_checkpoints_limit": 1,
