@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
 from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
-from lora_runtime.ownership import ModelState, owned
-from lora_runtime.pipelines import ModelView, view
+from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
@@ -30,6 +30,7 @@ from lora_runtime.prompt.tags import Severity
 from lora_runtime.regions import Place, find_place
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request, request_of
+from lora_runtime.shown import ModelState, Owner, owned
 from lora_runtime.stage import Row, Side
 from lora_runtime.targets import Targets
 
@@ -71,6 +72,7 @@ class Session:
         self._model: weakref.ref[Any] | None = None  # weak: the host decides how long a model lives
         self._wanted: tuple[Request, ...] = ()
         self._planned: _Planned | None = None
+        self._owner = Owner()
         self._coverage: tuple[Targets | None, dict[Any, str | None]] = None, {}
 
     @property
@@ -223,16 +225,25 @@ class Session:
         requests = seen_by(self._wanted, row)
         with owned(looked_at) as state:
             key, planned = identity(requests), self._planned
-            if planned is None or state.holder is not self or not planned.is_shown(key, looked_at, state):
-                state.holder = self
+            if planned is None or not planned.is_shown(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._planned = None
-                plan = make_plan(requests, state.targets(looked_at), looked_at.description)
-                state.apply(plan, compiled=bool(plan.lives) and looked_at.compiled())
-                for name, stage in state.live.stages.items():
-                    state.live.until_then(self.denoising.watch(looked_at.components[name], stage))
+                plan = make_plan(requests, state.targets, looked_at.description)
+                compiled = bool(plan.lives) and looked_at.compiled()
+                state.show(self._owner, plan, compiled=compiled, began=self._watched(looked_at))
                 planned = self._planned = _Planned(key, looked_at, plan)
         return planned.report
+
+    def _watched(self, looked_at: ModelView) -> Callable[[Live], None]:
+        """Return what follows the steps of a model while something acts beside it; it keeps no model."""
+        weakly = WeakView(looked_at)
+
+        def began(live: Live) -> None:
+            components = weakly.view().components
+            for name, stage in live.stages.items():
+                live.until_then(self.denoising.watch(components[name], stage))
+
+        return began
 
     def hide(self) -> None:
         """Give all weights back; what was wanted is remembered."""
@@ -258,7 +269,7 @@ class Session:
         """Return what `show` would do, and change nothing; `requests` are those of `read`."""
         looked_at = view(model)
         with owned(looked_at) as state:
-            targets = state.targets(looked_at)
+            targets = state.targets
         # Outside of the lock: who asks about a prompt must not hold up a picture.
         report = make_plan(requests, targets, looked_at.description).report
         return report, _judged(report, requests, looked_at, source)
@@ -272,7 +283,7 @@ class Session:
         if entry.family == looked_at.family != "unknown":
             return None
         with owned(looked_at) as state:
-            targets = state.targets(looked_at)
+            targets = state.targets
         # Outside of the lock: a page of cards must not hold up a picture.
         if self._coverage[0] is not targets:
             self._coverage = targets, {}
@@ -311,14 +322,14 @@ class _Planned:
             if parameter is not None
         ]
 
-    def is_shown(self, key: str, model: ModelView, state: ModelState) -> bool:
+    def is_shown(self, key: str, model: ModelView, state: ModelState, owner: Owner) -> bool:
         """Return whether the model shows this: the same files and strengths, modules, parameters and values."""
         return (
             key == self._key
             and [component() for component in self._components] == list(model.components.values())
             and all(table.get(name) is parameter for table, name, parameter in self._places)
-            and state.patcher.intact()
-            and state.live.count == self._lives
+            and state.is_shown(owner)
+            and owner.live.count == self._lives
         )
 
 

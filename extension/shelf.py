@@ -120,6 +120,8 @@ class _Index:
         self.by_stem: dict[str, list[_Book]] = {}
         for book in self.books:
             self.by_stem.setdefault(_composed(book.entry.name), []).append(book)
+        for book in self.books:  # a file that goes by its folder's name is known to the WebUI by its own
+            self.by_stem.setdefault(_composed(book.entry.path.stem), [book])
         self._name_all(tops)
         self.by_name = {_composed(book.name): book for book in self.books}
         self.by_path = {book.entry.path: book for book in self.books}
@@ -604,7 +606,7 @@ class Shelf:
         if self._catalog is None or roots != self._roots:
             self._roots = roots
             self._looked_at = time.monotonic()
-            self._catalog = LoraCatalog(*(root.path for root in roots), linked_files=True)
+            self._catalog = LoraCatalog(*(root.path for root in roots))
             self._index = None
 
     def _now(self) -> _Index:

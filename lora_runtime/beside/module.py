@@ -1,165 +1,34 @@
-"""Adapters beside a module, for strengths that a weight cannot have: y += s·U(D·x), at every call.
-
-A weight is one number for a whole picture. Where the strength depends on the step, on the image of a batch, on the side
-(prompt or negative prompt) or on the place in the picture, the adapter stays outside of the weight: the module runs as
-it is, and what the adapter would have added is added to its output, s being broadcast over rows, tokens or pixels. The
-factors of all adapters of a module lie in one pair of matrices.
-
-What has no factors keeps its dense Δ: a module that is linear in its parameters (linear, convolution, norm, embedding)
-run once more with Δ for its weight gives just what Δ adds.
-
-Who runs the model says at each call what it is about (`Stage.begin`); a module only looks.
-"""
+"""What runs after each call of one module, and adds to its output."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.merge import Piece, delta_of
-from lora_runtime.stage import Call, Run, Stage, Varying
+from lora_runtime.beside.terms import Keeper, LiveTerm
+from lora_runtime.dialects import Part
+from lora_runtime.merge import delta_of
+from lora_runtime.routes import is_linear, layer_shape
+from lora_runtime.stage import Run, Stage, Varying
 
-__all__ = ["Live", "LiveModule", "LiveTerm", "attach", "reason_against", "uncompiled"]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveTerm:
-    """One adapter at a strength that varies; `dyn` and `pieces` as in Term."""
-
-    adapter: Adapter
-    strength: Varying
-    dyn: int | None = None
-    part: Part = WHOLE
-    pieces: tuple[Piece, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LiveModule:
-    """What acts beside one module of a component: terms by the name of its parameter.
-
-    `identity` is equal only where the same files meet at the same strengths.
-    """
-
-    component: str
-    module: nn.Module
-    terms: Mapping[str, tuple[LiveTerm, ...]]
-    identity: tuple[object, ...]
-
-
-class Originals(Protocol):
-    """Who keeps the original weights: the patcher of the model."""
-
-    def original(self, parameter: nn.Parameter) -> Tensor:
-        """Return W₀ of a parameter."""
-        ...
-
-    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
-        """Return an adapter that has the originals of the pieces that it depends on."""
-        ...
-
-
-class _Attached(NamedTuple):
-    module: weakref.ref[nn.Module]
-    identity: tuple[object, ...]
-    detach: Callable[[], None]
-
-
-class Live:
-    """What acts beside the modules of one model now."""
-
-    def __init__(self) -> None:
-        """Start with nothing."""
-        self.stages: dict[str, Stage] = {}  # by component, of those that have live modules
-        self._attached: dict[int, _Attached] = {}  # by id(module)
-        self._endings: list[Callable[[], None]] = []
-        self._compiled = False
-
-    @property
-    def count(self) -> int:
-        """The number of modules beside which something acts."""
-        return len(self._attached)
-
-    def apply(self, modules: Sequence[LiveModule], originals: Originals, *, compiled: bool = False) -> None:
-        """Let just these act from now on; `compiled` as in a ModelView."""
-        self._end()
-        before = [attached.identity for attached in self._attached.values()]
-        wanted = {id(live.module): live for live in modules}
-        for key, attached in list(self._attached.items()):
-            live = wanted.get(key)
-            if live is None or attached.module() is not live.module or attached.identity != _identity(live, originals):
-                attached.detach()
-                del self._attached[key]
-        components = {live.component for live in modules}
-        self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
-        for key, live in wanted.items():
-            if key not in self._attached:
-                detach = attach(live.module, self.stages[live.component], live.terms, originals, compiled=compiled)
-                self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
-        for stage in self.stages.values():
-            stage.begin(Call())
-        self._compiled = compiled
-        if before != [attached.identity for attached in self._attached.values()]:
-            self._compile_anew()
-
-    def until_then(self, ending: Callable[[], None]) -> None:
-        """Have this called when what acts now ends: by another `apply`, or `clear`."""
-        self._endings.append(ending)
-
-    def clear(self) -> None:
-        """Let nothing act any more."""
-        self._end()
-        if self._attached:
-            for attached in self._attached.values():
-                attached.detach()
-            self._attached.clear()
-            self._compile_anew()
-        self.stages = {}
-
-    def _compile_anew(self) -> None:
-        """Have compiled code forgotten: what was made before a hook was there would go on without it."""
-        if self._compiled:
-            torch.compiler.reset()
-
-    def _end(self) -> None:
-        while self._endings:
-            self._endings.pop()()
-
-
-def _identity(live: LiveModule, originals: Originals) -> tuple[object, ...]:
-    """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too.
-
-    The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
-    """
-    weights = [
-        (originals.original(parameter).data_ptr(), 0 if parameter.is_inference() else parameter._version)
-        for name, terms in live.terms.items()
-        for term in terms
-        if term.adapter.base_dependent
-        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
-        if parameter is not None
-    ]
-    return *live.identity, *weights
-
-
-# ---- one module -----------------------------------------------------------------------------------------------------
+__all__ = ["attach", "dense_bytes", "reason_against", "uncompiled"]
 
 # torch's MultiheadAttention takes the weights of its layers and never calls them.
 _NEVER_CALLED = ("MultiheadAttention", "NonDynamicallyQuantizableLinear")
 _TURNED_LINEAR = "Conv1D"  # of transformers: a linear layer with a weight (in, out)
 
 
-def reason_against(module: nn.Module, parameter: str) -> str | None:
-    """Return why a change of this parameter cannot act beside the module, or None where it can.
+def reason_against(module: nn.Module, parameter: str, adapters: Sequence[Adapter] = ()) -> str | None:
+    """Return why these adapters of this parameter cannot act beside the module, or None where they can.
 
-    It can where the output is a linear function of the parameter, and the module is called.
+    They can where the output is a linear function of the parameter, and the module is called.
     """
     kind = type(module).__name__
     if kind in _NEVER_CALLED:
@@ -178,16 +47,17 @@ def attach(
     module: nn.Module,
     stage: Stage,
     terms: Mapping[str, Sequence[LiveTerm]],
-    originals: Originals,
+    originals: Keeper,
     *,
+    bases: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
     compiled: bool = False,
 ) -> Callable[[], None]:
     """Let these terms act beside a module from now on; return what ends it.
 
-    `terms` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and to the
-    device of the weight, and follow the module where it goes.
+    `terms` and `bases` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and
+    to the device of the weight, and follow the module where it goes.
     """
-    beside = _Beside(module, stage, *_prepare(module, terms, originals))
+    beside = _Beside(module, stage, *_prepare(module, terms, originals, bases))
     return module.register_forward_hook(uncompiled(beside, compiled), with_kwargs=True).remove
 
 
@@ -241,29 +111,56 @@ class _Dense:
 
 
 def _prepare(
-    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Originals
+    module: nn.Module,
+    terms: Mapping[str, Sequence[LiveTerm]],
+    originals: Keeper,
+    bases: Mapping[str, Callable[[], Tensor]],
 ) -> tuple[list[_Factors], list[_Dense]]:
     """Return the factors that can act as two products, and a dense delta for each other strength."""
     products: dict[Part, list[LiveTerm]] = {}
     dense: dict[Varying, dict[str, Tensor]] = {}
-    weights = {
-        name: originals.original(parameter) for name in terms if (parameter := module._parameters[name]) is not None
-    }
+    forms = {name: _form(module, name) for name in terms}
+    weights: dict[str, Tensor] = {}
     for name, here in terms.items():
         for term in here:
-            if name == "weight" and _acts_as_products(module, term):
+            if name == "weight" and _acts_as_products(module, term.adapter):
                 products.setdefault(term.part, []).append(term)
                 continue
+            weight = forms[name]
+            if term.adapter.base_dependent:
+                if name not in weights:
+                    weights[name] = _original(module, name, originals, bases)
+                weight = weights[name]
             deltas = dense.setdefault(term.strength, {})
-            delta = delta_of(weights[name], originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
+            delta = delta_of(weight, originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
             deltas[name] = deltas[name] + delta if name in deltas else delta
     return (
-        [_join(module, part, group, weights["weight"]) for part, group in products.items()],
+        [_join(module, part, group, forms["weight"]) for part, group in products.items()],
         [
-            _Dense(strength, {name: delta.to(_computing(weights[name])[1]) for name, delta in deltas.items()})
+            _Dense(strength, {name: delta.to(forms[name].dtype) for name, delta in deltas.items()})
             for strength, deltas in dense.items()
         ],
     )
+
+
+def _form(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the shape, dtype and device with which a layer computes its parameter; it has no values."""
+    parameter = module._parameters.get(name)
+    others = (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+    like = parameter if parameter is not None else next(others, torch.empty(0))
+    device, dtype = _computing(like)
+    shape = layer_shape(module, name)
+    assert shape is not None
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def _original(module: nn.Module, name: str, originals: Keeper, bases: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+    """Return W₀ of a parameter."""
+    if name in bases:
+        return bases[name]().to(_form(module, name).device)
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return originals.original(parameter)
 
 
 def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -276,19 +173,27 @@ def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype
 
 
-def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
+def _acts_as_products(module: nn.Module, adapter: Adapter) -> bool:
     """Return whether U(D·x) can be computed beside this module."""
     if _is_convolution(module):
         grouped = getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False)
-        return not grouped and term.adapter.factors() is not None
-    return _is_linear(module) and term.adapter.factors() is not None
+        return not grouped and adapter.factors() is not None
+    return _is_linear(module) and adapter.factors() is not None
+
+
+def dense_bytes(module: nn.Module, name: str, adapter: Adapter) -> int:
+    """Return the bytes of the dense Δ that an adapter needs to act beside a module; 0 where factors do."""
+    if name == "weight" and _acts_as_products(module, adapter):
+        return 0
+    form = _form(module, name)
+    return form.numel() * form.element_size()
 
 
 def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
     """Put the factors of terms on one part of a weight side by side."""
     ups, downs, bounds, rank = [], [], [], 0
     device, dtype = _computing(weight)
-    rows = module.out_features if isinstance(module, nn.Linear) else weight.shape[0]
+    rows = weight.shape[0]
     for term in terms:
         factors = term.adapter.factors()
         assert factors is not None
@@ -435,7 +340,7 @@ def _is_turned(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_turned(module)
+    return is_linear(module) or _is_turned(module)
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -14,8 +14,8 @@ from formula import DTYPES, Dense, LowRank, ulp
 from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Rows
+from lora_runtime.beside import Live, LiveModule, LiveTerm, attach, reason_against
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.live import Live, LiveModule, LiveTerm, attach, reason_against
 from lora_runtime.merge import Piece, Term, merge_into
 from lora_runtime.patcher import Patcher
 from lora_runtime.prompt.strength import Curve, Key, Moment, Position, Turn, Window
