@@ -174,7 +174,7 @@ class Beside:
         self.stage = Stage()
         if call is not None:
             self.stage.begin(call)
-        self.detach = attach(module, self.stage, terms, Patcher())
+        self.detach = attach(module, self.stage, terms, Patcher()).detach
 
     def __enter__(self) -> Stage:
         return self.stage
@@ -700,9 +700,9 @@ def test_a_module_in_the_place_of_another_with_its_id_is_not_taken_for_it() -> N
     live, patcher = Live(), Patcher()
     module = nn.Linear(8, 12)
     live.apply([live_on(module, lora(module.weight.shape))], patcher)
-    (attached,) = live._attached.values()
+    (attached,) = live._known.values()
     other = nn.Linear(8, 12)
-    live._attached = {id(other): attached}  # as if `module` had gone and `other` got its id
+    live._known = {id(other): attached}  # as if `module` had gone and `other` got its id
     live.apply([live_on(other, lora(module.weight.shape))], patcher)
     assert len(hooks(other)) == 1
     assert not hooks(module)
