@@ -11,6 +11,7 @@ being: only what runs this module is compiled anew, once, and with the method go
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-__all__ = ["compiling", "handle_of", "make_anew", "operators", "run_as_operator", "uncompiled"]
+__all__ = ["compiling", "handle_of", "make_anew", "may_be_compiled", "operators", "run_as_operator", "uncompiled"]
 
 _SELECTIVE = TorchVersion(torch.__version__) >= "2.5"  # before, code was made for one module and did not look at it again
 
@@ -74,6 +75,11 @@ def run_as_operator(handle: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, 
     values += [kwargs[name] for name in names]
     made: Tensor = torch.ops.lora_runtime.beside(handle, values, ",".join(names), output)
     return made
+
+
+def may_be_compiled() -> bool:
+    """Return whether anything in this process may have been compiled: a function may run a model that is not itself."""
+    return "torch._dynamo" in sys.modules
 
 
 def make_anew(module: nn.Module) -> Callable[[], None]:

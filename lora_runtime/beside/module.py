@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.beside.compiled import compiling, handle_of, make_anew, operators, run_as_operator
+from lora_runtime.beside.compiled import compiling, handle_of, make_anew, may_be_compiled, operators, run_as_operator
 from lora_runtime.beside.layers import is_convolution, is_linear, own_bias
 from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
 from lora_runtime.beside.prepare import prepare
@@ -60,7 +60,7 @@ class Attached:
         operators()
         self._handle = handle_of(self)
         self._endings: list[Callable[[], None]] = [module.register_forward_hook(self, with_kwargs=True).remove]
-        if compiled:
+        if compiled or may_be_compiled():
             self._endings.append(make_anew(module))
 
     @property
