@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
-from lora_runtime.lookup import Loras, load_tags
+from lora_runtime.limits import Limits
+from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
@@ -21,6 +22,7 @@ from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect, Scope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
+from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]
 
@@ -53,6 +55,7 @@ class Applied(Generic[Text]):
         self._requests: tuple[Request, ...] = ()
         self._originals: Originals = "auto"
         self._clock: Clock | None = None
+        self._texts: Texts | None = None  # told apart where negative tags act
         self._entered: list[tuple[ModelState, ExitStack]] = []
 
     @property
@@ -146,20 +149,23 @@ def apply(
     applied.prompts = prompts
     applied._originals = originals
     problems = Problems(strict, prompts)
-    load = partial(load_tags, loras=loras, problems=problems, hires=hires)
+    lookup = Lookup(loras, problems, hires=hires)
     each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
     if len(each) != len(prompts):
         raise ValueError(f"{len(each)} seeds for {len(prompts)} prompts: give one for all, or one for each")
-    requests = of_batch([list(load(read, seed=seed)) for read, seed in zip(prompts, each, strict=True)])
+    requests = of_batch([lookup.requests(read, seed=seed) for read, seed in zip(prompts, each, strict=True)])
     if negative_tags == "apply" and negative_prompt is not None:
         alone = isinstance(negative_prompt, str)
         negatives = tuple(map(read, [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt))
         applied.negative_prompt = negatives[0].text if alone else [parsed.text for parsed in negatives]
         problems.add(negatives)
+        words = [read.text for read in prompts], [read.text for read in negatives]
+        applied._texts = Texts(applied._model.ask, *words)
         seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
-        requests += of_batch([list(load(read, seed=seed, side="negative")) for read, seed in seeded])
+        requests += of_batch([lookup.requests(read, seed=seed, side="negative") for read, seed in seeded])
     else:
         warn_of_negative_tags(negative_prompt, problems)
+    lookup.done()
     warn_of_idle_tags(prompts, applied._model, problems)
     applied._requests = requests
     with owned(applied._model) as state:
@@ -177,7 +183,7 @@ def restore(model: Any) -> None:
 def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None:
     """Plan and patch; the model is as it was if anything fails."""
     model = applied._model
-    plan = make_plan(applied._requests, state.targets(model), model.description)
+    plan = make_plan(applied._requests, state.targets(model), model.description, Limits(model))
     for request in applied._requests:
         for report in plan.report.loras:
             if report.sha256 == request.lora.sha256:
@@ -185,7 +191,7 @@ def _patch(state: ModelState, applied: Applied[Any], problems: Problems) -> None
                 problems.unmoved(report, request)
     state.holder = None
     state.apply(plan, applied._originals, compiled=bool(plan.lives) and model.compiled())
-    applied._clock = Clock(model, state.live.stages, applied._images) if plan.lives else None
+    applied._clock = Clock(model, state.live.stages, applied._images, applied._texts) if plan.lives else None
     if applied._clock is not None:
         state.live.until_then(applied._clock.stop)
     state.holder = applied._token

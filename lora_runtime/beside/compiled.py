@@ -24,7 +24,9 @@ from torch.torch_version import TorchVersion
 
 __all__ = ["compiling", "handle_of", "make_anew", "may_be_compiled", "operators", "run_as_operator", "uncompiled"]
 
-_SELECTIVE = TorchVersion(torch.__version__) >= "2.5"  # before, code was made for one module and did not look at it again
+_SELECTIVE = (
+    TorchVersion(torch.__version__) >= "2.5"
+)  # before, code was made for one module and did not look at it again
 
 
 class Acts(Protocol):

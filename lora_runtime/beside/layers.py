@@ -5,11 +5,12 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from lora_runtime import routes
 from lora_runtime.adapters import Adapter
 from lora_runtime.dialects import Part
 from lora_runtime.merge import region_of
@@ -20,7 +21,6 @@ __all__ = [
     "is_linear",
     "is_table",
     "is_turned",
-    "layer_shape",
     "own_bias",
     "part_shape",
     "reason_against",
@@ -38,10 +38,7 @@ def is_turned(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether its output is W·x + b for vectors in the last dimension."""
-    if isinstance(module, nn.Linear) or is_turned(module):
-        return True
-    counts = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return all(isinstance(count, int) for count in counts) and not is_table(module)
+    return routes.is_linear(module) or is_turned(module)
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -76,24 +73,6 @@ def reason_against(module: nn.Module, parameter: str, adapters: Sequence[Adapter
 
 def _is_transposed(module: nn.Module) -> bool:
     return isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-
-
-def layer_shape(module: nn.Module, parameter: str, *, stored: bool) -> torch.Size:
-    """Return the shape that a parameter has for the layer; `stored`: whether its data is in that shape."""
-    own = cast("Tensor | None", getattr(module, parameter, None))
-    if stored and own is not None:
-        return own.shape
-    layer: Any = module
-    if is_convolution(module):
-        outputs, inputs, kernel = layer.out_channels, layer.in_channels // layer.groups, tuple(layer.kernel_size)
-    elif is_table(module):
-        outputs, inputs, kernel = layer.num_embeddings, layer.embedding_dim, ()
-    elif is_linear(module):
-        outputs, inputs, kernel = layer.out_features, layer.in_features, ()
-    else:
-        assert own is not None, f"{type(module).__name__} has no {parameter}"
-        return own.shape
-    return torch.Size((outputs,) if parameter == "bias" else (outputs, inputs, *kernel))
 
 
 def part_shape(shape: torch.Size, part: Part) -> torch.Size:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.beside.compiled import compiling, handle_of, make_anew, may_be_compiled, operators, run_as_operator
-from lora_runtime.beside.layers import is_convolution, is_linear, own_bias
+from lora_runtime.beside.layers import is_convolution, is_linear
 from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
 from lora_runtime.beside.prepare import prepare
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
+from lora_runtime.hooks import hook_after
 from lora_runtime.stage import Stage
 
 __all__ = ["Attached", "attach"]
@@ -51,6 +52,7 @@ class Attached:
         self._module = weakref.ref(module)
         self._stage = stage
         self._parts = parts
+        self._biases: dict[str, Tensor] = {}
         self._needs_product = any(isinstance(part, Mapped) and part.form.of == "output" for part in parts)
         kernel = getattr(module, "kernel_size", None)
         pixels = is_convolution(module) or isinstance(kernel, tuple)
@@ -59,7 +61,7 @@ class Attached:
         self._least = len(kernel) + 2 if isinstance(kernel, tuple) else 2 if is_linear(module) else 1
         operators()
         self._handle = handle_of(self)
-        self._endings: list[Callable[[], None]] = [module.register_forward_hook(self, with_kwargs=True).remove]
+        self._endings: list[Callable[[], None]] = [hook_after(module, self)]
         if compiled or may_be_compiled():
             self._endings.append(make_anew(module))
 
@@ -107,10 +109,9 @@ class Attached:
         changed = output
         if inputs.ndim < self._least:
             inputs, output = inputs[None], output[None]
-        call = ModuleCall(self._stage, module, args, dict(kwargs), inputs, output, before, self._channel)
+        call = ModuleCall(self._stage, module, args, dict(kwargs), inputs, output, before, self._channel, self._biases)
         if self._needs_product:
-            bias = own_bias(module)
-            call.product = output.clone() if bias is None else output - call.spread(bias.to(output))
+            call.product = call.without_bias(output.clone())
         for part in self._parts:
             part.add(call)
         return changed

@@ -35,13 +35,24 @@ class ModuleCall:
     output: Tensor  # (rows, …, out)
     before: Tensor  # the output as the module gave it, without a batch where the input has none
     channel: int  # the dimension of the channels
+    biases: dict[str, Tensor]  # what was learnt of the bias of a layer whose parameters are elsewhere
     product: Tensor | None = None  # W₀x (rows, …, out), where a part needs it
 
     def again(self, inputs: Tensor) -> Tensor:
         """Return W₀ · other inputs, by the layer itself: forward, so that no hook runs."""
-        output: Tensor = self.module.forward(inputs)
+        return self.without_bias(self.module.forward(inputs))
+
+    def without_bias(self, output: Tensor) -> Tensor:
+        """Return W₀x of an output of the layer."""
         bias = own_bias(self.module)
-        return output if bias is None else output - self.spread(bias.to(output))
+        if bias is None:
+            return output
+        if bias.is_meta:  # an offloader has it; the layer's output for zeros tells
+            if "bias" not in self.biases:
+                zeros = self.module.forward(torch.zeros_like(self.inputs[:1]))
+                self.biases["bias"] = zeros.movedim(self.channel, -1).reshape(-1, zeros.shape[self.channel])[0].clone()
+            bias = self.biases["bias"]
+        return output - self.spread(bias.to(output))
 
     def spread(self, numbers: Tensor) -> Tensor:
         """Return numbers of channels in a shape that is broadcast over rows and places."""

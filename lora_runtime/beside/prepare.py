@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Factors, Form, Map, no_autocast
-from lora_runtime.beside.layers import is_convolution, is_linear, is_table, layer_shape, part_shape
+from lora_runtime.beside.layers import is_convolution, is_linear, is_table, part_shape
 from lora_runtime.beside.numbers import Numbers, computing
 from lora_runtime.beside.parts import Adding, Dense, Mapped, Products, TableProducts
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.merge import delta_of, rows_of
+from lora_runtime.merge import Piece, delta_of, rows_of
+from lora_runtime.routes import layer_shape
 from lora_runtime.stage import Varying
 
-__all__ = ["prepare"]
+__all__ = ["dense_bytes", "prepare"]
 
 
 def prepare(
@@ -59,6 +61,39 @@ def prepare(
     return joined + parts
 
 
+_dense: weakref.WeakKeyDictionary[Adapter, dict[object, bool]] = weakref.WeakKeyDictionary()
+
+
+def dense_bytes(module: nn.Module, name: str, adapter: Adapter) -> int:
+    """Return the bytes of the dense Δ that an adapter needs to act beside a module with nothing merged; 0 without one.
+
+    It computes nothing, and remembers what it found for the shape.
+    """
+    shape = layer_shape(module, name)
+    if shape is None or (name == "weight" and adapter.factors() is not None):
+        return 0
+    known, key = _dense.setdefault(adapter, {}), (type(module), shape)
+    if key not in known:
+        outline = _Source(module, name, _NoKeeper(), lambda: torch.empty(shape, device="meta"))
+        outline.device = torch.device("meta")
+        known[key] = _forms(outline, adapter, LiveTerm(adapter, Varying(1.0)), unmerged=True) is None
+    if not known[key]:
+        return 0
+    parameter = module._parameters.get(name)
+    dtype = None if parameter is None else computing(parameter)[1]
+    return shape.numel() * (2 if dtype is None else torch.empty(0, dtype=dtype).element_size())
+
+
+class _NoKeeper:
+    """Who is never asked for originals."""
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        raise AssertionError("an outline has no original")
+
+    def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
+        raise AssertionError("an outline has no originals")
+
+
 _Thin = tuple[Factors, Varying]
 
 
@@ -72,22 +107,21 @@ class _Source:
     base: Base | None
 
     def __post_init__(self) -> None:
-        parameter = self.module._parameters.get(self.name)
-        self.parameter = parameter
-        self.shape = layer_shape(self.module, self.name, stored=self.base is None)
-        known = parameter if parameter is not None else getattr(self.module, self.name, None)
-        if parameter is not None and self.base is None:
-            known = self.keeper.original(parameter)
-        self.device, self.dtype = torch.device("cpu"), None
-        if isinstance(known, Tensor):
-            self.device, self.dtype = computing(known)
+        module = self.module
+        shape = layer_shape(module, self.name)
+        assert shape is not None, f"a {type(module).__name__} has no {self.name}"
+        self.shape: torch.Size = shape
+        self.parameter = module._parameters.get(self.name)
+        others = (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+        known = next(others, torch.empty(0)) if self.parameter is None else self.parameter
+        self.device, self.dtype = computing(known)
         self.sum_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @cached_property
     def weight(self) -> Tensor:
         """W₀ in the layer's shape."""
         if self.base is not None:
-            return self.base()
+            return self.base().to(self.device)
         assert self.parameter is not None
         return self.keeper.original(self.parameter)
 

@@ -85,17 +85,20 @@ class Live:
             self._endings.pop()()
 
 
-def _identity(live: LiveModule, originals: Keeper) -> tuple[object, ...]:
+def _identity(live: LiveModule, keeper: Keeper) -> tuple[object, ...]:
     """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too.
 
     The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
     """
     weights = [
-        (originals.original(parameter).data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        (
+            id(parameter) if name in live.bases else keeper.original(parameter).data_ptr(),
+            0 if parameter.is_inference() else parameter._version,
+        )
         for name, terms in live.terms.items()
         for term in terms
         if term.adapter.base_dependent
-        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
+        for parameter in (live.module._parameters.get(name), *(piece.parameter for piece in term.pieces))
         if parameter is not None
     ]
     return *live.identity, live.unmerged, *weights

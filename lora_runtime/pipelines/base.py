@@ -11,7 +11,7 @@ from torch import nn
 __all__ = ["Host", "ModelView", "compiled", "plain"]
 
 
-def _nothing() -> None:
+def _nothing(_: str) -> None:
     return None
 
 
@@ -29,12 +29,18 @@ class ModelView:
     family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
     # Where a module keeps a parameter in more digits than the parameter itself has: "weight" → name of the attribute.
     precise: Mapping[str, str] = field(default_factory=dict)
-    # The pipeline's scheduler as it is now; None where the host has none or tells the steps otherwise.
-    scheduler: Callable[[], Any] = _nothing
     # Whether torch.compile made code of a part of it, which knows nothing of hooks that are added later.
     compiled: Callable[[], bool] = _never
-    # Whether the pipeline paints with classifier-free guidance now; None where it does not say.
-    guided: Callable[[], bool | None] = _nothing
+    # An attribute of the pipeline as it is now, such as its scheduler; None where it has none of that name.
+    ask: Callable[[str], Any] = _nothing
+    # The names of the pipeline's class and of those that it is made from.
+    titles: tuple[str, ...] = ()
+    # Components as the pipeline calls them, where they are wrapped, in torch.compile's module for instance.
+    wrapped: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def outer(self, component: str) -> nn.Module:
+        """Return a component as its pipeline calls it."""
+        return self.wrapped.get(component, self.components[component])
 
 
 class Host(Protocol):
@@ -55,9 +61,11 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def compiled(*modules: nn.Module) -> bool:
-    """Return whether torch.compile, or the method of that name, made code of a module or of one inside it."""
+    """Return whether torch.compile, or the method of that name, made code of one of the modules inside, or of its `forward`."""
     return any(
-        "_orig_mod" in inner._modules or getattr(inner, "_compiled_call_impl", None)
+        "_orig_mod" in inner._modules
+        or getattr(inner, "_compiled_call_impl", None)
+        or hasattr(getattr(inner, "forward", None), "_torchdynamo_orig_callable")
         for module in modules
         for inner in module.modules()
     )

@@ -48,8 +48,9 @@ def view_pipeline(model: Any) -> ModelView | None:
         "pipeline",
         family,
         compiled=partial(compiled, *(components[name] for name in found)),
-        scheduler=lambda: getattr(pipeline(), "scheduler", None),
-        guided=lambda: getattr(pipeline(), "do_classifier_free_guidance", None),
+        ask=lambda name: getattr(pipeline(), name, None),
+        titles=tuple(kind.__name__ for kind in type(model).__mro__),
+        wrapped=MappingProxyType({name: components[name] for name in found if components[name] is not found[name]}),
     )
 
 

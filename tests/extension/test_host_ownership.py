@@ -95,6 +95,23 @@ def test_reload_ui_takes_up_new_code(start: Callable[..., WebUI], tmp_path: Path
     assert webui.generate("a <lora:nobody>").comments[0].startswith("Updated error")
 
 
+def test_reload_ui_takes_up_a_new_library_behind_a_linked_folder_too(
+    start: Callable[..., WebUI], tmp_path: Path
+) -> None:
+    from double.webui import install_copy
+
+    copy = install_copy(tmp_path / "elsewhere" / "mine")
+    link = tmp_path / "extensions" / "mine"
+    link.parent.mkdir()
+    link.symlink_to(copy, target_is_directory=True)
+    webui = start(extensions=(BUILTIN, link))
+    before = sys.modules["lora_runtime.catalog"]
+    assert Path(before.__file__ or "").is_relative_to(link)  # as the WebUI's path has it
+    webui.reload_ui()
+    assert sys.modules["lora_runtime.catalog"] is not before
+    owns_everything(webui)
+
+
 def test_other_extensions_modules_keep_their_names(webui: WebUI) -> None:
     """Ours has `extension` and `network` too; in sys.modules they would be others'."""
     root = {name.partition(".")[0] for name, module in sys.modules.items() if _is_in(module, REPOSITORY / "extension")}
@@ -154,6 +171,27 @@ def test_when_it_is_removed_the_builtin_is_there_again_after_reload_ui(webui: We
     webui.extensions.remove(REPOSITORY)
     webui.reload_ui()
     assert webui.not_whole() == []
+    the_builtin_owns_everything(webui)
+
+
+def test_why_it_cannot_start_is_said_on_any_console(
+    start: Callable[..., WebUI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    class Missing:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "lark":
+                raise ImportError("cannot open /home/日本/lark.py")
+
+    written = io.BytesIO()
+    console = io.TextIOWrapper(written, encoding="cp1252", write_through=True)
+    monkeypatch.delitem(sys.modules, "lark")
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", console)
+        webui = start()
+    assert "/home/\\u65e5\\u672c/lark.py" in written.getvalue().decode("cp1252")
     the_builtin_owns_everything(webui)
 
 

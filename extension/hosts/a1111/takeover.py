@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from modules import extra_networks, script_callbacks, scripts, ui_extra_networks
 
+from ...console import say
+
 
 def run_last(category: str, function: Callable[..., Any]) -> None:
     """Make a `before_ui` callback that was just registered run after all others."""
@@ -115,4 +117,4 @@ def tell_owner() -> None:
     folders = {Path(data.basedir).name.lower().replace("_", "-") for data in scripts.scripts_data}
     found = [said for piece, said in _BESIDE.items() if any(piece in folder for folder in folders)]
     if found:
-        print(f"[lora-runtime] owns <lora:…> and <lyco:…>. {'; '.join(found)}")
+        say(f"owns <lora:…> and <lyco:…>. {'; '.join(found)}")

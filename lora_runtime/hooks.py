@@ -1,0 +1,76 @@
+"""Hooks that no copy of their module takes along.
+
+`copy.deepcopy(unet)` and `torch.save(unet)` take the hooks of a module with it: the own state of a hook would be copied
+or pickled too, and the copy would go on doing what was asked of the original. So a module with a hook of ours gives, as
+long as it has one, its state without it: a copy is the plain module.
+
+Both ways of copying ask the object for `__getstate__`, and find one that lies on the instance.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+__all__ = ["hook_after", "hook_before"]
+
+_ASKED = "__getstate__"
+_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def hook_after(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
+    """Call `hook(module, args, kwargs, output)` after each call of the module; return what ends it."""
+    return _hidden(module, module.register_forward_hook(hook, with_kwargs=True))
+
+
+def hook_before(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
+    """Call `hook(module, args, kwargs)` before each call of the module; return what ends it."""
+    return _hidden(module, module.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _hidden(module: nn.Module, handle: Any) -> Callable[[], None]:
+    """Keep the hook of this handle out of the module's state; return what removes it."""
+    state = vars(module).setdefault(_ASKED, _PlainState(module))
+    state.hidden.add(handle.id)
+    reference = weakref.ref(module)  # what ends a hook must not keep the module
+
+    def remove() -> None:
+        handle.remove()
+        state.hidden.discard(handle.id)
+        owner = reference()
+        if owner is not None and not state.hidden and vars(owner).get(_ASKED) is state:
+            del vars(owner)[_ASKED]
+
+    return remove
+
+
+class _PlainState:
+    """What a module says when it is asked for its state: all but our hooks, and but this."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self.hidden: set[int] = set()  # the ids of our hooks
+
+    def __call__(self) -> Any:
+        module = self._module()
+        assert module is not None  # it is asking
+        own = getattr(type(module), _ASKED, None)  # from Python 3.11 on every class has one
+        state = dict(vars(module)) if own is None else own(module)
+        if not isinstance(state, dict):
+            return state
+        plain = {name: value for name, value in state.items() if value is not self}
+        for name in _TABLES:
+            table = plain.get(name)
+            if table is not None:
+                # In the same class: torch takes them for ordered dictionaries.
+                plain[name] = type(table)((key, value) for key, value in table.items() if key not in self.hidden)
+        return plain
