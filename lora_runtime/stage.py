@@ -59,6 +59,7 @@ class Varying:
 
 
 _ONLY = Moment(0, 1)
+_PLACED_BY = ("grid", "text", "frames", "sequences")  # fields of a Call that tell where a region lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,19 @@ class Stage:
         self.call = Call()
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
+        self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
         self._said: set[str] = set()
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
-        if call != self.call:
-            self.call = call
-            self._known.clear()
+        if call == self.call:
+            return
+        before, self.call = self.call, call
+        self._known.clear()
+        if any(getattr(before, name) != getattr(call, name) for name in _PLACED_BY):
+            self._placed.clear()
+            self._masks.clear()
 
     def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[Run, ...]:
         """Return which rows of a batch need which terms; rows that need none are left out."""
@@ -145,9 +151,9 @@ class Stage:
         key = "scale", terms, like.device, like.dtype
         if key not in self._known:
             values = [varying.at(self.call.moment) for varying, _ in terms]
-            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
-            one = all(value == values[0] for value in values)
-            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
+            self._known[key] = (
+                values[0] if all(value == values[0] for value in values) else _filled(values, terms, like)
+            )
         known: Tensor | float = self._known[key]
         return known
 
@@ -156,12 +162,11 @@ class Stage:
 
         `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
         """
-        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._known:
+        key = place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
+        if key not in self._placed:
             found = self._found(place, shape, spatial)
-            self._known[key] = 0.0 if found is None else found.to(like)
-        known: Tensor | float = self._known[key]
-        return known
+            self._placed[key] = 0.0 if found is None else found.to(like)
+        return self._placed[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
         if self.call.grid is None:
@@ -211,6 +216,16 @@ class Stage:
         if message not in self._said:
             self._said.add(message)
             logger.warning("%s", message)
+
+
+def _filled(values: Several[float], terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor:
+    """Return each value as often as the rank of its term, written on the device: nothing is copied there."""
+    filled = torch.empty(sum(rank for _, rank in terms), dtype=like.dtype, device=like.device)
+    start = 0
+    for value, (_, rank) in zip(values, terms, strict=True):
+        filled[start : start + rank].fill_(value)
+        start += rank
+    return filled
 
 
 def _meant(varying: Varying, row: Row | None) -> bool:
