@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from lora_runtime.beside import LiveModule, LiveTerm, reason_against
+from lora_runtime.families import has_no_place
 from lora_runtime.limits import NO_PLACE, Limits
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, place_adapters, precise_of, unfit
@@ -44,7 +45,9 @@ class Plan:
 def make_plan(
     requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None
 ) -> Plan:
-    """Return the plan for these files on these targets. `limits`: where on this model a strength cannot vary.
+    """Return the plan for these files on these targets.
+
+    `limits`: where on this model a strength cannot vary; None where whoever calls the model says what its calls are about.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
@@ -137,7 +140,10 @@ def _settled(request: Request, place: Placed, limits: Limits | None = None) -> t
         # What is meant for some rows or places alone must not act on the others.
         value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
-    unknown = None if limits is None else limits.reason(component, path, strength)
+    if limits is not None:
+        unknown = limits.reason(component, path, strength)
+    else:
+        unknown = NO_PLACE if strength.place is not None and has_no_place(None, path) else None
     return (strength, once) if unknown is None else (0.0, unknown)
 
 

@@ -19,6 +19,7 @@ PACKAGE = Path(lora_runtime.__file__).parent
 LADDER = (
     "errors",
     "blocks",
+    "families",
     "prompt",
     "header",
     "metadata",
@@ -36,6 +37,9 @@ LADDER = (
     "merge",
     "regions",
     "stage",
+    "sides",
+    "limits",
+    "texts",
     "beside",
     "requests",
     "report",
