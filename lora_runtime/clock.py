@@ -101,7 +101,7 @@ class _Denoiser:
         self._sides = Sides(self._family, model.titles, clock._images, model.ask)
         self._known: dict[int, Any] = {}
         self._seen: object = None  # the run that the sides are of
-        self._step = -1
+        self._step: int | None = None  # of the last call
 
     def __call__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
@@ -111,7 +111,7 @@ class _Denoiser:
         if self._seen is not run.number:
             self._sides.forget()
             self._known.clear()
-            self._seen, self._step = run.number, -1
+            self._seen, self._step = run.number, None
         first, self._step = self._step != run.index, run.index
         stage = self._clock._stages.get(name)
         if stage is None:
@@ -233,14 +233,16 @@ class _Run:
         return self._by_value(time, self.index + 1)
 
     def _by_value(self, time: Any, otherwise: int) -> int:
-        """Return the place of the time step that is the nearest to a value, or to a thousandth of it."""
+        """Return the place of the time step that is the nearest to a value, or to a thousand times it: the first such."""
         value = _value_of(time)
-        for scale in (1.0, 1000.0):
-            near = [abs(value * scale - known) for known in self._times] if value is not None else []
-            best = min(range(len(near)), key=near.__getitem__) if near else 0
-            if near and near[best] <= _DIGITS * max(1.0, abs(self._times[best])):
-                return best
-        return otherwise
+        if value is None:
+            return otherwise
+        off, place = min(
+            (abs(value * scale - known) / max(1.0, abs(known)), place)
+            for scale in (1.0, 1000.0)
+            for place, known in enumerate(self._times)
+        )
+        return place if off <= _DIGITS else otherwise
 
 
 _DIGITS = 0.004  # of a time step that was rounded to bfloat16

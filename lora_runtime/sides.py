@@ -49,13 +49,15 @@ class Sides:
     def rows(self, reading: Reading, first: bool) -> tuple[Row, ...] | None:
         """Return the rows of a call; `first`: whether it is the first of its step."""
         guidance = self._guidance
-        if guidance is None or guidance.reason or reading.rows % self._images:
+        if guidance is None or guidance.reason:
             return None
         if not guidance.stacked or self._ask("guider") is not None:
             return self._of((self._side(reading, first),), reading.rows)
         part = self._part(reading)
         if part is not None:
             return part
+        if reading.rows % self._images:
+            return None
         sides = self._sides(guidance.stacked, reading)
         rows = None if sides is None else self._of(sides, reading.rows)
         if rows is not None and len(rows) > self._most:
