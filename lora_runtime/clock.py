@@ -1,9 +1,9 @@
 """Who says at each call of a model what it is about: the step, and what each row of the batch belongs to.
 
-No callback has to be passed to a pipeline, and nothing of it is wrapped. Which step it is, is asked: the time step that
-the denoiser is given is one of the scheduler's own tensor of them, and its place there is the step's; else the scheduler
-has counted. A value is read from the device only where neither tells. What the rows are, and where the picture lies in
-the layers, the model family's record says (`families/`).
+No callback has to be passed to a pipeline, and nothing of it is wrapped. The step is asked for: the time step that the
+denoiser is given is an element of the scheduler's own tensor of them, and its place there is the step's; else the
+scheduler has counted. A value is read from the device only where neither tells. What the rows are, and where the picture
+lies in the layers, the model family's record says (`families/`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.beside import uncompiled
-from lora_runtime.families import Given, Row, Side, family_of
+from lora_runtime.families import Given, Row, family_of
 from lora_runtime.hooks import hook_before
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
@@ -219,7 +219,7 @@ class _Run:
         return min(place, len(self._times) - 1)
 
     def _counted(self, scheduler: Any, own: Any, time: Any) -> int:
-        """Return the step as the scheduler counts, or where it is not what is stepped, by the value of the time step."""
+        """Return the step as the scheduler counts; where it is not what is stepped, by the value of the time step."""
         if not self._called or self._counts:
             begin = own if isinstance(own, int) else getattr(scheduler, "begin_index", None)
             return begin if isinstance(begin, int) else self._by_value(time, 0)
@@ -233,7 +233,7 @@ class _Run:
         return self._by_value(time, self.index + 1)
 
     def _by_value(self, time: Any, otherwise: int) -> int:
-        """Return the place of the time step that is the nearest to a value, or to a thousand times it: the first such."""
+        """Return the place of the first time step that is the nearest to a value, or to a thousand times it."""
         value = _value_of(time)
         if value is None:
             return otherwise

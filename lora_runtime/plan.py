@@ -42,12 +42,10 @@ class Plan:
     lives: tuple[LiveModule, ...] = ()
 
 
-def make_plan(
-    requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None
-) -> Plan:
+def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
     """Return the plan for these files on these targets.
 
-    `limits`: where on this model a strength cannot vary; None where whoever calls the model says what its calls are about.
+    `limits`: where on this model a strength cannot vary; None where who calls the model says what its calls are about.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.

@@ -385,7 +385,7 @@ def test_guidance_in_some_of_the_steps_alone() -> None:
     guided = iter([(PROMPT,), (PROMPT, NEGATIVE), (PROMPT, NEGATIVE), (PROMPT,)])
     with told(own(flux(), scheduler=scheduler)) as (module, seen):
         run(module, scheduler, lambda _: [{"encoder_hidden_states": text} for text in next(guided)])
-    assert rows_of(seen) == "p0 p0 n0 p0 n0 p0".split()
+    assert rows_of(seen) == ["p0", "p0", "n0", "p0", "n0", "p0"]
 
 
 def test_another_run_has_other_texts() -> None:
@@ -394,7 +394,7 @@ def test_another_run_has_other_texts() -> None:
         for texts in ((PROMPT, NEGATIVE), (NEGATIVE, PROMPT)):
             scheduler.set_timesteps(2)
             run(module, scheduler, lambda _, texts=texts: [{"encoder_hidden_states": text} for text in texts])
-    assert rows_of(seen) == "p0 n0".split() * 4
+    assert rows_of(seen) == ["p0", "n0"] * 4
 
 
 SD3_CALL = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
@@ -480,7 +480,7 @@ def test_a_list_of_texts_tells_its_copies() -> None:
     assert rows_of(seen) == ["p0 p1", "p0 p1 n0 n1", "p0 p0 p1 p1"]
 
 
-# ---- steps of schedulers that are not stepped themselves, or not in order ---------------------------------------------
+# ---- schedulers that are not stepped themselves, or not in order -----------------------------------------------------
 
 
 @pytest.mark.parametrize("given", ["view", "value"])
@@ -493,7 +493,9 @@ def test_a_pipeline_that_steps_copies_of_its_scheduler(given: str) -> None:
     latents = torch.zeros(1, 4, 2, 4, 4)
     wan = denoiser("WanTransformer3DModel", "hidden_states", "timestep", "encoder_hidden_states", patch_size=(1, 2, 2))
     with told(own(wan, scheduler=scheduler)) as (module, seen):
-        for time in scheduler.timesteps if given == "view" else [time[None].repeat(1, 2) for time in scheduler.timesteps]:
+        for time in (
+            scheduler.timesteps if given == "view" else [time[None].repeat(1, 2) for time in scheduler.timesteps]
+        ):
             for text in (PROMPT, NEGATIVE):
                 module(latents, time, text)
             twin.step(latents, time.flatten()[0], latents)
@@ -547,7 +549,9 @@ class _Unread(torch.utils._python_dispatch.TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler", "PNDMScheduler"]
+)
 def test_no_value_is_read_from_the_device_within_a_run(kind: str) -> None:
     scheduler = getattr(diffusers, kind)()
     scheduler.set_timesteps(4)

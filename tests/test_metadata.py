@@ -382,8 +382,14 @@ class TestFamily:
             ("transformer.distilled_guidance_layer.layers.0.linear_1.lora_A.weight=4,5120", "Chroma"),
             ("transformer.joint_transformer_blocks.0.attn.to_q.lora_A.weight=4,3072", "AuraFlow"),
             ("diffusion_model.double_stream_modulation_img.lin.lora_A.weight=4,6144", "Flux2"),
-            ("transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,3584", "HunyuanImage"),
-            ("transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,2048", "HunyuanVideo1.5"),
+            (
+                "transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,3584",
+                "HunyuanImage",
+            ),
+            (
+                "transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,2048",
+                "HunyuanVideo1.5",
+            ),
             ("lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight=4,3072", "HunyuanVideo"),
             ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight=4,1536", "SD3"),
             ("diffusion_model.blocks.0.cross_attn.k.lora_A.weight=4,5120", "Wan"),

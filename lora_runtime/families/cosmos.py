@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_runtime.families.base import IN_TWO_CALLS, Family, pieces
 from lora_runtime.families.reading import patched
 
-__all__ = ["COSMOS", "ANIMA", "COSMOS_OR_ANIMA"]
+__all__ = ["ANIMA", "COSMOS", "COSMOS_OR_ANIMA"]
 
 COSMOS = Family("Cosmos", titles=("cosmos",), dialects=("cosmos",))
 ANIMA = Family("Anima", titles=("anima",), marks=(pieces("llm.adapter.blocks"),), dialects=("cosmos",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_runtime.families.base import Family, pieces
 
-__all__ = ["IDEOGRAM_4", "MINIMAX_H3", "ACE_STEP"]
+__all__ = ["ACE_STEP", "IDEOGRAM_4", "MINIMAX_H3"]
 
 IDEOGRAM_4 = Family(
     "Ideogram4",
@@ -14,6 +14,4 @@ IDEOGRAM_4 = Family(
     dialects=("newer",),
 )
 MINIMAX_H3 = Family("MiniMax-H3", ("MiniMaxH3Transformer3DModel",), ("minimax",), dialects=("newer",))
-ACE_STEP = Family(
-    "ACE-Step", ("AceStepTransformer1DModel",), ("ace-step", "ace_step", "acestep"), dialects=("newer",)
-)
+ACE_STEP = Family("ACE-Step", ("AceStepTransformer1DModel",), ("ace-step", "ace_step", "acestep"), dialects=("newer",))
