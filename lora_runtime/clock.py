@@ -2,8 +2,8 @@
 
 No callback has to be passed to a pipeline, and nothing of it is wrapped. The step is asked for: the time step that the
 denoiser is given is an element of the scheduler's own tensor of them, and its place there is the step's; else the
-scheduler has counted. A value is read from the device only where neither tells. What the rows are, and where the picture
-lies in the layers, the model family's record says (`families/`).
+scheduler has counted. A value is read from the device only where neither tells. The model family's record says what the
+rows are, and where the picture lies in the layers (`families/`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -131,7 +130,6 @@ class _Denoiser:
         return self._family.read(Given(arguments, self._config, self._known))
 
 
-@lru_cache(maxsize=64)
 def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
     """Return the names of the arguments of a module's forward, in order."""
     return tuple(inspect.signature(kind.forward).parameters)[1:]
@@ -256,7 +254,7 @@ def _place_in(times: Tensor | None, time: Any) -> int | None:
         return None  # not one element, expanded
     if times.ndim != 1 or time.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
         return None
-    place, rest = divmod(time.storage_offset() - times.storage_offset(), times.stride(0) or 1)
+    place, rest = divmod(int(time.storage_offset()) - int(times.storage_offset()), times.stride(0) or 1)
     return place if not rest and 0 <= place < len(times) else None
 
 

@@ -8,7 +8,7 @@ An adapter for a part of a weight (q of a fused q, k and v) sees that part as it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +32,15 @@ _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """What one parameter has of a weight that a file has whole; `precise` as in an Assignment."""
+    """What one parameter has of a weight that a file has whole; `precise` as in an Assignment.
 
-    parameter: nn.Parameter
+    `base` gives W₀ where the parameter's own data is not W₀.
+    """
+
+    parameter: nn.Parameter | None
     part: Part
     precise: Tensor | None = None
+    base: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,9 @@ class Patcher:
 
     def _original_of(self, piece: Piece) -> Tensor:
         """Return what a parameter has of a weight, before any patch."""
+        if piece.base is not None:
+            return rows_of(piece.base(), piece.part)
+        assert piece.parameter is not None
         weight = self.original(piece.parameter) if piece.precise is None else piece.precise
         return rows_of(weight, piece.part)
 

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
@@ -22,9 +23,14 @@ class Problems:
 
     def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self.diagnostics: tuple[Diagnostic, ...] = ()
+        self._diagnostics: dict[Diagnostic, None] = {}  # each once, in order
         self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
         self.add(prompts)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """All that was noted, in order."""
+        return tuple(self._diagnostics)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Take note of what could not be read in these prompts."""
@@ -59,9 +65,9 @@ class Problems:
             self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
-        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
+        if diagnostic in self._diagnostics:  # the same of another prompt of the batch
             return
-        self.diagnostics += (diagnostic,)
+        self._diagnostics[diagnostic] = None
         if diagnostic.severity != "info":
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source

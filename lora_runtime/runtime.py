@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
 from lora_runtime.limits import Limits
-from lora_runtime.lookup import Loras, load_tags
+from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, view
@@ -149,11 +149,11 @@ def apply(
     applied.prompts = prompts
     applied._originals = originals
     problems = Problems(strict, prompts)
-    load = partial(load_tags, loras=loras, problems=problems, hires=hires)
+    lookup = Lookup(loras, problems, hires=hires)
     each = list(seeds) if isinstance(seeds, Sequence) else [seeds] * len(prompts)
     if len(each) != len(prompts):
         raise ValueError(f"{len(each)} seeds for {len(prompts)} prompts: give one for all, or one for each")
-    requests = of_batch([list(load(read, seed=seed)) for read, seed in zip(prompts, each, strict=True)])
+    requests = of_batch([lookup.requests(read, seed=seed) for read, seed in zip(prompts, each, strict=True)])
     if negative_tags == "apply" and negative_prompt is not None:
         alone = isinstance(negative_prompt, str)
         negatives = tuple(map(read, [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt))
@@ -162,9 +162,10 @@ def apply(
         words = [read.text for read in prompts], [read.text for read in negatives]
         applied._texts = Texts(applied._model.ask, *words)
         seeded = zip(negatives, each[:1] * len(negatives) if alone else each, strict=True)
-        requests += of_batch([list(load(read, seed=seed, side="negative")) for read, seed in seeded])
+        requests += of_batch([lookup.requests(read, seed=seed, side="negative") for read, seed in seeded])
     else:
         warn_of_negative_tags(negative_prompt, problems)
+    lookup.done()
     warn_of_idle_tags(prompts, applied._model, problems)
     applied._requests = requests
     with owned(applied._model) as state:

@@ -169,7 +169,7 @@ def _start_within(part: Any, whole: Any) -> int | None:
         return None
     if part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride() or _storage(part) != _storage(whole):
         return None
-    start, rest = divmod(part.storage_offset() - whole.storage_offset(), whole.stride(0) or 1)
+    start, rest = divmod(int(part.storage_offset()) - int(whole.storage_offset()), whole.stride(0) or 1)
     return start if not rest and 0 <= start < whole.shape[0] else None
 
 

@@ -65,10 +65,10 @@ _ONLY = Moment(0, 1)
 class Call:
     """What one call of a component is about.
 
-    `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height and
-    width of the latents, in the units of the finest layer, None where they are not known; `text`: how many tokens of
-    text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the grid,
-    all the sequences that they see.
+    `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
+    and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
+    of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
+    grid, all the sequences that they see.
     """
 
     moment: Moment = _ONLY

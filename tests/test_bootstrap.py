@@ -29,12 +29,12 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bootstrap", module)  # where dataclasses look for it
     spec.loader.exec_module(module)
-    for name in ("MAIN", "NEWEST", "WEBUI"):
+    for name in ("MAIN", "NEWEST", "WEBUI", "OLDEST"):
         env = dataclasses.replace(getattr(module, name), folder=tmp_path / getattr(module, name).name)
         monkeypatch.setattr(module, name, env)
         env.python.parent.mkdir(parents=True)
     monkeypatch.setenv("PIP_NO_COMPILE", "1")  # the tool sets it; afterwards it is as it was
-    monkeypatch.setattr(module.install, "__defaults__", (module.MAIN,))
+    monkeypatch.setattr(module.install, "__defaults__", (module.MAIN, sys.executable))
     lacking = [("lark", "1.3.1", "")]
     monkeypatch.setattr(module, "differences", lambda env, locks: lacking)
     return module
@@ -206,6 +206,72 @@ def test_where_the_webui_s_versions_cannot_be_had_one_line_says_so(
     assert line.startswith("== Left out: the extension")
 
 
+def python(tmp_path: Path, name: str, prints: str) -> str:
+    """Write a program that says which Python it is, or does not start, and return its path."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{prints}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the programs are shell scripts")
+def test_a_python_is_found_that_starts_and_is_of_the_version(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", python(tmp_path, "this", "echo 3 13"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.delenv("PYTHON310", raising=False)
+    python(tmp_path, "bin/python3.10", "exit 127")
+    assert bootstrap.find_python((3, 10)) is None
+
+    managed = python(tmp_path, "pyenv/versions/3.10.13/bin/python3.10", "echo 3 10")
+    assert bootstrap.find_python((3, 10)) == managed
+    monkeypatch.setenv("PYTHON310", python(tmp_path, "named", "echo 3 10"))
+    assert bootstrap.find_python((3, 10)) == str(tmp_path / "named")
+    monkeypatch.setenv("PYTHON310", python(tmp_path, "named", "echo 3 9"))
+    assert bootstrap.find_python((3, 10)) == managed
+
+
+def test_the_oldest_stack_has_its_own_torch_and_tests(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.10")
+    monkeypatch.setenv("PYTHONPATH", "")
+    commands = asked("+cpu", "torch-backend")
+    there = {"python": "3.10.13", "pip": "24.0", "torch": "2.13.0"}
+    monkeypatch.setattr(bootstrap, "probe", lambda env: there)
+    bootstrap.test_oldest(["-k", "parse"])
+    lock = "--constraint=locks/oldest.txt"
+    assert [command for command in commands if "torch==" in command and "uv" not in command] == [
+        f"-m pip install torch==2.1.2+cpu {lock}",
+        f"-m pip install torch==2.1.2 {lock}",
+    ]
+    assert not any("torch>=" in command for command in commands)
+    assert commands[-1] == "-m pytest -p oldest -k parse"
+
+
+def test_without_its_python_the_oldest_stack_is_left_out_but_not_in_ci(
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: None)
+    commands = asked()
+    monkeypatch.delenv("CI", raising=False)
+    bootstrap.test_oldest([])
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("== Left out: the tests on the oldest stack need a Python 3.10")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(bootstrap.Failed, match=r"Python 3\.10"):
+        bootstrap.test_oldest([])
+    assert commands == []
+
+
 def test_a_folder_that_cannot_be_written_to_is_what_the_advice_is_about(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +346,12 @@ def test_the_locks_are_within_the_project_s_ranges_and_of_one_mind(python: str) 
         assert locked("demo", python).items() <= versions.items()
     both = locked("test", python).keys() & locked("bench", python).keys()
     assert all(locked("test", python)[name] == locked("bench", python)[name] for name in both)
+
+
+def test_the_oldest_stack_is_what_the_webui_installs() -> None:
+    versions = locked("oldest", "3.10")
+    assert (versions["numpy"], versions["transformers"], versions["gradio"]) == ("1.26.2", "4.30.2", "3.41.2")
+    assert (versions["lark"], versions["safetensors"]) == ("1.1.2", "0.4.2")
 
 
 def test_versions_compare_as_numbers(bootstrap: ModuleType) -> None:

@@ -35,6 +35,7 @@ ERRORS = {
 NAMES = {
     "apply",
     "restore",
+    "clear_cache",
     "parse_prompt",
     "Prompt",
     "LoraTag",

@@ -1,10 +1,11 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-newest, test-webui, bench, train, format, lock, venv, clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, bench, train, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
-WebUI pins, and the tests of its extension run there; `.venv-newest` has the newest versions within the ranges.
+WebUI pins, and the tests of its extension run there; `.venv-oldest` has these with the WebUI's own Python and torch;
+`.venv-newest` has the newest versions within the ranges.
 
 Needs Python 3.10 or newer and nothing else. Safe to repeat: what is there is kept, what is missing or broken is made,
 and a command starts at once when neither `pyproject.toml` nor the lock has changed since the last install. Where all is
@@ -40,6 +41,7 @@ class Environment:
     locks: tuple[str, ...]
     imports: dict[str, str]
     pythons: tuple[tuple[int, int], ...] = ()  # none: each from 3.10 on
+    torch: str = ""  # the only version that will do
 
     @property
     def name(self) -> str:
@@ -84,7 +86,8 @@ WEBUI = Environment(
     {**_IMPORTS, "gradio": "gradio", "fastapi": "fastapi"},
     ((3, 10), (3, 11)),
 )
-ENVIRONMENTS = (MAIN, NEWEST, WEBUI)
+OLDEST = Environment(ROOT / ".venv-oldest", ("oldest",), WEBUI.imports, ((3, 10),), torch="2.1.2")
+ENVIRONMENTS = (MAIN, NEWEST, WEBUI, OLDEST)
 
 TORCH = "2.13.0"  # the CPU build is taken where there is no GPU: 0.2 GB instead of several
 TORCH_OLDEST = "2.1"
@@ -92,10 +95,10 @@ PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project 
 
 # Each names the locks that it needs and those that these bring along: `make demo` after `make test` installs nothing.
 NEEDS = {"demo": ("demo",), "test": ("test", "demo"), "bench": ("bench", "demo"), "all": ("test", "bench", "demo")}
-NEEDS["webui"] = ("webui",)
+NEEDS |= {"webui": ("webui",), "oldest": ("oldest",)}
 
 # What each lock is made from, by uv: the project's extras and the files locks/*.in.
-LOCKS = {"demo": ("demo",), "test": ("test",), "bench": ("bench",), "webui": ("webui.in",)}
+LOCKS = {"demo": ("demo",), "test": ("test",), "bench": ("bench",), "webui": ("webui.in",), "oldest": ("oldest.in",)}
 # torch and what belongs to its builds for GPUs stay out of the locks.
 NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
@@ -113,6 +116,7 @@ def main(arguments: list[str]) -> int:
     commands = {
         "demo": demo,
         "test": test,
+        "test-oldest": test_oldest,
         "test-newest": test_newest,
         "test-webui": test_webui,
         "bench": bench,
@@ -174,6 +178,42 @@ def test_extension() -> None:
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
     run(WEBUI.python, "-m", "pytest", "tests/extension")
+
+
+def test_oldest(arguments: list[str]) -> None:
+    """Run the tests on the oldest stack that is supported, those whose judges are there; needs a Python 3.10."""
+    python = find_python(OLDEST.pythons[0])
+    if python is None:
+        lacking = "the tests on the oldest stack need a Python 3.10. PYTHON310=/path/to/python3.10 names one"
+        if os.environ.get("CI"):
+            raise Failed(f"None found, but {lacking}")
+        say(f"Left out: {lacking}")
+        return
+    os.environ["PIP_NO_COMPILE"] = "0"  # as in test_extension
+    install("oldest", OLDEST, python)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    run(OLDEST.python, "-m", "pytest", "-p", "oldest", *arguments)
+
+
+def find_python(wanted: tuple[int, int]) -> str | None:
+    """Return a Python of this version that starts: named in the environment, this one, on PATH, one of pyenv's."""
+    name = "python" + ".".join(map(str, wanted))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates = [
+        os.environ.get("PYTHON" + "".join(map(str, wanted))),
+        sys.executable,
+        shutil.which(name),  # a version manager leaves names on PATH that do not start
+        *(str(path) for path in sorted(pyenv.glob(f"{name[6:]}.*/bin/{name}"), reverse=True)),
+    ]
+    for candidate in filter(None, candidates):
+        try:
+            code = "import sys; print(*sys.version_info[:2])"
+            done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if done.stdout.split() == [str(part) for part in wanted]:
+            return candidate
+    return None
 
 
 def test_newest(arguments: list[str]) -> None:
@@ -261,16 +301,20 @@ def lock(arguments: list[str]) -> None:
                 *("--constraint=locks/held-back.in", *more, *arguments),
             )
 
+        def torch(of: Environment) -> str:
+            path = Path(temporary) / f"torch{of.name}.in"
+            path.write_text(f"torch=={of.torch or TORCH}\n", encoding="utf-8")
+            return f"--constraint={path}"
+
         # The environments that share .venv must agree: they are solved as one first.
-        torch = Path(temporary) / "torch.in"
-        torch.write_text(f"torch=={TORCH}\n", encoding="utf-8")
         together = Path(temporary) / "together.txt"
         known = {line for name in MAIN.locks for line in lock_lines(name)}
         together.write_text("".join(f"{line}\n" for line in sorted(known)), encoding="utf-8")
-        solve(together, [source for name in MAIN.locks for source in LOCKS[name]], f"--constraint={torch}")
+        solve(together, [source for name in MAIN.locks for source in LOCKS[name]], torch(MAIN))
         for name, sources in LOCKS.items():
             output = folder / f"{name}.txt"
-            solve(output, sources, f"--constraint={together if name in MAIN.locks else torch}")
+            agreed = {"webui": torch(WEBUI), "oldest": torch(OLDEST)}.get(name, f"--constraint={together}")
+            solve(output, sources, agreed)
             lines = [line for line in output.read_text(encoding="utf-8").splitlines() if not NOT_LOCKED.match(line)]
             header = "# Written by `make lock`. torch and what comes with its GPU builds: see tools/bootstrap.py."
             output.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
@@ -297,7 +341,7 @@ def clean(arguments: list[str]) -> None:
 # Installing
 
 
-def install(what: str, env: Environment = MAIN) -> None:
+def install(what: str, env: Environment = MAIN, python: str = sys.executable) -> None:
     """Leave an environment with the project and what the lock `what` has in it; returns at once if all is there."""
     stamp = read_stamp(env)
     wanted = NEEDS[what]
@@ -305,7 +349,7 @@ def install(what: str, env: Environment = MAIN) -> None:
     if env.python.exists() and stamp.get("key") == key and set(wanted) <= set(stamp.get("locks", ())):
         return
     started = time.monotonic()
-    prepare(env)
+    prepare(env, python)
     say(f"Installing the project and the versions in locks/{wanted[0]}.txt")
     # A lock is whole, so pip has nothing to look up: what is there already is not asked for, and the build, with the
     # builder from the lock, is not isolated. Where nothing is missing, this works without a network.
@@ -329,12 +373,12 @@ def install_newest() -> None:
     check_imports(NEWEST)
 
 
-def prepare(env: Environment) -> None:
+def prepare(env: Environment, python: str = sys.executable) -> None:
     """Leave an environment with pip and torch in it, and a file of constraints that keeps this torch."""
     if env.folder.exists():
         env.stamp.unlink(missing_ok=True)
     if not working_venv(env):
-        make_venv(env)
+        make_venv(env, python)
     if not working_torch(env):
         install_torch(env)
     # Without the constraint pip could exchange a CPU or a hand-built torch for the registry's.
@@ -356,10 +400,11 @@ def working_venv(env: Environment) -> bool:
     return version(probe(env)["pip"]) >= PIP_OLDEST
 
 
-def make_venv(env: Environment) -> None:
-    """Make it from nothing with the Python that runs this file."""
-    say(f"Making {env.name} with Python {sys.version.split()[0]}")
-    if try_run(sys.executable, "-m", "venv", "--clear", env.folder):
+def make_venv(env: Environment, python: str = sys.executable) -> None:
+    """Make it from nothing."""
+    found = sys.version.split()[0] if python == sys.executable else ".".join(map(str, env.pythons[0]))
+    say(f"Making {env.name} with Python {found}")
+    if try_run(python, "-m", "venv", "--clear", env.folder):
         raise Failed(f"Python could not make a virtual environment (see above). {venv_advice(env)}".rstrip())
     bring_pip_up_to_date(env)
 
@@ -388,6 +433,9 @@ def working_torch(env: Environment) -> bool:
     found = probe(env)
     if not found["torch"]:
         return False
+    if env.torch and version(found["torch"]) != version(env.torch):
+        say(f"torch {found['torch']} is not {env.torch}")
+        return False
     if version(found["torch"]) < version(TORCH_OLDEST):
         say(f"torch {found['torch']} is older than {TORCH_OLDEST}")
         return False
@@ -402,26 +450,32 @@ def working_torch(env: Environment) -> bool:
 def install_torch(env: Environment) -> None:
     """Put torch in: the CPU build on Linux without a GPU, else the one the registry has for this machine."""
     lock = f"--constraint=locks/{env.locks[-1]}.txt"  # for what torch needs, so that nothing is installed twice
-    exact, any_torch = f"torch=={TORCH}", f"torch>={TORCH_OLDEST}"  # the second where the first was not built
+    exact = f"torch=={env.torch or TORCH}"
+    others = () if env.torch else (f"torch>={TORCH_OLDEST}",)  # where the exact one was not built for this machine
+
+    def ordinary() -> None:
+        if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE if others else ()):
+            if not others:
+                raise Failed("")
+            pip(env, "install", *others)
+
     if not sys.platform.startswith("linux") or has_gpu():
         say("Installing torch")
-        if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE):
-            pip(env, "install", any_torch)
+        ordinary()
         return
-    say(f"No GPU found: installing the CPU build of torch {TORCH}")
+    say(f"No GPU found: installing the CPU build of {exact.replace('==', ' ')}")
     # Where pip's sources carry the CPU build under its own name, pip takes it; where they do not, this fails before
     # anything is downloaded. uv knows where the CPU builds are.
     if try_run(env.python, "-m", "pip", "install", f"{exact}+cpu", lock, expect=NOT_THERE) == 0:
         return
     say("The CPU build is not among pip's own sources: asking uv for it")
     if try_run(env.python, "-m", "pip", "install", "uv") == 0:
-        for wanted in ((exact, lock), (any_torch,)):
+        for wanted in ((exact, lock), others):
             command = ("uv", "pip", "install", "--python", env.python, "--torch-backend=cpu", *wanted)
-            if try_run(env.python, "-m", *command) == 0:
+            if wanted and try_run(env.python, "-m", *command) == 0:
                 return
     say("No CPU build could be had: installing the ordinary build. On Linux this is a download of several gigabytes.")
-    if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE):
-        pip(env, "install", any_torch)
+    ordinary()
 
 
 def has_gpu() -> bool:

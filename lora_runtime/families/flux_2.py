@@ -1,4 +1,4 @@
-"""Flux 2 and its Klein models: Flux with a fourth number for the place of a token, and one modulation for all blocks."""
+"""Flux 2 and its Klein models: Flux with four numbers for the place of a token, and one modulation for all blocks."""
 
 from __future__ import annotations
 

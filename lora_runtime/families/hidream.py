@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from lora_runtime.families.base import Family, Given, Grid, Reading, Span, pieces
-from lora_runtime.families.reading import picture, tokens_of
+from lora_runtime.families.reading import picture, shape_of, tokens_of
 
 __all__ = ["HIDREAM"]
 
 
 def _read(given: Given) -> Reading | None:
     latents = given.get("hidden_states")
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     texts = given.get("encoder_hidden_states_t5"), given.get("encoder_hidden_states_llama3")
     if len(shape) != 4:  # patches with a mask: pictures that are no squares
         sizes = given.get("img_sizes")
