@@ -193,6 +193,14 @@ def _settled(
     return (strength, once) if unknown is None else (0.0, unknown)
 
 
+def _meant(request: Request, targets: Mapping[str, int]) -> dict[str, int]:
+    """Return the weights by component without those of the experts that the tag is not for."""
+    expert = request.conditions.expert
+    return {
+        name: count for name, count in targets.items() if expert in (None, name) or name.startswith("text_encoder")
+    }
+
+
 def _report(request: Request, placement: Placement, found: _Found) -> LoraReport:
     """Return the report of one file."""
     return LoraReport(
@@ -203,7 +211,7 @@ def _report(request: Request, placement: Placement, found: _Found) -> LoraReport
         unet=request.unet,
         keys=request.lora.key_count,
         used=placement.used,
-        targets=placement.targets,
+        targets=_meant(request, placement.targets),
         unused=placement.unused,
         live=found.live,
         fixed=dict(found.fixed),

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
+from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import ModelState, owned
@@ -167,6 +168,7 @@ def apply(
         warn_of_negative_tags(negative_prompt, problems)
     lookup.done()
     warn_of_idle_tags(prompts, applied._model, problems)
+    warn_of_idle_blocks(prompts, applied._model, problems)
     applied._requests = requests
     with owned(applied._model) as state:
         _patch(state, applied, problems)

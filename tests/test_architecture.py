@@ -51,6 +51,7 @@ LADDER = (
     "clock",
     "ownership",
     "problems",
+    "idle_blocks",
     "lookup",
     "runtime",
     "demo",
