@@ -13,6 +13,7 @@ from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings, spelled_out
 from lora_runtime.errors import StrengthError
+from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
@@ -324,6 +325,7 @@ def apply(
         warn_of_negative_tags(negative_prompt, problems)
     lookup.done()
     warn_of_idle_tags(prompts, looked_at, problems)
+    warn_of_idle_blocks(prompts, looked_at, problems)
     applied._requests = requests
     applied._prompt = _as_asked(prompt, [spelled_out(looked_at, requests, text) for text in texts])
     if _running() and would_wait(scope_of(looked_at), applied._given):
