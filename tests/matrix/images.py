@@ -179,9 +179,7 @@ def cogview4() -> Any:
         time_embed_dim=8,
         condition_dim=4,
     )
-    return diffusers.CogView4Pipeline(
-        vae=None, transformer=net, scheduler=flow(use_dynamic_shifting=True), **NO_CLIP
-    )
+    return diffusers.CogView4Pipeline(vae=None, transformer=net, scheduler=flow(use_dynamic_shifting=True), **NO_CLIP)
 
 
 def sana() -> Any:
@@ -263,7 +261,9 @@ def qwen(kind: str, pictures: bool = False) -> Any:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 6, 6),
     )
-    more: Any = {"processor": None, "vae": causal_vae("AutoencoderKLQwenImage", base_dim=8)} if pictures else {"vae": None}
+    more: Any = (
+        {"processor": None, "vae": causal_vae("AutoencoderKLQwenImage", base_dim=8)} if pictures else {"vae": None}
+    )
     scheduler = flow(use_dynamic_shifting=True)
     return getattr(diffusers, kind)(scheduler=scheduler, transformer=net, **NO_CLIP, **more)
 
@@ -323,7 +323,9 @@ def krea2() -> Any:
         axes_dims_rope=(4, 6, 6),
     )
     scheduler = flow(use_dynamic_shifting=True)
-    return diffusers.Krea2Pipeline(scheduler=scheduler, vae=None, transformer=net, text_encoder_select_layers=(0, 1), **NO_CLIP)
+    return diffusers.Krea2Pipeline(
+        scheduler=scheduler, vae=None, transformer=net, text_encoder_select_layers=(0, 1), **NO_CLIP
+    )
 
 
 def paint_krea2(pipe: Any, p: Paint) -> Any:
@@ -451,12 +453,19 @@ IMAGES = (
     ),
     Record("Chroma", chroma, lambda pipe, p: pipe(**wishes(p), **masks(p)).images, PAIRS, GRID),
     Record(
-        "CogView4", cogview4, lambda pipe, p: pipe(**wishes(p)).images, r"transformer_blocks\.\d+\.(attn1\.to_out\.0|ff\.net\.2)"
+        "CogView4",
+        cogview4,
+        lambda pipe, p: pipe(**wishes(p)).images,
+        r"transformer_blocks\.\d+\.(attn1\.to_out\.0|ff\.net\.2)",
     ),
     Record(
         "Sana",
         sana,
-        lambda pipe, p: pipe(**wishes(p, height=128, width=256, negative_prompt=None), **masks(p), use_resolution_binning=False).images,
+        lambda pipe, p: (
+            pipe(
+                **wishes(p, height=128, width=256, negative_prompt=None), **masks(p), use_resolution_binning=False
+            ).images
+        ),
         r"transformer_blocks\.\d+\.attn1\.to_[qkv]",
         (1, 4, 8),
     ),
@@ -467,9 +476,7 @@ IMAGES = (
         r"noise_refiner\.\d+\.(attn\.to_[qkv]|feed_forward\.linear_2)",
         GRID,
     ),
-    Record(
-        "HiDream", hidream, paint_hidream, r"double_stream_blocks\.\d+\.block\.attn1\.to_[qkv]", GRID
-    ),
+    Record("HiDream", hidream, paint_hidream, r"double_stream_blocks\.\d+\.block\.attn1\.to_[qkv]", GRID),
     Record(
         "Qwen-Image",
         partial(qwen, "QwenImagePipeline"),
@@ -494,7 +501,13 @@ IMAGES = (
     ),
     Record("Z-Image", zimage, paint_zimage, r"noise_refiner\.\d+\.(attention\.to_[qkv]|feed_forward\.w2)", GRID),
     Record("Krea 2", krea2, paint_krea2, r"transformer_blocks\.\d+\.(attn\.to_[qkv]|ff\.down)"),
-    Record("Kandinsky 5", kandinsky5, lambda pipe, p: paint_kandinsky5(pipe, p).image, r"visual_transformer_blocks\.\d+\.self_attention\.to_.*", (1, 48, 80)),
+    Record(
+        "Kandinsky 5",
+        kandinsky5,
+        lambda pipe, p: paint_kandinsky5(pipe, p).image,
+        r"visual_transformer_blocks\.\d+\.self_attention\.to_.*",
+        (1, 48, 80),
+    ),
     Record("ERNIE-Image", ernie, paint_ernie, r"layers\.\d+\.self_attention\.to_[qkv]"),
     Record("PRX", prx, paint_prx, r"blocks\.\d+\.attention\.(img_qkv_proj|to_out\.0)", batch=False),
 )

@@ -38,7 +38,9 @@ def unet(**config: Any) -> Any:
     )
 
 
-def sd(kind: str = "StableDiffusionPipeline", scheduler: Any = ddim, safe: Any = SAFE, more: Any = None, **config: Any) -> Any:
+def sd(
+    kind: str = "StableDiffusionPipeline", scheduler: Any = ddim, safe: Any = SAFE, more: Any = None, **config: Any
+) -> Any:
     parts = {"vae": tiny.autoencoder(), "unet": unet(**config), "scheduler": scheduler(), **EMPTY}
     return getattr(diffusers, kind)(**parts, **safe, **(more or {}))
 
@@ -90,7 +92,12 @@ def cascade_prior() -> Any:
     )
     scheduler = diffusers.DDPMWuerstchenScheduler()
     return diffusers.StableCascadePriorPipeline(
-        tokenizer=None, text_encoder=StandIn(), prior=net, scheduler=scheduler, feature_extractor=None, image_encoder=None
+        tokenizer=None,
+        text_encoder=StandIn(),
+        prior=net,
+        scheduler=scheduler,
+        feature_extractor=None,
+        image_encoder=None,
     )
 
 
@@ -159,5 +166,11 @@ UNETS = (
         negative=False,
         **UNET,
     ),
-    Record("Cascade's prior", cascade_prior, paint_cascade, r".*attention\.to_[qkv]|.*attention\.to_out\.0", denoisers=("prior",)),
+    Record(
+        "Cascade's prior",
+        cascade_prior,
+        paint_cascade,
+        r".*attention\.to_[qkv]|.*attention\.to_out\.0",
+        denoisers=("prior",),
+    ),
 )

@@ -258,9 +258,7 @@ VIDEOS = (
         GRID,
     ),
     Record("LTX", ltx, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID),
-    Record(
-        "LTX-2", ltx2, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID
-    ),
+    Record("LTX-2", ltx2, lambda pipe, p: film(pipe, p, height=128, width=192, num_frames=17, **masks(p)), SELF, GRID),
     Record(
         "HunyuanVideo",
         hunyuan,
@@ -298,7 +296,9 @@ VIDEOS = (
     Record(
         "Sana Video",
         sana_video,
-        lambda pipe, p: pipe(**wishes(p), **masks(p), negative_prompt=None, frames=9, use_resolution_binning=False).frames,
+        lambda pipe, p: (
+            pipe(**wishes(p), **masks(p), negative_prompt=None, frames=9, use_resolution_binning=False).frames
+        ),
         r"transformer_blocks\.\d+\.attn1\.to_[qkv]",
         GRID,
     ),
