@@ -12,28 +12,31 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
-from lora_runtime.lora import outline
+from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
-from lora_runtime.ownership import ModelState, owned
-from lora_runtime.pipelines import ModelView, view
+from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
 from lora_runtime.prompt.tags import Severity
-from lora_runtime.regions import find_place
+from lora_runtime.regions import Place, find_place
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request, request_of
+from lora_runtime.shown import ModelState, Owner, owned
 from lora_runtime.stage import Row, Side
 from lora_runtime.targets import Targets
 
 from .denoising import Denoising
 from .notices import Notice, notice_of
 from .rows import seen_by
-from .shelf import Shelf
+from .shelf import Patience, Shelf
 
 _log = logging.getLogger("lora_runtime")
 
@@ -41,8 +44,17 @@ _log = logging.getLogger("lora_runtime")
 Source = Callable[[Request], str]
 
 
+_MOST_FILES = 50  # that a prompt which is only asked about may name: a header can have 100 MB
+_UNREAD = "not read: "
+
+
 def _nowhere(request: Request) -> str:
     return ""
+
+
+def sha256_of(lora: Lora) -> str | None:
+    """Return the hash of a file, None for one of `Session.read` that is not known."""
+    return None if lora.sha256.startswith(_UNREAD) else lora.sha256
 
 
 class Session:
@@ -57,6 +69,7 @@ class Session:
         self._model: weakref.ref[Any] | None = None  # weak: the host decides how long a model lives
         self._wanted: tuple[Request, ...] = ()
         self._planned: _Planned | None = None
+        self._owner = Owner()
         self._coverage: tuple[Targets | None, dict[Any, str | None]] = None, {}
 
     @property
@@ -74,21 +87,53 @@ class Session:
         hires: bool = False,
         seed: int | None = None,
         side: Side | None = None,
+        patience: Patience | None = None,
     ) -> tuple[list[Request], list[Notice]]:
         """Return a request for each tag whose files are found and can be read, and what there is to say.
 
         `source` is the prompt in which the spans of the tags are; `hires` asks for the strengths of the second pass.
         Masks lie in the folders of the LoRA files. Whatever goes wrong with a tag costs that one alone.
         """
+        patience = patience or Patience()
+
+        def request_for(tag: LoraTag, entry: Entry) -> Request:
+            lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
+            return request_of(tag, lora, hires=hires, seed=seed, side=side, place=self._place(tag))
+
+        return self._each(tags, source, patience, request_for)
+
+    def read(self, tags: Iterable[LoraTag], source: str, patience: Patience) -> tuple[list[Request], list[Notice]]:
+        """Return what `load` does, with files of which only the headers are read: for `explain`.
+
+        Their `sha256` is "" or, where it is known or there is patience to find out, that of the file; what stands for
+        different files is different all the same.
+        """
+        outlines: dict[Path, Lora] = {}
+
+        def request_for(tag: LoraTag, entry: Entry) -> Request:
+            if entry.path not in outlines:
+                if len(outlines) == _MOST_FILES:
+                    raise LoraError(f"not looked at: only the first {_MOST_FILES} files of a prompt are")
+                lora = outline(entry.path)
+                sha256 = self.shelf.known_sha256(entry, patience) or f"{_UNREAD}{entry.path}"
+                outlines[entry.path] = replace(lora, name=self.shelf.name_of(entry), sha256=sha256)
+            return request_of(tag, outlines[entry.path], place=self._place(tag))
+
+        return self._each(tags, source, patience, request_for)
+
+    def _each(
+        self,
+        tags: Iterable[LoraTag],
+        source: str,
+        patience: Patience,
+        request_for: Callable[[LoraTag, Entry], Request],
+    ) -> tuple[list[Request], list[Notice]]:
         requests: list[Request] = []
         notices: list[Notice] = []
         for tag in tags:
             try:
-                entry, remark = self.shelf.find(tag.name)
-                lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
-                region = tag.conditions.region
-                place = None if region is None else find_place(region, self.shelf.folders)
-                requests.append(request_of(tag, lora, hires=hires, seed=seed, side=side, place=place))
+                entry, remark = self.shelf.find(tag.name, patience)
+                requests.append(request_for(tag, entry))
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
@@ -99,6 +144,10 @@ class Session:
             if remark:
                 notices.append(_notice("warning", remark, tag, source))
         return requests, notices
+
+    def _place(self, tag: LoraTag) -> Place | None:
+        region = tag.conditions.region
+        return None if region is None else find_place(region, self.shelf.folders)
 
     # --- files to weights ---
 
@@ -164,16 +213,25 @@ class Session:
         requests = seen_by(self._wanted, row)
         with owned(looked_at) as state:
             key, planned = identity(requests), self._planned
-            if planned is None or state.holder is not self or not planned.is_shown(key, looked_at, state):
-                state.holder = self
+            if planned is None or not planned.is_shown(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._planned = None
-                plan = make_plan(requests, state.targets(looked_at), looked_at.description)
-                state.apply(plan, compiled=bool(plan.lives) and looked_at.compiled())
-                for name, stage in state.live.stages.items():
-                    state.live.until_then(self.denoising.watch(looked_at.components[name], stage))
+                plan = make_plan(requests, state.targets, looked_at.description)
+                compiled = bool(plan.lives) and looked_at.compiled()
+                state.show(self._owner, plan, compiled=compiled, began=self._watched(looked_at))
                 planned = self._planned = _Planned(key, looked_at, plan)
         return planned.report
+
+    def _watched(self, looked_at: ModelView) -> Callable[[Live], None]:
+        """Return what follows the steps of a model while something acts beside it; it keeps no model."""
+        weakly = WeakView(looked_at)
+
+        def began(live: Live) -> None:
+            components = weakly.view().components
+            for name, stage in live.stages.items():
+                live.until_then(self.denoising.watch(components[name], stage))
+
+        return began
 
     def hide(self) -> None:
         """Give all weights back; what was wanted is remembered."""
@@ -196,10 +254,12 @@ class Session:
     def explain(
         self, model: Any, requests: Sequence[Request], source: Source = _nowhere
     ) -> tuple[Report, list[Notice]]:
-        """Return what `show` would do, and change nothing."""
+        """Return what `show` would do, and change nothing; `requests` are those of `read`."""
         looked_at = view(model)
         with owned(looked_at) as state:
-            report = make_plan(requests, state.targets(looked_at), looked_at.description).report
+            targets = state.targets
+        # Outside of the lock: who asks about a prompt must not hold up a picture.
+        report = make_plan(requests, targets, looked_at.description).report
         return report, _judged(report, requests, looked_at, source)
 
     def coverage(self, model: Any, entry: Entry) -> str | None:
@@ -211,7 +271,7 @@ class Session:
         if entry.family == looked_at.family != "unknown":
             return None
         with owned(looked_at) as state:
-            targets = state.targets(looked_at)
+            targets = state.targets
         # Outside of the lock: a page of cards must not hold up a picture.
         if self._coverage[0] is not targets:
             self._coverage = targets, {}
@@ -250,14 +310,14 @@ class _Planned:
             if parameter is not None
         ]
 
-    def is_shown(self, key: str, model: ModelView, state: ModelState) -> bool:
+    def is_shown(self, key: str, model: ModelView, state: ModelState, owner: Owner) -> bool:
         """Return whether the model shows this: the same files and strengths, modules, parameters and values."""
         return (
             key == self._key
             and [component() for component in self._components] == list(model.components.values())
             and all(table.get(name) is parameter for table, name, parameter in self._places)
-            and state.patcher.intact()
-            and state.live.count == self._lives
+            and state.is_shown(owner)
+            and owner.live.count == self._lives
         )
 
 

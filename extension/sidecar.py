@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .whole import whole
+
 __all__ = ["Sidecar", "find_description", "find_preview", "read", "sidecar_path", "write"]
 
 _BROKEN_SUFFIX = ".broken"
@@ -133,7 +135,7 @@ def _from_content(content: dict[str, Any], name: str) -> Sidecar:
     for key, attribute in _TEXT_KEYS.items():
         value = content.get(key)
         if isinstance(value, str):
-            values[attribute] = value
+            values[attribute] = whole(value)
         elif value is not None:
             problems.append(f'"{key}" is a {_kind(value)}, not a text')
     weight = content.get(_WEIGHT_KEY)
@@ -173,7 +175,8 @@ def _reason(error: Exception) -> str:
 
 def _write_whole(target: Path, text: str) -> None:
     """Write beside the target and rename: who reads meanwhile finds the old file or the new one, never half of it."""
-    data = text.encode("utf-8", "surrogatepass")
+    # Half of a character, which some tool cut in two, stays the escape in JSON that it was.
+    data = text.encode("utf-8", "backslashreplace")
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
     draft = Path(name)

@@ -24,10 +24,11 @@
         return names.some((name) => {
             const known = name.normalize("NFC");
             if (wanted.includes(known)) return true;
-            // A hash may be written with more digits, or fewer, than the card has.
-            const digits = wanted[0].toLowerCase();
-            return /^#[0-9a-f]{8,64}$/.test(digits) && known.startsWith("#") &&
-                (known.startsWith(digits) || digits.startsWith(known));
+            // A hash may be written with more digits, or fewer, than the card has, and without its "#".
+            const digits = wanted[0].toLowerCase().replace(/^#/, "");
+            const own = known.slice(1);
+            return /^[0-9a-f]{8,64}$/.test(digits) && known.startsWith("#") &&
+                (own.startsWith(digits) || digits.startsWith(own));
         });
     }
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from lora_runtime.errors import CorruptFileError as CorruptFileError
     from lora_runtime.errors import LoraError as LoraError
     from lora_runtime.errors import LoraFileError as LoraFileError
+    from lora_runtime.errors import ModelBusyError as ModelBusyError
     from lora_runtime.errors import ModelError as ModelError
     from lora_runtime.errors import NoMatchError as NoMatchError
     from lora_runtime.errors import RefusedFileError as RefusedFileError
     from lora_runtime.errors import RegionError as RegionError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
+    from lora_runtime.lookup import clear_cache as clear_cache
     from lora_runtime.lora import Lora as Lora
     from lora_runtime.lora import load_lora as load_lora
     from lora_runtime.prompt import LoraTag as LoraTag
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 _HOME = {
     "apply": "runtime",
     "restore": "runtime",
+    "clear_cache": "lookup",
     "parse_prompt": "prompt",
     "Prompt": "prompt",
     "LoraTag": "prompt",
@@ -55,6 +58,7 @@ _HOME = {
     "RefusedFileError": "errors",
     "CorruptFileError": "errors",
     "ModelError": "errors",
+    "ModelBusyError": "errors",
     "NoMatchError": "errors",
     "RegionError": "errors",
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
@@ -22,9 +25,14 @@ class Problems:
 
     def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self.diagnostics: tuple[Diagnostic, ...] = ()
+        self._diagnostics: dict[Diagnostic, None] = {}  # each once, in order
         self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
         self.add(prompts)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """All that was noted, in order."""
+        return tuple(self._diagnostics)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Take note of what could not be read in these prompts."""
@@ -59,9 +67,9 @@ class Problems:
             self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
-        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
+        if diagnostic in self._diagnostics:  # the same of another prompt of the batch
             return
-        self.diagnostics += (diagnostic,)
+        self._diagnostics[diagnostic] = None
         if diagnostic.severity != "info":
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source
@@ -97,7 +105,8 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
     """Return what the user should know about a file of which not all keys were used, or None.
 
     An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
-    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
+    file can fit in part by chance, since the first text encoder of SDXL is that of SD1. A warning too where keys of a
+    file for this very model find no place; what belongs to a component that is not there is no more than worth a note.
     """
     if report.used == report.keys:
         return None
@@ -115,4 +124,26 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
             f"{report.used} of {report.keys} keys fit and are applied",
             "use a file for this model",
         )
-    return None
+    return _partial(report, span)
+
+
+_MAIN_REASONS = 3
+_ELSEWHERE = re.compile(r"for \w+, which this \w+ does not have")  # what a file has for a component that is not loaded
+
+
+def _partial(report: LoraReport, span: tuple[int, int]) -> Diagnostic | None:
+    """Return how much of a file found no place, and the main reasons; None where all of it did."""
+    reasons = Counter(report.unused.values())
+    left = sum(reasons.values())
+    if left == 0:
+        return None
+    main = "; ".join(f"{count} {_of_keys(reason)}" for reason, count in reasons.most_common(_MAIN_REASONS))
+    more = len(reasons) - _MAIN_REASONS
+    message = f'LoRA "{report.name}": {left} of its {report.keys} keys change nothing: {main}'
+    message += f"; and {more} more reasons" if more > 0 else ""
+    expected = all(_ELSEWHERE.fullmatch(reason) for reason in reasons)
+    return Diagnostic("info" if expected else "warning", span, message, "all of them are in .report.loras[…].unused")
+
+
+def _of_keys(reason: str) -> str:
+    return reason if reason.startswith("for ") else f"({reason})"

@@ -28,6 +28,7 @@ ERRORS = {
     "LoraFileError",
     "RefusedFileError",
     "CorruptFileError",
+    "ModelBusyError",
     "ModelError",
     "NoMatchError",
     "RegionError",
@@ -35,6 +36,7 @@ ERRORS = {
 NAMES = {
     "apply",
     "restore",
+    "clear_cache",
     "parse_prompt",
     "Prompt",
     "LoraTag",

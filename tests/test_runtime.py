@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime import patcher, runtime
-from lora_runtime.ownership import _states
 from lora_runtime.pipelines import view
+from lora_runtime.scopes import PATCHER
 
 PATCHED = ("unet", "text_encoder")
 
@@ -144,12 +144,14 @@ def test_a_later_apply_replaces_the_first(pipe: Any, folder: Path) -> None:
     assert_untouched(pipe, before)
 
 
-def test_nested_blocks_leave_the_original(pipe: Any, folder: Path) -> None:
+def test_leaving_an_inner_block_gives_the_outer_ones_state_again(pipe: Any, folder: Path) -> None:
     before = weights(pipe)
-    with lora_runtime.apply(pipe, "<lora:ink>", loras=folder):
-        with lora_runtime.apply(pipe, "<lora:wash>", loras=folder):
-            pass
-        assert_untouched(pipe, before)
+    with lora_runtime.apply(pipe, "<lora:ink>", loras=folder) as outer:
+        ink = weights(pipe)
+        with lora_runtime.apply(pipe, "<lora:wash>", loras=folder) as inner:
+            assert (outer.active, inner.active) == (False, True)
+        assert (outer.active, inner.active) == (True, False)
+        assert_untouched(pipe, ink)
     assert_untouched(pipe, before)
 
 
@@ -175,7 +177,8 @@ def test_restore_undoes_without_the_object_and_frees_the_buffers(pipe: Any, fold
     lora_runtime.apply(pipe, "<lora:ink>", loras=folder)
     lora_runtime.restore(pipe)
     assert_untouched(pipe, before)
-    assert _states[pipe.unet].patcher.nbytes == 0
+    kept = [weight.buffer for module in pipe.unet.modules() for weight in PATCHER.home(module).weights.values()]
+    assert set(kept) == {None}
     lora_runtime.restore(pipe)  # safe to repeat
 
 
@@ -345,29 +348,24 @@ def test_what_is_no_model_is_an_error() -> None:
         lora_runtime.apply("no model", "a")
 
 
-def test_tied_weights_are_patched_once(tmp_path: Path) -> None:
+def test_each_layer_of_a_shared_weight_has_its_own_adapters(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
             self.two.weight = self.one.weight
 
-    model = Tied()
+    model, inputs = Tied(), torch.randn(3, 6)
     before = model.one.weight.detach().clone()
     up, down = torch.randn(6, 2), torch.randn(2, 6)
-    save_file(
-        {
-            f"{name}.lora_{side}.weight": value.clone()
-            for name in ("one", "two")
-            for side, value in (("B", up), ("A", down))
-        },
-        tmp_path / "tied.safetensors",
-    )
+    save_file({"one.lora_B.weight": up, "one.lora_A.weight": down}, tmp_path / "tied.safetensors")
     with lora_runtime.apply(model, "<lora:tied>", loras=tmp_path) as applied:
-        assert torch.allclose(model.two.weight, before + up @ down, atol=1e-6)
-        assert model.one.weight is model.two.weight
-        assert "for a weight that one of the same file changes already" in str(applied.report)
-    assert torch.equal(model.two.weight, before)
+        expected = inputs.double() @ (before.double() + up.double() @ down.double()).t()
+        torch.testing.assert_close(model.one(inputs).double(), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(model.two(inputs), inputs @ before.t())
+        assert torch.equal(model.one.weight, before)
+        assert "1 of them beside weights shared by 2 layers (Linear, Linear)" in str(applied.report)
+    assert torch.equal(model.one(inputs), inputs @ before.t())
 
 
 def test_what_reads_text_is_left_out_of_a_region_and_said(pipe: Any, folder: Path) -> None:

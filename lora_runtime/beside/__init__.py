@@ -13,8 +13,8 @@ Who runs the model says at each call what it is about (`Stage.begin`); a module 
 
 from __future__ import annotations
 
-from lora_runtime.beside.module import attach, reason_against, uncompiled
+from lora_runtime.beside.module import attach, dense_bytes, reason_against, uncompiled
 from lora_runtime.beside.registry import Live
 from lora_runtime.beside.terms import Keeper, LiveModule, LiveTerm
 
-__all__ = ["Keeper", "Live", "LiveModule", "LiveTerm", "attach", "reason_against", "uncompiled"]
+__all__ = ["Keeper", "Live", "LiveModule", "LiveTerm", "attach", "dense_bytes", "reason_against", "uncompiled"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,9 +15,10 @@ from lora_runtime.adapters import Adapter
 from lora_runtime.beside.terms import Keeper, LiveTerm
 from lora_runtime.dialects import Part
 from lora_runtime.merge import delta_of
+from lora_runtime.routes import is_linear, layer_shape
 from lora_runtime.stage import Run, Stage, Varying
 
-__all__ = ["attach", "reason_against", "uncompiled"]
+__all__ = ["attach", "dense_bytes", "reason_against", "uncompiled"]
 
 # torch's MultiheadAttention takes the weights of its layers and never calls them.
 _NEVER_CALLED = ("MultiheadAttention", "NonDynamicallyQuantizableLinear")
@@ -47,14 +49,15 @@ def attach(
     terms: Mapping[str, Sequence[LiveTerm]],
     originals: Keeper,
     *,
+    bases: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
     compiled: bool = False,
 ) -> Callable[[], None]:
     """Let these terms act beside a module from now on; return what ends it.
 
-    `terms` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and to the
-    device of the weight, and follow the module where it goes.
+    `terms` and `bases` are by the name of the module's parameter. Factors and deltas are copied once, in the dtype and
+    to the device of the weight, and follow the module where it goes.
     """
-    beside = _Beside(module, stage, *_prepare(module, terms, originals))
+    beside = _Beside(module, stage, *_prepare(module, terms, originals, bases))
     return module.register_forward_hook(uncompiled(beside, compiled), with_kwargs=True).remove
 
 
@@ -108,29 +111,56 @@ class _Dense:
 
 
 def _prepare(
-    module: nn.Module, terms: Mapping[str, Sequence[LiveTerm]], originals: Keeper
+    module: nn.Module,
+    terms: Mapping[str, Sequence[LiveTerm]],
+    originals: Keeper,
+    bases: Mapping[str, Callable[[], Tensor]],
 ) -> tuple[list[_Factors], list[_Dense]]:
     """Return the factors that can act as two products, and a dense delta for each other strength."""
     products: dict[Part, list[LiveTerm]] = {}
     dense: dict[Varying, dict[str, Tensor]] = {}
-    weights = {
-        name: originals.original(parameter) for name in terms if (parameter := module._parameters[name]) is not None
-    }
+    forms = {name: _form(module, name) for name in terms}
+    weights: dict[str, Tensor] = {}
     for name, here in terms.items():
         for term in here:
-            if name == "weight" and _acts_as_products(module, term):
+            if name == "weight" and _acts_as_products(module, term.adapter):
                 products.setdefault(term.part, []).append(term)
                 continue
+            weight = forms[name]
+            if term.adapter.base_dependent:
+                if name not in weights:
+                    weights[name] = _original(module, name, originals, bases)
+                weight = weights[name]
             deltas = dense.setdefault(term.strength, {})
-            delta = delta_of(weights[name], originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
+            delta = delta_of(weight, originals.grounded(term.adapter, term.pieces), term.dyn, term.part)
             deltas[name] = deltas[name] + delta if name in deltas else delta
     return (
-        [_join(module, part, group, weights["weight"]) for part, group in products.items()],
+        [_join(module, part, group, forms["weight"]) for part, group in products.items()],
         [
-            _Dense(strength, {name: delta.to(_computing(weights[name])[1]) for name, delta in deltas.items()})
+            _Dense(strength, {name: delta.to(forms[name].dtype) for name, delta in deltas.items()})
             for strength, deltas in dense.items()
         ],
     )
+
+
+def _form(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the shape, dtype and device with which a layer computes its parameter; it has no values."""
+    parameter = module._parameters.get(name)
+    others = (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+    like = parameter if parameter is not None else next(others, torch.empty(0))
+    device, dtype = _computing(like)
+    shape = layer_shape(module, name)
+    assert shape is not None
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def _original(module: nn.Module, name: str, originals: Keeper, bases: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+    """Return W₀ of a parameter."""
+    if name in bases:
+        return bases[name]().to(_form(module, name).device)
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return originals.original(parameter)
 
 
 def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -143,19 +173,27 @@ def _computing(weight: Tensor) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype
 
 
-def _acts_as_products(module: nn.Module, term: LiveTerm) -> bool:
+def _acts_as_products(module: nn.Module, adapter: Adapter) -> bool:
     """Return whether U(D·x) can be computed beside this module."""
     if _is_convolution(module):
         grouped = getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False)
-        return not grouped and term.adapter.factors() is not None
-    return _is_linear(module) and term.adapter.factors() is not None
+        return not grouped and adapter.factors() is not None
+    return _is_linear(module) and adapter.factors() is not None
+
+
+def dense_bytes(module: nn.Module, name: str, adapter: Adapter) -> int:
+    """Return the bytes of the dense Δ that an adapter needs to act beside a module; 0 where factors do."""
+    if name == "weight" and _acts_as_products(module, adapter):
+        return 0
+    form = _form(module, name)
+    return form.numel() * form.element_size()
 
 
 def _join(module: nn.Module, part: Part, terms: Sequence[LiveTerm], weight: Tensor) -> _Factors:
     """Put the factors of terms on one part of a weight side by side."""
     ups, downs, bounds, rank = [], [], [], 0
     device, dtype = _computing(weight)
-    rows = module.out_features if isinstance(module, nn.Linear) else weight.shape[0]
+    rows = weight.shape[0]
     for term in terms:
         factors = term.adapter.factors()
         assert factors is not None
@@ -302,7 +340,7 @@ def _is_turned(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_turned(module)
+    return is_linear(module) or _is_turned(module)
 
 
 def _is_product(module: nn.Module) -> bool:

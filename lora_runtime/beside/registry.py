@@ -51,7 +51,8 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._attached:
-                detach = attach(live.module, self.stages[live.component], live.terms, originals, compiled=compiled)
+                stage = self.stages[live.component]
+                detach = attach(live.module, stage, live.terms, originals, bases=live.bases, compiled=compiled)
                 self._attached[key] = _Attached(weakref.ref(live.module), _identity(live, originals), detach)
         for stage in self.stages.values():
             stage.begin(Call())
@@ -89,11 +90,14 @@ def _identity(live: LiveModule, originals: Keeper) -> tuple[object, ...]:
     The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
     """
     weights = [
-        (originals.original(parameter).data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        (
+            id(parameter) if name in live.bases else originals.original(parameter).data_ptr(),
+            0 if parameter.is_inference() else parameter._version,
+        )
         for name, terms in live.terms.items()
         for term in terms
         if term.adapter.base_dependent
-        for parameter in (live.module._parameters[name], *(piece.parameter for piece in term.pieces))
+        for parameter in (live.module._parameters.get(name), *(piece.parameter for piece in term.pieces))
         if parameter is not None
     ]
     return *live.identity, *weights

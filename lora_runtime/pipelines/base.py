@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
-__all__ = ["Host", "ModelView", "compiled", "plain"]
+from lora_runtime.errors import ModelError
+
+__all__ = ["Host", "ModelView", "WeakView", "compiled", "compiled_later", "plain"]
 
 
-def _nothing() -> None:
+def _nothing(_: str) -> None:
     return None
 
 
@@ -29,12 +34,37 @@ class ModelView:
     family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
     # Where a module keeps a parameter in more digits than the parameter itself has: "weight" → name of the attribute.
     precise: Mapping[str, str] = field(default_factory=dict)
-    # The pipeline's scheduler as it is now; None where the host has none or tells the steps otherwise.
-    scheduler: Callable[[], Any] = _nothing
     # Whether torch.compile made code of a part of it, which knows nothing of hooks that are added later.
     compiled: Callable[[], bool] = _never
-    # Whether the pipeline paints with classifier-free guidance now; None where it does not say.
-    guided: Callable[[], bool | None] = _nothing
+    # An attribute of the pipeline as it is now, such as its scheduler; None where it has none of that name.
+    ask: Callable[[str], Any] = _nothing
+    # The names of the pipeline's class and of those that it is made from.
+    titles: tuple[str, ...] = ()
+    # Components as the pipeline calls them, where they are wrapped, in torch.compile's module for instance.
+    wrapped: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def outer(self, component: str) -> nn.Module:
+        """Return a component as its pipeline calls it."""
+        return self.wrapped.get(component, self.components[component])
+
+
+class WeakView:
+    """A view that keeps no model: the components are there as long as somebody else has them."""
+
+    def __init__(self, view: ModelView) -> None:
+        self.description = view.description
+        self._rest = replace(view, components={}, wrapped={})
+        self._components = {name: weakref.ref(component) for name, component in view.components.items()}
+        self._wrapped = {name: weakref.ref(component) for name, component in view.wrapped.items()}
+
+    def view(self) -> ModelView:
+        """Return the view again; ModelError where a component is gone."""
+        components = {name: reference() for name, reference in self._components.items()}
+        found = {name: component for name, component in components.items() if component is not None}
+        if len(found) < len(components):
+            raise ModelError(f"{self.description} is gone: apply to a model that there is")
+        wrapped = {name: outer for name, reference in self._wrapped.items() if (outer := reference()) is not None}
+        return replace(self._rest, components=MappingProxyType(found), wrapped=MappingProxyType(wrapped))
 
 
 class Host(Protocol):
@@ -45,9 +75,22 @@ class Host(Protocol):
         ...
 
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def plain(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of torch.compile and PEFT."""
+    """Return the module inside the wrappers of torch.compile, PEFT and torch's data parallelism.
+
+    ModelError for a traced or scripted one, whose code has its weights by other means.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"cannot patch a {type(module).__name__}: it is traced or scripted; apply to the module it was made of, "
+            "and trace that again"
+        )
     inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, _PARALLEL):
+        inner = module.module
     unwrap = getattr(module, "get_base_model", None)
     if inner is None and callable(unwrap):
         inner = unwrap()
@@ -61,3 +104,9 @@ def compiled(*modules: nn.Module) -> bool:
         for module in modules
         for inner in module.modules()
     )
+
+
+def compiled_later(*modules: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether torch.compile has made code of them by then; it keeps none of them."""
+    references = [weakref.ref(module) for module in modules]
+    return lambda: compiled(*(module for reference in references if (module := reference()) is not None))

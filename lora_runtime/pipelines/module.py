@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from lora_runtime.dialects import ANY
-from lora_runtime.pipelines.base import ModelView, compiled, plain
+from lora_runtime.pipelines.base import ModelView, compiled_later, plain
 from lora_runtime.pipelines.family import family_of
 
 __all__ = ["view_module"]
@@ -26,7 +25,14 @@ def view_module(model: Any) -> ModelView | None:
     family = family_of(module)
     title = type(module).__name__
     description = f"{title} ({name})" if family == "unknown" else f"{title} ({family}: {name})"
-    return ModelView(MappingProxyType({name: module}), description, "model", family, compiled=partial(compiled, model))
+    return ModelView(
+        MappingProxyType({name: module}),
+        description,
+        "model",
+        family,
+        compiled=compiled_later(model),
+        wrapped=MappingProxyType({} if model is module else {name: model}),
+    )
 
 
 def _component_name(module: nn.Module) -> str:

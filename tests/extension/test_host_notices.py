@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,29 @@ def test_a_tag_in_a_negative_prompt_is_warned_of_once(webui: WebUI, ink: loras.F
 def test_the_negative_prompt_of_the_hires_pass_is_looked_at_too(webui: WebUI, ink: loras.File) -> None:
     done = webui.generate("a <lora:ink>", enable_hr=True, hr_negative_prompt="bad <lora:ink:0.1>")
     assert ["<lora:ink:0.1> in the negative prompt" in comment for comment in done.comments] == [True]
+
+
+@pytest.mark.parametrize("comments", [True, False])
+def test_a_tag_that_the_program_takes_for_a_comment_is_said(webui: WebUI, ink: loras.File, comments: bool) -> None:
+    webui.options.enable_prompt_comments = comments
+    digits = webui.owner("lora").session.shelf.short_hash(webui.owner("lora").session.shelf.entry("ink"))
+    done = webui.generate(f"a <lora:#{digits}:0.5> sketch\nby hand", enable_hr=True)
+    said = [comment for comment in done.comments if '"#"' in comment]
+    assert len(said) == int(comments)
+    assert bool(webui.changed(done.passes[0].weights)) is not comments
+    explained = webui.client().post("/lora-runtime/explain", json={"prompt": f"a <lora:#{digits}> sketch"}).json()
+    assert ["a comment" in notice["message"] for notice in explained["notices"]] == [True] * comments
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
+def test_what_a_click_writes_for_an_odd_name_is_no_comment(webui: WebUI) -> None:
+    odd = loras.write(webui.loras / "no. #1: best.safetensors", plain())
+    webui.client().post("/sdapi/v1/refresh-loras")
+    page = webui.module("ui_extra_networks").extra_pages[0]
+    tag = page.card(page.shelf.entry("no. #1: best")).tag_name
+    done = webui.generate(f"a <lora:{tag}:0.5> sketch")
+    assert done.comments == []
+    assert shows(webui, odd, 0.5)
 
 
 def test_a_script_that_changes_the_prompts_is_followed(webui: WebUI, ink: loras.File) -> None:

@@ -115,6 +115,7 @@ def test_a_hash_is_known_by_its_first_digits() -> None:
     card = {**INK, "names": ["ink", "#0123456789ab"]}
     assert click("a <lora:#01234567:1>", card) == ("a", "")
     assert click("a <lora:#0123456789ABcdef:1>", card) == ("a", "")
+    assert click("a <lora:01234567:1> <lora:0123456789AB>", card) == ("a", "")
     assert click("a <lora:#0123:1>", card) == ("a <lora:#0123:1> <lora:ink:1>", "")
 
 

@@ -8,7 +8,7 @@ from modules import scripts
 
 from lora_runtime.errors import LoraError
 
-from ...shelf import Shelf
+from ...shelf import Patience, Shelf
 from ...variations import strengths, with_lora, with_strength
 from .settings import Settings
 
@@ -22,8 +22,9 @@ def add(shelf: Shelf, settings: Settings) -> None:
         return
 
     def same(name: str, other: str) -> bool:
+        patience = Patience(seconds_to_hash=0, suggestions=0)
         try:
-            return shelf.find(name)[0].path == shelf.find(other)[0].path
+            return shelf.find(name, patience)[0].path == shelf.find(other, patience)[0].path
         except LoraError:
             return False
 
@@ -39,10 +40,11 @@ def add(shelf: Shelf, settings: Settings) -> None:
         check_names(p, [value.rpartition(":")[0] for value in values])
 
     def check_names(p: Any, values: list[str]) -> None:
+        patience = Patience()
         for name in dict.fromkeys(values):
             if name != "None":
                 try:
-                    shelf.find(name)
+                    shelf.find(name, patience)
                 except LoraError as error:
                     raise RuntimeError(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +22,14 @@ from ...console import say
 from ...infotext import HASHES_FIELD, format_hashes
 from ...notices import Notice, Notices, notice_of
 from ...session import Session, identity
+from ...shelf import Patience
 from . import prompts, takeover
 from .embeddings import BundledEmbeddings
 from .settings import Settings
 
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
+_SECONDS_A_LOOK_LASTS = 5.0
 
 
 class LoraNetwork(extra_networks.ExtraNetwork):
@@ -128,7 +131,11 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         """Return how a prompt is read, which files it means and what they would do to the checkpoint that is loaded."""
         prompt = self._parse(text)
         notices = [notice_of(diagnostic, text) for diagnostic in _worth_saying(prompt)]
-        requests, more = self.session.load(prompt.tags, text)
+        notices += prompts.about_comments([text]) if self.settings.comments else []
+        # Folders that were looked at a moment ago are good enough, and nobody waits for hashes: anybody may ask this
+        # as often as they like, while somebody else paints.
+        patience = Patience(time.monotonic() - _SECONDS_A_LOOK_LASTS, seconds_to_hash=1.0, suggestions=3)
+        requests, more = self.session.read(prompt.tags, text, patience)
         notices += more
         model = _loaded_model()
         if model is None:
@@ -152,14 +159,18 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             notices += [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
         notices += prompts.about_changed_prompts(p, batch, hires)
         notices += [] if acting else prompts.about_negative_tags(p, hires)
-        batch = replace(batch, prompts=self._with_always_on(p, batch, notices))
+        if self.settings.comments:
+            names = ("prompt", "hr_prompt", *(("negative_prompt", "hr_negative_prompt") if acting else ()))
+            notices += prompts.about_comments(getattr(p, name, "") for name in names)
+        patience = _patience_of(p)
+        batch = replace(batch, prompts=self._with_always_on(p, batch, notices, patience))
         tags = [tag for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)) for tag in prompt.tags]
         limit = self.settings.files_in_memory
         self.session.cache.files = max(limit, len(tags)) if limit else None
         seeds = prompts.seeds_of(p, len(batch.prompts))
         requests = [
-            *self._load(batch.prompts, seeds, hires, None, notices, known="" if batch.changed else None),
-            *self._load(batch.negatives, seeds, hires, "negative", notices),
+            *self._load(batch.prompts, seeds, hires, None, notices, patience, known="" if batch.changed else None),
+            *self._load(batch.negatives, seeds, hires, "negative", notices, patience),
         ]
         model = shared.sd_model
         if self._builtin_may_have_patched:
@@ -170,7 +181,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         # Without those that could not be shown: what is encoded now must not be kept as if they had been.
         requests = list(self.session.wanted)
         notices += self._show_embeddings(requests, model)
-        self._write_hashes(p, tags, hires)
+        self._write_hashes(p, tags, hires, patience)
         return requests
 
     def _parse(self, text: str) -> Prompt:
@@ -183,6 +194,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         hires: bool,
         side: Side | None,
         notices: list[Notice],
+        patience: Patience,
         *,
         known: str | None = None,
     ) -> tuple[Request, ...]:
@@ -194,7 +206,9 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             key = prompt, seed if drawn else None
             if key not in loaded:
                 source = prompt.source if known is None else known
-                loaded[key], said = self.session.load(prompt.tags, source, hires=hires, seed=seed, side=side)
+                loaded[key], said = self.session.load(
+                    prompt.tags, source, hires=hires, seed=seed, side=side, patience=patience
+                )
                 notices += said
             asked.append(loaded[key])
         return of_batch(asked)
@@ -202,18 +216,20 @@ class LoraNetwork(extra_networks.ExtraNetwork):
     def _show_embeddings(self, requests: Iterable[Request], model: Any) -> list[Notice]:
         return self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
 
-    def _with_always_on(self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice]) -> tuple[Prompt, ...]:
+    def _with_always_on(
+        self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice], patience: Patience
+    ) -> tuple[Prompt, ...]:
         """Give each prompt the LoRA that every prompt gets, unless it has it; the texts then show it too."""
         name, strength = self.settings.always_on, self.settings.default_strength
         if name is None:
             return batch.prompts
-        path = self._file(name)
+        path = self._file(name, patience)
         if path is None:
             notices.append(Notice("error", f'there is no file for the always-on LoRA "{name}"', "change the setting"))
             return batch.prompts
 
         def has_it(prompt: Prompt) -> bool:
-            return any(self._file(tag.name) == path for tag in prompt.tags)
+            return any(self._file(tag.name, patience) == path for tag in prompt.tags)
 
         written = f"<lora:{name}:{strength:g}>"
         added = LoraTag(name, strength, strength)
@@ -231,14 +247,14 @@ class LoraNetwork(extra_networks.ExtraNetwork):
                 ]
         return tuple(given[prompt] for prompt in batch.prompts)
 
-    def _file(self, name: str) -> Path | None:
+    def _file(self, name: str, patience: Patience) -> Path | None:
         """Return the file that a name means, or None."""
         try:
-            return self.session.shelf.find(name)[0].path
+            return self.session.shelf.find(name, patience)[0].path
         except LoraError:
             return None
 
-    def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool) -> None:
+    def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool, patience: Patience) -> None:
         """Write name and hash of each file that is used into the picture's parameters."""
         if not self.settings.hashes_in_infotext:
             return
@@ -246,7 +262,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             p.lora_hashes = {}  # of this batch: both its passes add to it
         for tag in tags:
             try:
-                p.lora_hashes[tag.name] = self.session.shelf.short_hash(self.session.shelf.find(tag.name)[0])
+                entry, _ = self.session.shelf.find(tag.name, patience)
+                p.lora_hashes[tag.name] = self.session.shelf.short_hash(entry)
             except LoraError:
                 continue  # said already
             except Exception:  # the picture has its LoRAs, and is worth more than this line
@@ -267,6 +284,14 @@ class LoraNetwork(extra_networks.ExtraNetwork):
                 say(str(notice))
             if self.settings.warn_in_popup and notice.severity == "error":
                 gr.Warning(str(notice))
+
+
+def _patience_of(p: Any) -> Patience:
+    """Return what this job's names may cost: the folders are looked through once for all its passes and batches."""
+    patience: Patience | None = getattr(p, "lora_runtime_patience", None)
+    if patience is None:
+        patience = p.lora_runtime_patience = Patience()
+    return patience
 
 
 def _loaded_model() -> Any | None:

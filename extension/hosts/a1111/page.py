@@ -17,6 +17,7 @@ import binascii
 import contextlib
 import html
 import json
+import os
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -32,6 +33,7 @@ from lora_runtime.header import read_header
 from ...cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
 from ...shelf import Shelf
 from ...sidecar import Sidecar, find_description, find_preview
+from ...whole import shown_path, whole
 from .editor import LoraEditor
 
 __all__ = ["LoraPage"]
@@ -108,7 +110,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
             "sd_version": _stated(notes) or entry.family,
             "user_metadata": {
-                **notes.rest,
+                **whole(dict(notes.rest)),
                 "description": notes.description,
                 "sd version": notes.sd_version,
                 "activation text": notes.activation_text,
@@ -217,13 +219,15 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         rows = []
         for path, reason in self.shelf.refused.items():
             top = next((folder for folder in folders if path.is_relative_to(folder)), None)
-            rows.append((path.relative_to(top).as_posix() if top else path.name, reason))
+            shown = path.relative_to(top).as_posix() if top else path.name
+            rows.append((shown_path(shown), whole(reason)))
         return refused_html(rows)
 
     def nothing_html(self) -> str:
         """Return what stands in an empty page: where to put files."""
         template: str = shared.html("extra-networks-no-cards.html")
-        return template.format(dirs="".join(f"<li>{html.escape(str(folder))}</li>" for folder in self.shelf.folders))
+        folders = map(shown_path, self.shelf.folders)
+        return template.format(dirs="".join(f"<li>{html.escape(folder)}</li>" for folder in folders))
 
     def card(self, entry: Entry) -> Card:
         """Return the card of a file, with its notes as they are now."""
@@ -237,7 +241,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             name=self.shelf.name_of(entry),
             tag_name=tag_name,
             names=tuple(dict.fromkeys([tag_name, *self.shelf.names_for(entry)])),
-            path=str(entry.path),
+            path=shown_path(entry.path),
             place=self.shelf.place_of(entry),
             weight=notes.preferred_weight,
             activation_text=notes.activation_text,
@@ -399,7 +403,7 @@ def _picture_url(path: Path) -> str:
         mtime = path.stat().st_mtime_ns
     except OSError:
         mtime = 0
-    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(path.as_posix())}&mtime={mtime}"
+    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(os.fsencode(path.as_posix()))}&mtime={mtime}"
 
 
 def _raw_header(path: Path) -> bytes:

@@ -74,6 +74,11 @@ class Settings:
         return SCOPES.get(chosen, "all")
 
     @property
+    def comments(self) -> bool:
+        """Whether the WebUI takes what stands behind a "#" out of prompts."""
+        return bool(self._get("enable_prompt_comments", False))  # 1.8 and before have no comments
+
+    @property
     def stand_back_for_loractl(self) -> bool:
         """Whether loractl has the tags where it is installed."""
         return bool(self._get("lora_runtime_stand_back", False))

@@ -76,6 +76,7 @@ class Options:
 _DEFAULTS = {
     "samples_format": "png",
     "batch_cond_uncond": True,
+    "enable_prompt_comments": True,
     "sd_model_checkpoint": None,
     "sd_checkpoints_limit": 1,
     "sd_checkpoints_keep_in_cpu": True,
