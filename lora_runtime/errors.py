@@ -9,6 +9,7 @@
     │   ├── RefusedFileError        a format that could run code when read: convert it
     │   └── CorruptFileError        not valid safetensors, or its tensors contradict each other
     ├── ModelError              the model cannot be patched as it is now
+    │   ├── ModelBusyError          somebody else has it: wait longer, or leave that block earlier
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
     ├── StrengthError           a changed weight is beyond what its dtype can hold: a lower strength
     └── RegionError             a mask cannot be used: another file, or a box
@@ -29,6 +30,7 @@ __all__ = [
     "CorruptFileError",
     "LoraError",
     "LoraFileError",
+    "ModelBusyError",
     "ModelError",
     "NoMatchError",
     "RefusedFileError",
@@ -82,6 +84,10 @@ class CorruptFileError(LoraFileError):
 
 class ModelError(LoraError):
     """The model cannot be patched as it is now."""
+
+
+class ModelBusyError(ModelError):
+    """Somebody else has the model, or a part of it; the message names who."""
 
 
 class NoMatchError(ModelError):

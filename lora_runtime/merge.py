@@ -9,9 +9,10 @@ An adapter for a part of a weight (q of a fused q, k and v) sees that part as it
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -299,31 +300,53 @@ def _row_blocks(rows: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Forbid TF32 and bfloat16 inside float32 products: they would cost 13 bits of a delta.
+class _FullPrecision:
+    """Forbids TF32 and bfloat16 inside float32 products: they would cost 13 bits of a delta.
 
-    The switches are process-wide; they are turned for the time of a merge only if a host turned them before.
+    The switches are process-wide, and several threads may merge at once: the first in turns them, the last out turns
+    them back. They are left alone where no host turned them before.
     """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._turned: list[tuple[Callable[[str], None], str]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            self._turned += _turn_to_full()  # also what a host has turned since the first came in
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                turned, self._turned = self._turned, []
+                for turn, before in reversed(turned):
+                    turn(before)
+
+
+_FULL_PRECISION = _FullPrecision()
+
+
+def _full_precision() -> _FullPrecision:
+    """Return the one guard of this process."""
+    return _FULL_PRECISION
+
+
+def _turn_to_full() -> list[tuple[Callable[[str], None], str]]:
+    """Turn what is fast to full precision; return how to turn each back, and to what."""
     # torch >= 2.9 has a setting per backend, and reading the older process-wide one raises once those were used.
     if hasattr(torch.backends, "fp32_precision"):
         backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
         before = [backend.fp32_precision for backend in backends]
         inherited = torch.backends.fp32_precision
-        changed = [(b, p) for b, p in zip(backends, before, strict=True) if (inherited if p == "none" else p) in _FAST]
-        for backend, _ in changed:
+        fast = [(b, p) for b, p in zip(backends, before, strict=True) if (inherited if p == "none" else p) in _FAST]
+        for backend, _ in fast:
             backend.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for backend, precision in changed:
-                backend.fp32_precision = precision
-        return
+        return [(partial(setattr, backend, "fp32_precision"), precision) for backend, precision in fast]
     precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+    if precision == "highest":
+        return []
+    torch.set_float32_matmul_precision("highest")
+    return [(torch.set_float32_matmul_precision, precision)]
