@@ -223,7 +223,8 @@ def _spot(place: Target, name: str, adapters: Sequence[Adapter], targets: Target
     if route.kind == "beside":
         against = reason_against(module, own)
         if against is not None:
-            return f"for a weight that is {route.reason}, beside which it would have to act; {against}"
+            way_out = f": {route.remedy}" if route.remedy else ""
+            return f"for a weight that is {route.reason}, beside which it would have to act; {against}{way_out}"
         shape = layer_shape(module, own)
         if shape is None:
             return f"for a weight that is {route.reason}, whose shape its layer does not tell"
