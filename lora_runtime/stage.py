@@ -67,9 +67,9 @@ class Call:
     """What one call of a component is about.
 
     `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
-    and width of the latents, in the units of the finest layer, None where they are not known; `text`: how many tokens of
-    text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the grid,
-    all the sequences that they see.
+    and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
+    of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
+    grid, all the sequences that they see.
     """
 
     moment: Moment = _ONLY
@@ -169,17 +169,14 @@ class Stage:
         return self._placed[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
-        if self.call.grid is None:
-            self._say("where the picture lies in the layers of this call cannot be told; a region is left out")
-            return None
         if spatial and len(shape) > 2:
             return self._mask(place, shape[-2], shape[-1])
         found = None
-        if not spatial and len(shape) == 2:
+        if not spatial and len(shape) == 2 and self.call.grid is not None:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
         if found is None:
-            tokens = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
-            self._say(f"where the picture lies in {tokens} cannot be told; a region is left out there")
+            layer = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
+            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there")
         return found
 
     def _halved(self, place: Place, tokens: int) -> Tensor | None:

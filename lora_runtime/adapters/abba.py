@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
 from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
 from lora_runtime.adapters.loha import hadamard_delta
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Abba", "build"]
 
@@ -78,4 +79,4 @@ def _scale(group: Group, ranks: int) -> float:
     return group.alpha**2 / math.sqrt(ranks) if ranks else 0.0
 
 
-ALGORITHM = Algorithm("abba", {f".lora_{role}.weight": f"abba/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("abba", ENDINGS["abba"], build)

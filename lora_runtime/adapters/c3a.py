@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Circulant", "build"]
 
@@ -64,4 +65,4 @@ def build(group: Group) -> list[Circulant]:
     return [Circulant(kernel, group.keys)]
 
 
-ALGORITHM = Algorithm("c3a", {".c3a_kernel": "c3a/kernel"}, build, shared=())
+ALGORITHM = Algorithm("c3a", ENDINGS["c3a"], build, shared=())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Subspace", "build"]
 
@@ -81,4 +82,4 @@ def build(group: Group) -> list[Subspace]:
     return [Subspace(directions, instead, method == "qr", group.keys, rank, alpha, alpha / rank if alpha else 1.0)]
 
 
-ALGORITHM = Algorithm("deft", {".deft_P": "deft/P", ".deft_R": "deft/R"}, build, shared=())
+ALGORITHM = Algorithm("deft", ENDINGS["deft"], build, shared=())

@@ -17,6 +17,7 @@ from torch import Tensor
 from lora_runtime.adapters.base import Adapter, Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.embedding import LowRankTable
 from lora_runtime.adapters.forms import Form, Map, multiply, scaled
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Dora", "build", "dora_delta"]
 
@@ -140,12 +141,7 @@ def build(group: Group) -> list[Dora]:
 
 ALGORITHM = Algorithm(
     "dora",
-    {
-        ".dora_scale": "dora/scale",
-        ".lora_magnitude_vector": "dora/vector",
-        ".lora_magnitude_vector.weight": "dora/vector.weight",
-        ".magnitude": "dora/magnitude",
-    },
+    ENDINGS["dora"],
     build,
     shared=(),
     wraps=True,

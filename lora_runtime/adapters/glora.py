@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
 from lora_runtime.adapters.forms import Factors, Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Glora", "build", "glora_delta"]
-
-_ROLES = ("a1", "a2", "b1", "b2", "bm")
 
 
 def glora_delta(weight: Tensor, a1: Tensor, a2: Tensor, added: Tensor) -> Tensor:
@@ -103,4 +102,4 @@ def _fit_together(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor, bm: Tensor | N
     return ranks == {rank} and a2.shape[1] == b2.shape[1] == inputs
 
 
-ALGORITHM = Algorithm("glora", {f".{role}.weight": f"glora/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("glora", ENDINGS["glora"], build)

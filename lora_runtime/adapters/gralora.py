@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Granular", "build"]
 
@@ -89,12 +90,7 @@ def build(group: Group) -> list[Granular]:
 
 ALGORITHM = Algorithm(
     "gralora",
-    {
-        ".gralora_A": "gralora/A",
-        ".gralora_B": "gralora/B",
-        ".gralora_A_general.weight": "gralora/A_general",
-        ".gralora_B_general.weight": "gralora/B_general",
-    },
+    ENDINGS["gralora"],
     build,
     shared=(),
 )

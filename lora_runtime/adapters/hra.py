@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Reflections", "build"]
 
@@ -82,4 +83,4 @@ def build(group: Group) -> list[Reflections]:
     return [Reflections(vectors, bool(orthogonal), group.keys, int(vectors.shape[1]))]
 
 
-ALGORITHM = Algorithm("hra", {".hra_u": "hra/vectors"}, build, shared=())
+ALGORITHM = Algorithm("hra", ENDINGS["hra"], build, shared=())

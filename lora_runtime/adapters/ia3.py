@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Ia3", "build"]
 
@@ -60,4 +61,4 @@ def build(group: Group) -> list[Ia3]:
     return [Ia3(vector, bool(on_input.item()), group.keys)]
 
 
-ALGORITHM = Algorithm("ia3", {".on_input": "ia3/on_input"}, build, companions={".weight": "ia3/weight"}, shared=())
+ALGORITHM = Algorithm("ia3", ENDINGS["ia3"], build, companions={".weight": "ia3/weight"}, shared=())

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
 from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Hadamard", "build", "hadamard_delta", "tucker"]
-
-_ROLES = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 
 
 def hadamard_delta(w1a: Tensor, w1b: Tensor, w2a: Tensor, w2b: Tensor) -> Tensor:
@@ -108,4 +107,4 @@ def _fit_together(a: Tensor, b: Tensor, core: Tensor | None) -> bool:
     return a.ndim == b.ndim == 2 and core.ndim >= 2 and (a.shape[0], b.shape[0]) == core.shape[:2]
 
 
-ALGORITHM = Algorithm("loha", {f".hada_{role}": f"hada/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("loha", ENDINGS["loha"], build)

@@ -15,10 +15,9 @@ from torch import Tensor
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
 from lora_runtime.adapters.forms import Form, Map
 from lora_runtime.adapters.loha import tucker
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Kronecker", "build", "kron_delta"]
-
-_ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 
 
 def kron_delta(w1: Tensor, w2: Tensor) -> Tensor:
@@ -150,4 +149,4 @@ def _half(group: Group, name: str, core: Tensor | None) -> _Half:
     return _Half(None, a, b, core)
 
 
-ALGORITHM = Algorithm("lokr", {f".lokr_{role}": f"lokr/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("lokr", ENDINGS["lokr"], build)

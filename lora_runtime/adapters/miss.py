@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form, pays
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Blocks", "Shared", "build"]
 
@@ -90,4 +91,4 @@ def build(group: Group) -> list[Shared] | list[Blocks]:
     return [Shared(block, group.options.get("init_weights") == "mini", group.keys, int(block.shape[0]))]
 
 
-ALGORITHM = Algorithm("miss", {".miss_block": "miss/block", ".bone_block": "bone/block"}, build, shared=())
+ALGORITHM = Algorithm("miss", ENDINGS["miss"], build, shared=())

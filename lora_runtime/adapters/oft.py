@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map, by_blocks, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Butterfly", "Rotation", "Rotations", "build", "butterfly", "cayley", "rotate"]
 
@@ -225,8 +226,7 @@ def _build_runs(group: Group) -> Rotations:
 _RUNS = {f"blocks.{number}" for number in range(4)}  # q, k, v and the MLP: no layer has more in one
 ALGORITHM = Algorithm(
     "oft",
-    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"}
-    | {f".oft_{run}": f"oft/{run}" for run in sorted(_RUNS)},
+    ENDINGS["oft"],
     build,
     shared=("alpha",),
 )

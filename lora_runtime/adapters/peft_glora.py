@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form, Map, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasPaths", "WeightPaths", "build"]
 
@@ -155,7 +156,7 @@ def _path(group: Group, letter: str) -> Path:
 
 ALGORITHM = Algorithm(
     "glora of PEFT",
-    {f".glora_{letter}.{part}": f"glora of PEFT/{letter}.{part}" for letter in _PATHS for part in _PARTS},
+    ENDINGS["glora of PEFT"],
     build,
     shared=(),
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Adapter, Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.ia3 import Ia3
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasFactors", "LayerFactors", "build"]
 
@@ -73,4 +74,4 @@ def _feedforward(group: Group) -> bool:
     return any(group.stem.endswith(ending) for ending in listed)
 
 
-ALGORITHM = Algorithm("ia3 of PEFT", {".ia3_l": "ia3_l/factors"}, build, shared=())
+ALGORITHM = Algorithm("ia3 of PEFT", ENDINGS["ia3 of PEFT"], build, shared=())

@@ -25,6 +25,7 @@ from torch import Tensor
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map, by_blocks, multiply
 from lora_runtime.adapters.oft import cayley
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["BOFT", "OFT", "Cayley", "InputButterfly", "InputRotation", "build_boft", "build_oft", "neumann"]
 
@@ -209,8 +210,8 @@ def build_boft(group: Group) -> list[InputButterfly]:
 
 OFT = Algorithm(
     "oft of PEFT",
-    {".oft_R.weight": "oft_R/upper", ".oft_embedding_R.weight": "oft_embedding_R/embedding"},
+    ENDINGS["oft of PEFT"],
     build_oft,
     shared=(),
 )
-BOFT = Algorithm("boft of PEFT", {".boft_R": "boft/blocks", ".boft_s": "boft/outputs"}, build_boft, shared=())
+BOFT = Algorithm("boft of PEFT", ENDINGS["boft of PEFT"], build_boft, shared=())

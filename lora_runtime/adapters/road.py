@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Pairs", "build"]
 
@@ -93,4 +94,4 @@ def build(group: Group) -> list[Pairs]:
     return [weight, Pairs(theta, alpha, variant, size, count, (), "bias")]
 
 
-ALGORITHM = Algorithm("road", {".road_theta": "road/theta", ".road_alpha": "road/alpha_of_each"}, build, shared=())
+ALGORITHM = Algorithm("road", ENDINGS["road"], build, shared=())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["ALGORITHM", "Mixture", "VectorBank", "build"]
 
@@ -120,11 +121,10 @@ def _mixture(group: Group, side: str, vectors: int) -> Mixture:
     return Mixture(None, indices, weights, k, (rows, columns))
 
 
-_SIDES = [f"logits_{side}{end}" for side in "AB" for end in ("", "_topk_indices", "_topk_weights")]
 ALGORITHM = Algorithm(
     "vblora",
-    {f".vblora_{role}": f"vblora/{role}" for role in (*_SIDES, "vector_bank")},
+    ENDINGS["vblora"],
     build,
     shared=(),
-    of_file=frozenset({"vector_bank"}),
+    of_file=OF_FILE["vblora"],
 )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.forms import Factors, Form
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["PVERA", "VERA", "SharedFactors", "build_pvera", "build_vera"]
 
@@ -100,10 +101,7 @@ def _check(group: Group, up: Tensor, down: Tensor, by_output: Tensor, by_rank: T
 
 
 def _algorithm(name: str, build: Callable[[Group], Sequence[SharedFactors]]) -> Algorithm:
-    roles = ("lambda_b", "lambda_d", "A", "B")
-    return Algorithm(
-        name, {f".{name}_{role}": f"{name}/{role}" for role in roles}, build, shared=(), of_file=frozenset({"A", "B"})
-    )
+    return Algorithm(name, ENDINGS[name], build, shared=(), of_file=OF_FILE[name])
 
 
 VERA = _algorithm("vera", build_vera)

@@ -425,19 +425,20 @@ def test_rows_of_a_batch_are_what_they_are_alone(layer: str, kinds: Sequence[Any
         close(got[index : index + 1], alone(inputs[index : index + 1].double()))
 
 
-def test_a_batch_that_is_no_multiple_of_the_rows_is_left_alone_and_that_is_said(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("rows", [(Row(0), Row(1)), ()])
+def test_rows_that_cannot_be_told_get_nothing_of_what_is_for_some_and_it_says_so(
+    rows: tuple[Row, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     module, inputs = nn.Linear(8, 12).requires_grad_(False), rand(5, 8)
-    terms = [LiveTerm(lora(module.weight.shape), at(images=frozenset({0})))]
-    with Beside(module, Call(rows=(Row(0), Row(1))), weight=terms):
+    for_some, for_all = (LiveTerm(low_rank(module.weight.shape, seed=seed), s) for seed, s in enumerate([
+        at(images=frozenset({0})), at(0.5)
+    ]))  # fmt: skip
+    with Beside(module, Call(rows=rows), weight=[for_some, for_all]):
         got = module(inputs)
         module(inputs)
-    close(got, bare(module)(inputs.double()))
-    assert [record.message for record in caplog.records] == [
-        "a layer has a batch of 5, which is no multiple of the 2 rows of the call; "
-        "what is for some images or one side alone is left out there"
-    ]
+    close(got, merged(module, 0.5, weight=[for_all])(inputs.double()))
+    assert len(caplog.records) == 1
+    assert "left out" in caplog.records[0].message
 
 
 @pytest.mark.parametrize("kind", [lora, full])
