@@ -196,9 +196,7 @@ def _settled(
 def _meant(request: Request, targets: Mapping[str, int]) -> dict[str, int]:
     """Return the weights by component without those of the experts that the tag is not for."""
     expert = request.conditions.expert
-    return {
-        name: count for name, count in targets.items() if expert in (None, name) or name.startswith("text_encoder")
-    }
+    return {name: count for name, count in targets.items() if expert in (None, name) or name.startswith("text_encoder")}
 
 
 def _report(request: Request, placement: Placement, found: _Found) -> LoraReport:

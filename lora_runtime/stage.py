@@ -97,12 +97,14 @@ class Stage:
         self.call = Call()
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
-        self._masks: dict[tuple[Place, int, int], Tensor] = {}
+        self._places: dict[Any, Tensor | float] = {}  # of calls on the same grid: a copy to the device waits for it
         self._said: set[str] = set()
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
         if call != self.call:
+            if _layout(call) != _layout(self.call):
+                self._places.clear()
             self.call = call
             self._known.clear()
 
@@ -157,15 +159,14 @@ class Stage:
         `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
         """
         key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._known:
+        if key not in self._places:
             found = self._found(place, shape, spatial)
-            self._known[key] = 0.0 if found is None else found.to(like)
-        known: Tensor | float = self._known[key]
-        return known
+            self._places[key] = 0.0 if found is None else found.to(like)
+        return self._places[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
         if spatial and len(shape) > 2:
-            return self._mask(place, shape[-2], shape[-1])
+            return place.mask(shape[-2], shape[-1])
         found = None
         if not spatial and len(shape) == 2 and self.call.grid is not None:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
@@ -181,7 +182,7 @@ class Stage:
             for frames in dict.fromkeys((1, self.call.frames)):
                 grid = _grid(self.call.grid, (tokens - before) / frames)
                 if grid is not None:
-                    mask = self._mask(place, *grid).reshape(-1, 1)
+                    mask = place.mask(*grid).reshape(-1, 1)
                     return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
         return None
 
@@ -191,23 +192,21 @@ class Stage:
         fitting = {sequence for sequence in self.call.sequences if sum(span.tokens for span in sequence) == tokens}
         if len(fitting) != 1:
             return None
-        mask = self._mask(place, *self.call.grid).reshape(-1, 1)
+        mask = place.mask(*self.call.grid).reshape(-1, 1)
         parts = [
             mask.repeat(self.call.frames, 1) if span.kind == "picture" else mask.new_zeros(span.tokens, 1)
             for span in fitting.pop()
         ]
         return torch.cat(parts)
 
-    def _mask(self, place: Place, height: int, width: int) -> Tensor:
-        key = place, height, width
-        if key not in self._masks:
-            self._masks[key] = place.mask(height, width)
-        return self._masks[key]
-
     def _say(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
             logger.warning("%s", message)
+
+
+def _layout(call: Call) -> object:
+    return call.grid, call.text, call.frames, call.sequences
 
 
 def _meant(varying: Varying, row: Row | None) -> bool:

@@ -143,7 +143,7 @@ class Targets:
         A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
         """
         name, denoiser = normalise(stem), denoiser_of(self._components)
-        found = []
+        found: list[Target] = []
         for expert in self._components:
             if denoiser is None or not (expert.startswith(f"{denoiser}_") and expert[len(denoiser) + 1 :].isdigit()):
                 continue

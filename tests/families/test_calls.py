@@ -31,7 +31,9 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def ids(height: int, width: int, number: int = 0, more: int = 0) -> Tensor:
-    places = torch.cartesian_prod(torch.tensor([float(number)]), torch.arange(height).float(), torch.arange(width).float())
+    places = torch.cartesian_prod(
+        torch.tensor([float(number)]), torch.arange(height).float(), torch.arange(width).float()
+    )
     return torch.cat([places, torch.zeros(len(places), more)], dim=1)
 
 
@@ -276,7 +278,10 @@ def test_a_region_acts_on_the_picture_s_tokens_inside_of_it_and_on_no_others(nam
     def mask(tokens: int) -> Tensor:
         (sequence,) = [spans for spans in sequences if sum(count for count, _ in spans) == tokens]
         return torch.cat(
-            [inside.flatten().repeat(count // PICTURE) if picture else torch.zeros(count) for count, picture in sequence]
+            [
+                inside.flatten().repeat(count // PICTURE) if picture else torch.zeros(count)
+                for count, picture in sequence
+            ]
         )
 
     expected, plain = judged(net, call, deltas, mask), output(net, call)
@@ -323,7 +328,11 @@ def stacked(call: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return one call of two rows: those of two calls, one after the other."""
     alone = ("img_ids", "txt_ids", "num_frames", "height", "width")
     return {
-        key: value if key in alone else value + other[key] if isinstance(value, list) else torch.cat([value, other[key]])
+        key: value
+        if key in alone
+        else value + other[key]
+        if isinstance(value, list)
+        else torch.cat([value, other[key]])
         for key, value in call.items()
     }
 
