@@ -94,10 +94,10 @@ class LoraCatalog:
         """Return the file that `name` means, as it is now.
 
         A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
-        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits decides.
-        Upper and lower case differ. Before it fails, the folders are looked through once more, so that a new file works
-        at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the error names
-        what comes near, which takes 0.2 s with 10,000 files.
+        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits
+        decides. Upper and lower case differ. Before it fails, the folders are looked through once more, so that a new
+        file works at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the error
+        names what comes near, which takes 0.2 s with 10,000 files.
 
         Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
         RefusedFileError, CorruptFileError or LoraFileError.

@@ -59,6 +59,7 @@ class Varying:
 
 
 _ONLY = Moment(0, 1)
+_PLACED_BY = ("grid", "text", "frames", "sequences")  # fields of a Call that tell where a region lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,19 @@ class Stage:
         self.call = Call()
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
-        self._places: dict[Any, Tensor | float] = {}  # of calls on the same grid: a copy to the device waits for it
+        self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
+        self._masks: dict[tuple[Place, int, int], Tensor] = {}
         self._said: set[str] = set()
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
-        if call != self.call:
-            if _layout(call) != _layout(self.call):
-                self._places.clear()
-            self.call = call
-            self._known.clear()
+        if call == self.call:
+            return
+        before, self.call = self.call, call
+        self._known.clear()
+        if any(getattr(before, name) != getattr(call, name) for name in _PLACED_BY):
+            self._placed.clear()
+            self._masks.clear()
 
     def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[Run, ...]:
         """Return which rows of a batch need which terms; rows that need none are left out."""
@@ -147,9 +151,9 @@ class Stage:
         key = "scale", terms, like.device, like.dtype
         if key not in self._known:
             values = [varying.at(self.call.moment) for varying, _ in terms]
-            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
-            one = all(value == values[0] for value in values)
-            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
+            self._known[key] = (
+                values[0] if all(value == values[0] for value in values) else _filled(values, terms, like)
+            )
         known: Tensor | float = self._known[key]
         return known
 
@@ -158,15 +162,15 @@ class Stage:
 
         `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
         """
-        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._places:
+        key = place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
+        if key not in self._placed:
             found = self._found(place, shape, spatial)
-            self._places[key] = 0.0 if found is None else found.to(like)
-        return self._places[key]
+            self._placed[key] = 0.0 if found is None else found.to(like)
+        return self._placed[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
         if spatial and len(shape) > 2:
-            return place.mask(shape[-2], shape[-1])
+            return self._mask(place, shape[-2], shape[-1])
         found = None
         if not spatial and len(shape) == 2 and self.call.grid is not None:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
@@ -182,7 +186,7 @@ class Stage:
             for frames in dict.fromkeys((1, self.call.frames)):
                 grid = _grid(self.call.grid, (tokens - before) / frames)
                 if grid is not None:
-                    mask = place.mask(*grid).reshape(-1, 1)
+                    mask = self._mask(place, *grid).reshape(-1, 1)
                     return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
         return None
 
@@ -192,12 +196,18 @@ class Stage:
         fitting = {sequence for sequence in self.call.sequences if sum(span.tokens for span in sequence) == tokens}
         if len(fitting) != 1:
             return None
-        mask = place.mask(*self.call.grid).reshape(-1, 1)
+        mask = self._mask(place, *self.call.grid).reshape(-1, 1)
         parts = [
             mask.repeat(self.call.frames, 1) if span.kind == "picture" else mask.new_zeros(span.tokens, 1)
             for span in fitting.pop()
         ]
         return torch.cat(parts)
+
+    def _mask(self, place: Place, height: int, width: int) -> Tensor:
+        key = place, height, width
+        if key not in self._masks:
+            self._masks[key] = place.mask(height, width)
+        return self._masks[key]
 
     def _say(self, message: str) -> None:
         if message not in self._said:
@@ -205,8 +215,14 @@ class Stage:
             logger.warning("%s", message)
 
 
-def _layout(call: Call) -> object:
-    return call.grid, call.text, call.frames, call.sequences
+def _filled(values: Several[float], terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor:
+    """Return each value as often as the rank of its term, written on the device: nothing is copied there."""
+    filled = torch.empty(sum(rank for _, rank in terms), dtype=like.dtype, device=like.device)
+    start = 0
+    for value, (_, rank) in zip(values, terms, strict=True):
+        filled[start : start + rank].fill_(value)
+        start += rank
+    return filled
 
 
 def _meant(varying: Varying, row: Row | None) -> bool:

@@ -22,6 +22,7 @@ from lora_runtime.dialects import (
     normalise,
     prefixes,
     spellings,
+    unwrapped,
 )
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Facts, Route, fused_parts, route_of, stands_for_weight
@@ -132,6 +133,13 @@ class Targets:
             count += 1
         return count == len(watched)
 
+    def attentions(self) -> Iterator[nn.Module]:
+        """Yield the attention layers that can run fused, as they are now."""
+        for reference, _ in self._watched:
+            module = reference()
+            if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
+                yield module
+
     def find(self, stem: str) -> Target | None:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)
@@ -189,7 +197,14 @@ class Targets:
         return f"no module of that name in {component}"
 
     def _matches(self, stem: str) -> list[Target]:
-        name = normalise(stem)
+        # Some trainers end a name with the joint to an ending that they leave out.
+        name = normalise(stem).rstrip("_")
+        for spelled in (name, *unwrapped(name, tuple(prefix for prefix, _ in self._prefixes))):
+            if found := self._named(spelled):
+                return found
+        return []
+
+    def _named(self, name: str) -> list[Target]:
         found: list[Target] = []
         for prefix, component in self._prefixes:
             if name.startswith(prefix):

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from lora_runtime.dialects.ace_step import ACE_STEP
+from lora_runtime.dialects.animate_diff import ANIMATE_DIFF
 from lora_runtime.dialects.aura_flow import AURA_FLOW
 from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
 from lora_runtime.dialects.cascade import CASCADE
 from lora_runtime.dialects.clip import CLIP
 from lora_runtime.dialects.cosmos import COSMOS
 from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
+from lora_runtime.dialects.flux_3 import FLUX_3
 from lora_runtime.dialects.hunyuan import HUNYUAN_DIT, HUNYUAN_VIDEO
+from lora_runtime.dialects.ideogram import IDEOGRAM
 from lora_runtime.dialects.kohya import KOHYA
+from lora_runtime.dialects.krea import KREA
 from lora_runtime.dialects.ldm import LDM
 from lora_runtime.dialects.ldm_unet import LDM_UNET
 from lora_runtime.dialects.llm import LLM
 from lora_runtime.dialects.ltx import LTX
 from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
+from lora_runtime.dialects.minimax import MINIMAX
 from lora_runtime.dialects.mmdit import MMDIT
 from lora_runtime.dialects.mochi import MOCHI
-from lora_runtime.dialects.newer import ACE_STEP, FLUX_3, IDEOGRAM, KREA, MINIMAX, QWEN_IMAGE
 from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.dialects.peft import PEFT
 from lora_runtime.dialects.pixart import PIXART, SANA
 from lora_runtime.dialects.processor import PROCESSOR
+from lora_runtime.dialects.qwen_image import QWEN_IMAGE
 from lora_runtime.dialects.wan import WAN
 
 __all__ = [
@@ -39,6 +46,7 @@ __all__ = [
     "normalise",
     "prefixes",
     "spellings",
+    "unwrapped",
 ]
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -49,6 +57,7 @@ DIALECTS: tuple[Dialect, ...] = (
     CLIP,
     LDM_UNET,
     OPEN_CLIP,
+    ANIMATE_DIFF,
     MMDIT,
     FLUX,
     CHROMA,
@@ -81,6 +90,31 @@ _T5 = "text_encoder_3"  # where it is beside two others
 def normalise(name: str) -> str:
     """Return the name with `_` for `.`: files mix the two, and `_` cannot be turned back."""
     return name.replace(".", "_")
+
+
+# What a model is wrapped in, or held by, while it is trained and saved; in a file's name it means nothing.
+_WRAPPERS = re.compile(
+    r"(?:(?:base_model_model|_?orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|pipe|model|dit|net|vace)_)+"
+)
+
+
+def unwrapped(name: str, known: Sequence[str]) -> Iterator[str]:
+    """Yield a normalised name without the wrappers at its beginning, and without those behind its prefix.
+
+    `known` are normalised prefixes, the longest first. A prefix that is there twice counts once. These are for names
+    that mean nothing as they are: "model." begins the paths of language models.
+    """
+    bare = _WRAPPERS.sub("", name, count=1) if _WRAPPERS.match(name) else name
+    if bare != name:
+        yield bare
+    for prefix in known:
+        if prefix and bare.startswith(prefix):
+            rest = bare[len(prefix) :]
+            inner = _WRAPPERS.sub("", rest, count=1) if _WRAPPERS.match(rest) else rest
+            while inner.startswith(prefix):
+                inner = inner[len(prefix) :]
+            if inner != rest:
+                yield prefix + inner
 
 
 def denoiser_of(components: Sequence[str]) -> str | None:

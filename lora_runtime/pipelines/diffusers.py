@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from lora_runtime.dialects import DENOISERS, denoiser_of
 from lora_runtime.errors import ModelError
-from lora_runtime.pipelines.base import ModelView, compiled, plain
+from lora_runtime.pipelines.base import ModelView, compiled_later, plain
 from lora_runtime.pipelines.family import family_of
 
 __all__ = ["view_pipeline"]
@@ -48,7 +47,7 @@ def view_pipeline(model: Any) -> ModelView | None:
         description,
         "pipeline",
         family,
-        compiled=partial(compiled, *(components[name] for name in found)),
+        compiled=compiled_later(*(components[name] for name in found)),
         ask=lambda name: getattr(pipeline(), name, None),
         titles=tuple(kind.__name__ for kind in type(model).__mro__),
         wrapped=MappingProxyType({name: components[name] for name in found if components[name] is not found[name]}),

@@ -174,7 +174,7 @@ class Beside:
         self.stage = Stage()
         if call is not None:
             self.stage.begin(call)
-        self.detach = attach(module, self.stage, terms, Patcher())
+        self.detach = attach(module, self.stage, terms, Patcher()).detach
 
     def __enter__(self) -> Stage:
         return self.stage
@@ -462,7 +462,7 @@ LEFT = Place((0.0, 0.0, 0.5, 1.0))
 def test_a_region_of_pixels_is_the_change_times_the_mask(kind: Callable[..., Adapter]) -> None:
     module, inputs = nn.Conv2d(8, 12, 3, padding=1).requires_grad_(False), rand(2, 8, 6, 8)
     terms = [LiveTerm(kind(module.weight.shape), at(place=LEFT)), LiveTerm(low_rank(module.weight.shape), at(0.5))]
-    with Beside(module, weight=terms):
+    with Beside(module, Call(grid=(6, 8)), weight=terms):
         got = module(inputs)
     change = merged(module, weight=terms[:1])(inputs.double()) - bare(module)(inputs.double())
     change[..., 4:] = 0
@@ -702,9 +702,9 @@ def test_a_module_in_the_place_of_another_with_its_id_is_not_taken_for_it() -> N
     live, patcher = Live(), Patcher()
     module = nn.Linear(8, 12)
     live.apply([live_on(module, lora(module.weight.shape))], patcher)
-    (attached,) = live._attached.values()
+    (attached,) = live._known.values()
     other = nn.Linear(8, 12)
-    live._attached = {id(other): attached}  # as if `module` had gone and `other` got its id
+    live._known = {id(other): attached}  # as if `module` had gone and `other` got its id
     live.apply([live_on(other, lora(module.weight.shape))], patcher)
     assert len(hooks(other)) == 1
     assert not hooks(module)
