@@ -149,7 +149,9 @@ class _Run:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler: Callable[[], Any] = (lambda: None) if scheduler is None else weakref.ref(scheduler)
+        self.scheduler: Callable[[], Any] = lambda: scheduler
+        if hasattr(type(scheduler), "__weakref__"):
+            self.scheduler = weakref.ref(scheduler)
         self.number = object()
         self.index = -1
         self._first = 0  # of the times; a picture that starts from another picture skips some

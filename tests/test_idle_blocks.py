@@ -59,7 +59,9 @@ def test_a_rule_that_means_no_block_of_the_model_is_warned_of(pipe: SimpleNamesp
 
 
 @pytest.mark.parametrize(("pipe", "has"), [
-    (FLUX, "its blocks are IN, D00-D01, S00"), (WAN, "its blocks have no names"), (UNET, "its blocks are IN01, M00, OUT03"),
+    (FLUX, "its blocks are IN, D00-D01, S00"),
+    (WAN, "its blocks have no names"),
+    (UNET, "its blocks are IN01, M00, OUT03"),
 ])  # fmt: skip
 def test_the_hint_names_the_blocks_that_there_are(pipe: SimpleNamespace, has: str) -> None:
     problems = Problems(strict=False)

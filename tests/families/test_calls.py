@@ -37,7 +37,13 @@ def ids(height: int, width: int, number: int = 0, more: int = 0) -> Tensor:
     return torch.cat([places, torch.zeros(len(places), more)], dim=1)
 
 
-FLUX = dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16)
+FLUX = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+}
 
 
 def flux(references: int = 0) -> tuple[nn.Module, dict[str, Any]]:
@@ -121,8 +127,8 @@ def hunyuan_video() -> tuple[nn.Module, dict[str, Any]]:
 
 def cogvideox() -> tuple[nn.Module, dict[str, Any]]:
     net = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=16,
-        num_layers=1, sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=9, max_text_seq_length=WORDS,
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=16, num_layers=1, sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=9, max_text_seq_length=WORDS,
     )  # fmt: skip
     return net, {
         "hidden_states": rand(1, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH),

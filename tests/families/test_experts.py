@@ -50,7 +50,7 @@ def test_a_file_reaches_the_experts_that_its_tag_names(
     with lora_runtime.apply(pipe, tag, loras=tmp_path) as applied:
         for expert, old, change in zip(experts, before, changes, strict=True):
             torch.testing.assert_close(expert.weight.detach(), old + change)
-        assert applied.diagnostics == ()
+        assert [d for d in applied.diagnostics if d.severity != "info"] == []
         for report in applied.report.loras:
             assert (report.used, report.keys) == (2, 2)
     reached = {name for report in applied.report.loras for name in report.targets}
