@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.clock import Clock
-from lora_runtime.limits import Limits
 from lora_runtime.embeddings import load_embeddings, spelled_out
+from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import ModelState, owned
 from lora_runtime.patcher import Originals

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.tags import Severity, Span
 
-
 # Signs that keyboards and text programs put in the place of a minus, a point and a plus.
 _SIGNS = str.maketrans(
     {**dict.fromkeys("−–—‐‑‒﹣－", "-"), **dict.fromkeys("．。·٫", "."), "＋": "+", "，": ",", "％": "%"}

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+import lora_runtime
 from matrix.files import Written, write
 from matrix.judge import judged, picture_of
 from matrix.paint import Paint, Record
 from matrix.states import STATES, State
 from matrix.strengths import NAME, STRENGTHS, Strength
-from torch import nn
-
-import lora_runtime
 
 
 @dataclass(frozen=True)

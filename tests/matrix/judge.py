@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from matrix.files import Change
 from matrix.paint import Paint, Record
 from matrix.strengths import Strength
-from torch import Tensor, nn
 
 Changes = Mapping[tuple[str, str], Change]
 

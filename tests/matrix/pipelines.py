@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from matrix.paint import Paint, Record, seeded
-from torch import Tensor
+
+from matrix.paint import Record, seeded
 
 WIDTH = 16
 

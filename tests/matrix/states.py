@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from matrix.paint import Record
 from torch import Tensor, nn
 
 import lora_runtime
+from matrix.paint import Record
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from multiprocessing import get_context
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from soak.world import Change, folder, probe, reference
+from soak.world import folder, probe, reference
 
 ROUNDING = {torch.float32: 2e-6, torch.float64: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 

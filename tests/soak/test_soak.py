@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from soak.sequence import drawn, fault, shortened
 
 SEQUENCES, PARTS = 2000, 20
