@@ -176,7 +176,7 @@ def test_endings_are_listed_once() -> None:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        again = {text for text in said if text in endings or f".{text}" in endings and text.count("_") > 1}
+        again = {text for text in said if text in endings or (f".{text}" in endings and text.count("_") > 1)}
         assert again <= SAID_AGAIN, path
 
 

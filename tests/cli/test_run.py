@@ -168,7 +168,8 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert paint("a").err.endswith(
-        'lora-runtime: error: diffusers is not installed; run, in a copy of the project: python -m pip install ".[demo]"\n'
+        "lora-runtime: error: diffusers is not installed; run, in a copy of the project: "
+        'python -m pip install ".[demo]"\n'
     )
 
 
