@@ -14,21 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
 from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
-from lora_runtime.ownership import ModelState, owned
-from lora_runtime.pipelines import ModelView, view
+from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
+from lora_runtime.prompt.strength import Curve
 from lora_runtime.prompt.tags import Severity
 from lora_runtime.regions import Place, find_place
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request, request_of
+from lora_runtime.shown import ModelState, Owner, owned
 from lora_runtime.stage import Row, Side
 from lora_runtime.targets import Targets
 
@@ -43,6 +45,8 @@ _log = logging.getLogger("lora_runtime")
 Source = Callable[[Request], str]
 
 
+_USUAL_STRENGTH = 4.0  # files that are made to be pushed go to 3
+_MOST_STRENGTH = 100.0
 _MOST_FILES = 50  # that a prompt which is only asked about may name: a header can have 100 MB
 _UNREAD = "not read: "
 
@@ -68,6 +72,7 @@ class Session:
         self._model: weakref.ref[Any] | None = None  # weak: the host decides how long a model lives
         self._wanted: tuple[Request, ...] = ()
         self._planned: _Planned | None = None
+        self._owner = Owner()
         self._coverage: tuple[Targets | None, dict[Any, str | None]] = None, {}
 
     @property
@@ -131,7 +136,16 @@ class Session:
         for tag in tags:
             try:
                 entry, remark = self.shelf.find(tag.name, patience)
+                largest = _largest_strength(tag)
+                if largest > _MOST_STRENGTH:
+                    raise LoraError(
+                        f"a strength of {largest:g} is not applied: the picture would be of no numbers at all. "
+                        f"Up to {_MOST_STRENGTH:g} is"
+                    )
                 requests.append(request_for(tag, entry))
+                if largest > _USUAL_STRENGTH:
+                    said = f"a strength of {largest:g} is unusually high; is a point missing?"
+                    notices.append(_notice("note", said, tag, source))
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
@@ -211,16 +225,25 @@ class Session:
         requests = seen_by(self._wanted, row)
         with owned(looked_at) as state:
             key, planned = identity(requests), self._planned
-            if planned is None or state.holder is not self or not planned.is_shown(key, looked_at, state):
-                state.holder = self
+            if planned is None or not planned.is_shown(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._planned = None
-                plan = make_plan(requests, state.targets(looked_at), looked_at.description)
-                state.apply(plan, compiled=bool(plan.lives) and looked_at.compiled())
-                for name, stage in state.live.stages.items():
-                    state.live.until_then(self.denoising.watch(looked_at.components[name], stage))
+                plan = make_plan(requests, state.targets, looked_at.description)
+                compiled = bool(plan.lives) and looked_at.compiled()
+                state.show(self._owner, plan, compiled=compiled, began=self._watched(looked_at))
                 planned = self._planned = _Planned(key, looked_at, plan)
         return planned.report
+
+    def _watched(self, looked_at: ModelView) -> Callable[[Live], None]:
+        """Return what follows the steps of a model while something acts beside it; it keeps no model."""
+        weakly = WeakView(looked_at)
+
+        def began(live: Live) -> None:
+            components = weakly.view().components
+            for name, stage in live.stages.items():
+                live.until_then(self.denoising.watch(components[name], stage))
+
+        return began
 
     def hide(self) -> None:
         """Give all weights back; what was wanted is remembered."""
@@ -246,7 +269,7 @@ class Session:
         """Return what `show` would do, and change nothing; `requests` are those of `read`."""
         looked_at = view(model)
         with owned(looked_at) as state:
-            targets = state.targets(looked_at)
+            targets = state.targets
         # Outside of the lock: who asks about a prompt must not hold up a picture.
         report = make_plan(requests, targets, looked_at.description).report
         return report, _judged(report, requests, looked_at, source)
@@ -260,7 +283,7 @@ class Session:
         if entry.family == looked_at.family != "unknown":
             return None
         with owned(looked_at) as state:
-            targets = state.targets(looked_at)
+            targets = state.targets
         # Outside of the lock: a page of cards must not hold up a picture.
         if self._coverage[0] is not targets:
             self._coverage = targets, {}
@@ -299,14 +322,14 @@ class _Planned:
             if parameter is not None
         ]
 
-    def is_shown(self, key: str, model: ModelView, state: ModelState) -> bool:
+    def is_shown(self, key: str, model: ModelView, state: ModelState, owner: Owner) -> bool:
         """Return whether the model shows this: the same files and strengths, modules, parameters and values."""
         return (
             key == self._key
             and [component() for component in self._components] == list(model.components.values())
             and all(table.get(name) is parameter for table, name, parameter in self._places)
-            and state.patcher.intact()
-            and state.live.count == self._lives
+            and state.is_shown(owner)
+            and owner.live.count == self._lives
         )
 
 
@@ -368,10 +391,21 @@ def _as_predicate(reason: str) -> str:
     return reason if reason.startswith(("for ", "made for ")) else f"unused: {reason}"
 
 
+def _largest_strength(tag: LoraTag) -> float:
+    """Return how far the tag's strengths go from 0, of both passes and at every step."""
+    given = (tag.te, tag.unet, tag.conditions.hires_te, tag.conditions.hires_unet)
+    numbers: list[float] = []
+    for strength in given:
+        if strength is not None:
+            numbers += [key.value for key in strength.keys] if isinstance(strength, Curve) else [strength]
+    return max(map(abs, numbers))
+
+
 def _told(error: Exception) -> str:
     """Return what an error says; its kind too where it is none of ours, whose messages speak for themselves."""
     return str(error) if isinstance(error, LoraError) else f"{type(error).__name__}: {error}"
 
 
-def _notice(severity: Severity, message: str, tag: LoraTag, source: str) -> Notice:
-    return notice_of(Diagnostic(severity, tag.span, message), source)
+def _notice(severity: Severity | Literal["note"], message: str, tag: LoraTag, source: str) -> Notice:
+    said = notice_of(Diagnostic("info" if severity == "note" else severity, tag.span, message), source)
+    return replace(said, severity=severity)

@@ -111,8 +111,8 @@ def _encoders(view: ModelView) -> Iterator[tuple[str, tuple[Any, nn.Embedding]]]
     for name, module in view.components.items():
         if name.startswith("text_encoder"):
             tokenizer = view.ask(name.replace("text_encoder", "tokenizer"))
-            ask: Any = getattr(module, "get_input_embeddings", None)
-            table = ask() if callable(ask) else None
+            inputs: Any = getattr(module, "get_input_embeddings", None)
+            table = None if inputs is None else inputs()
             if hasattr(tokenizer, "add_tokens") and isinstance(table, nn.Embedding):
                 yield name, (tokenizer, table)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["hook_after", "hook_before"]
+__all__ = ["hook_after", "hook_before", "hook_moves"]
 
 _ASKED = "__getstate__"
+_MOVES = "_apply"  # what `.to`, `.half`, `.cuda` and the like call in each module
 _TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -37,6 +38,58 @@ def hook_before(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], Non
     return _hidden(module, module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
+def hook_moves(module: nn.Module, before: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """Call `before()` before the module's tensors are moved or cast, and what that returns after; return what ends it.
+
+    torch has no hook for `.to`. It calls `_apply` of each module, which is looked up on the instance first.
+    """
+    watch = vars(module).get(_MOVES)
+    if not isinstance(watch, _Moves):
+        if watch is not None:  # somebody else's, which is not ours to put aside
+            return lambda: None
+        watch = vars(module)[_MOVES] = _Moves(module)
+        vars(module).setdefault(_ASKED, _PlainState(module)).others.add(id(watch))
+    watch.calls.append(before)
+    reference = weakref.ref(module)
+
+    def remove() -> None:
+        if before in watch.calls:
+            watch.calls.remove(before)
+        owner = reference()
+        if owner is not None and not watch.calls and vars(owner).get(_MOVES) is watch:
+            del vars(owner)[_MOVES]
+            _leave(owner, id(watch))
+
+    return remove
+
+
+class _Moves:
+    """Stands before a module's `_apply`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self.calls: list[Callable[[], Callable[[], None]]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._module()
+        assert module is not None  # it is calling
+        afters = [before() for before in self.calls]
+        own: Callable[..., Any] = type(module)._apply
+        result = own(module, *args, **kwargs)
+        for after in afters:
+            after()
+        return result
+
+
+def _leave(module: nn.Module, other: int) -> None:
+    """Take the state back once nothing of ours is on the module."""
+    state = vars(module).get(_ASKED)
+    if isinstance(state, _PlainState):
+        state.others.discard(other)
+        if not state.hidden and not state.others:
+            del vars(module)[_ASKED]
+
+
 def _hidden(module: nn.Module, handle: Any) -> Callable[[], None]:
     """Keep the hook of this handle out of the module's state; return what removes it."""
     state = vars(module).setdefault(_ASKED, _PlainState(module))
@@ -47,8 +100,8 @@ def _hidden(module: nn.Module, handle: Any) -> Callable[[], None]:
         handle.remove()
         state.hidden.discard(handle.id)
         owner = reference()
-        if owner is not None and not state.hidden and vars(owner).get(_ASKED) is state:
-            del vars(owner)[_ASKED]
+        if owner is not None and vars(owner).get(_ASKED) is state:
+            _leave(owner, 0)
 
     return remove
 
@@ -59,6 +112,7 @@ class _PlainState:
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
         self.hidden: set[int] = set()  # the ids of our hooks
+        self.others: set[int] = set()  # the ids of what else of ours lies on the instance
 
     def __call__(self) -> Any:
         module = self._module()
@@ -67,7 +121,7 @@ class _PlainState:
         state = dict(vars(module)) if own is None else own(module)
         if not isinstance(state, dict):
             return state
-        plain = {name: value for name, value in state.items() if value is not self}
+        plain = {name: value for name, value in state.items() if not isinstance(value, (_PlainState, _Moves))}
         for name in _TABLES:
             table = plain.get(name)
             if table is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.families import UNKNOWN, Evidence, made_for, titled
 from lora_runtime.header import Hashes, Header, TensorInfo, hashes, read_header
 from lora_runtime.key_endings import ENDINGS, KNOWN_ONLY, OF_FILE, locate
 
@@ -28,7 +29,6 @@ __all__ = [
     "read_header",
 ]
 
-UNKNOWN = "unknown"
 _MAX_TRIGGER_WORDS = 10
 
 
@@ -235,104 +235,31 @@ def _table(text: str | None) -> dict[str, Any]:
 
 # --- target model ------------------------------------------------------------------------------------------------
 
-# A piece of ss_base_model_version or modelspec.architecture -> family; the first that fits, so the longer ones lead.
-_NAMES = (
-    (("sdxl", "stable-diffusion-xl"), "SDXL"),
-    (("sd_v2", "sd2", "stable-diffusion-v2"), "SD2"),
-    (("sd_v1", "sd1", "stable-diffusion-v1"), "SD1"),
-    (("sd3", "stable-diffusion-3", "stable-diffusion-v3"), "SD3"),
-    (("stable-cascade",), "Cascade"),
-    (("flux2", "flux-2"), "Flux2"),
-    (("flux",), "Flux"),
-    (("chroma",), "Chroma"),
-    (("lumina",), "Lumina2"),
-    (("hunyuan-image", "hunyuanimage"), "HunyuanImage"),
-    (("hunyuan_video", "hunyuan-video", "hunyuanvideo"), "HunyuanVideo"),
-    (("hunyuan-dit", "hydit"), "HunyuanDiT"),
-    (("wan",), "Wan"),
-    (("qwen",), "Qwen-Image"),
-    (("auraflow",), "AuraFlow"),
-    (("pixart",), "PixArt"),
-    (("z-image", "z_image", "zimage"), "Z-Image"),
-    (("hidream",), "HiDream"),
-    (("ltx",), "LTX"),
-    (("mochi",), "Mochi"),
-    (("krea2", "krea-2", "krea_2"), "Krea2"),
-    (("ideogram",), "Ideogram4"),
-    (("minimax",), "MiniMax-H3"),
-    (("ace-step", "ace_step", "acestep"), "ACE-Step"),
-    (("cosmos",), "Cosmos"),
-    (("sana",), "Sana"),
-    (("anima",), "Anima"),
-)
-
-# Pieces of keys that only one family has; `.` stands for `_` too.
-_MARKS = (
-    (("lora.prior.unet.",), "Cascade"),
-    (("img.mlp.fc1", "img.mod.linear", "individual.token.refiner", "context.embedder.token.refiner"), "HunyuanVideo"),
-    (("joint.blocks",), "SD3"),
-    (("double.stream.blocks", "single.stream.blocks"), "HiDream"),
-    (("double.blocks", "single.blocks", "single.transformer.blocks"), "Flux"),
-    # Cosmos has `q_proj` there.
-    (tuple(f"blocks.0.cross.attn.{side}.{end}" for side in "qkvo" for end in ("lora", "diff", "hada", "lokr")), "Wan"),
-    (("blocks.0.cross.attn.k.img", "blocks.0.self.attn.o.", "blocks.0.ffn."), "Wan"),
-    (("transformer.blocks.0.img.mlp", "transformer.blocks.0.img.mod"), "Qwen-Image"),
-    (("blocks.0.attn1.Wqkv",), "HunyuanDiT"),
-    (("blocks.0.attn.qkv.x",), "Mochi"),
-    (("patchify.proj", "audio.to.video.attn"), "LTX"),
-    (("blocks.0.attn.wq.", "txtfusion."), "Krea2"),
-    (("llm.adapter.blocks",), "Anima"),
-)
-# Pieces of keys that several families have, and the inputs of such a module that tell them apart.
-_WIDTHS = (
-    ("transformer.blocks.0.attn.add.", {1536: "SD3", 2432: "SD3"}),
-    ("layers.0.attention.", {2304: "Lumina2", 3840: "Z-Image", 4608: "Ideogram4"}),
-)
-
-# Width of the text that cross attention reads, which is the input of attn2's to_k and to_v.
-_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
-_UNETS = ("attentions", "input.blocks", "middle.block", "output.blocks")  # transformers have such a layer at the top
-# Width of the only text encoder, where it is CLIP.
-_TEXT_ENCODER = {768: "SD1", 1024: "SD2"}
-_CLIPS = ("lora.te.text.model.encoder.", "lora.te.encoder.", "text.encoder.text.model.", "text.encoder.encoder.")
+# Pieces of keys that only a file for a transformer has; the old trainers that wrote `ss_v2` knew UNets alone.
+_TRANSFORMERS = ("double.blocks", "single.blocks", "joint.blocks", "single.transformer.blocks")
 
 
 def family(header: Header) -> str:
     """Return the target model as far as the metadata, and else the keys and shapes, tell it; or "unknown"."""
     metadata = header.metadata
     for key in ("ss_base_model_version", "modelspec.architecture"):
-        named = metadata.get(key, "").lower()
-        for pieces, name in _NAMES:
-            if any(piece in named for piece in pieces):
-                return name
+        named = titled(metadata.get(key, ""))
+        if named != UNKNOWN:
+            return named
     if metadata.get("ss_v2") == "True":
         return "SD2"
-    guess = _family_of_keys(header.tensors)
-    # Trainers older than SDXL wrote this and no base model; the newer ones name it.
-    return "SD1" if guess == UNKNOWN and metadata.get("ss_v2") == "False" else guess
+    evidence = _evidence(header.tensors)
+    guess = made_for(evidence)
+    if guess == UNKNOWN and not any(piece in evidence.text for piece in _TRANSFORMERS):
+        # Trainers older than SDXL wrote this and no base model; the newer ones name it.
+        return "SD1" if metadata.get("ss_v2") == "False" else UNKNOWN
+    return guess
 
 
-def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
+def _evidence(tensors: Mapping[str, TensorInfo]) -> Evidence:
     names = {key: key.replace("_", ".") for key in tensors}
-    text = "\n".join(names.values())
-    for marks, name in _MARKS:
-        if any(mark in text for mark in marks):
-            return name
-    if "lora.te2." in text or "text.encoder.2." in text:
-        return "SDXL"
-    text_encoder = UNKNOWN
-    for key, info in tensors.items():
-        name = names[key]
-        for mark, families in _WIDTHS:
-            if mark in name and (width := _input_width(key, info)) in families:
-                return families[width]
-        if ("attn2.to.k" in name or "attn2.to.v" in name) and any(mark in name for mark in _UNETS):
-            width = _input_width(key, info)
-            if width in _CROSS_ATTENTION:
-                return _CROSS_ATTENTION[width]
-        if "self.attn" in name and name.startswith(_CLIPS):
-            text_encoder = _TEXT_ENCODER.get(_input_width(key, info), text_encoder)
-    return text_encoder
+    widths = {names[key]: width for key, info in tensors.items() if (width := _input_width(key, info))}
+    return Evidence("\n".join(names.values()), widths)
 
 
 def _input_width(key: str, info: TensorInfo) -> int:

@@ -1,130 +1,234 @@
-"""Which state belongs to which live model, and which thread may change it now.
+"""Who may change which parameters now.
 
-State is kept for each component (UNet, text encoder), not for each pipeline: pipelines share components, and what one
-of them patches shows in all. Components that were ever applied to together share one state.
+A claim is held for the time of a `with` block, or of one apply. It is of a scope: two claims exclude each other where
+their scopes meet, and nowhere else. It belongs to a context (`contextvars`), not to a thread: child tasks,
+`asyncio.to_thread` and whatever else copies the context have the claims of their parent; a sibling task has not.
+
+A scope is claimed as a whole, under one lock, in the order of asking: there is no order of locks to get wrong. Blocks
+inside of blocks can still wait for each other crosswise; the last to ask is told so at once, by an error.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
-import weakref
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import count
 
-from torch import nn
+from lora_runtime.errors import ModelBusyError
+from lora_runtime.scopes import Scope
 
-from lora_runtime.beside import Live
-from lora_runtime.patcher import Originals, Patcher
-from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import Plan
-from lora_runtime.targets import Targets
+__all__ = ["WAIT", "Claim", "claimed", "mine", "take", "take_later", "would_wait"]
 
-__all__ = ["ModelState", "owned"]
+WAIT = 600.0
+"""Seconds to wait for a model that somebody else has, unless a caller says how long."""
 
 
-class ModelState:
-    """The patches of some components, who made them, and the lock that guards them.
+class Claim:
+    """The right to change what is in a scope, held by one line of calls until `release`."""
 
-    The lock may be taken again by the thread that has it, and released by any: a generator that a web server drives
-    enters its `with` block in one thread and leaves it in another.
-    """
+    def __init__(self, scope: Scope, what: str) -> None:
+        self.scope = scope
+        self.what = what
+        self.who = _me()
+        self.loop = _running_loop()
+        self.since = time.monotonic()
 
-    _serial = count()
-
-    def __init__(self) -> None:
-        """Start unpatched and unlocked."""
-        self.patcher = Patcher()
-        self.live = Live()
-        self.holder: object | None = None  # a token of who patched: no reference to it, which would keep the model
-        self._targets: tuple[tuple[str, ...], Targets] | None = None
-        self.serial = next(self._serial)
-        self._condition = threading.Condition()
-        self._owner: int | None = None
-        self._depth = 0
-
-    def acquire(self) -> None:
-        """Wait until no other thread has the model, then take it."""
-        me = threading.get_ident()
-        with self._condition:
-            self._condition.wait_for(lambda: self._owner in (None, me))
-            self._owner = me
-            self._depth += 1
+    def __str__(self) -> str:
+        """Return who holds it, for what, and for how long by now."""
+        return f"{self.who} has held it for {time.monotonic() - self.since:.1f} s, for {self.what}"
 
     def release(self) -> None:
-        """Give back one `acquire`."""
-        with self._condition:
-            self._depth -= 1
-            if self._depth == 0:
-                self._owner = None
-                self._condition.notify_all()
-
-    def targets(self, view: ModelView) -> Targets:
-        """Return the places of the model by every name that files use, found once while its modules are the same."""
-        names = tuple(view.components)
-        if self._targets is None or self._targets[0] != names or not self._targets[1].fits(view):
-            self._targets = names, Targets(view)
-        return self._targets[1]
-
-    def apply(self, plan: Plan, originals: Originals = "auto", *, compiled: bool = False) -> None:
-        """Make the model show this plan, replacing all earlier ones; if anything fails, it shows none.
-
-        `compiled`: whether torch.compile made code of a part of it, as its view says.
-        """
-        try:
-            self.patcher.apply(plan.assignments, originals)
-            self.live.apply(plan.lives, self.patcher, compiled=compiled)
-        except BaseException:
-            self.restore()
-            raise
-
-    def restore(self, *, release: bool = False) -> int:
-        """Give every weight its original back; return how many were patched. `release` frees the buffers too."""
-        self.holder = None
-        self.live.clear()
-        return self.patcher.restore(release=release)
+        """Give it back; any thread may do it."""
+        with _lock:
+            if self in _claims:
+                _claims.remove(self)
+            _grant()
+        _holding.set(tuple(held for held in _holding.get() if held is not self))
 
 
-_states: weakref.WeakKeyDictionary[nn.Module, ModelState] = weakref.WeakKeyDictionary()  # by component
-_states_lock = threading.Lock()
+class _Waiter:
+    """One that waits, with the claims that it holds meanwhile."""
+
+    def __init__(self, claim: Claim, held: tuple[Claim, ...], wake: Callable[[], None]) -> None:
+        self.claim = claim
+        self.held = held
+        self.wake = wake
+
+
+_lock = threading.Lock()
+_claims: list[Claim] = []
+_waiters: list[_Waiter] = []
+_holding: contextvars.ContextVar[tuple[Claim, ...]] = contextvars.ContextVar("lora_runtime_claims", default=())
+
+
+def mine() -> tuple[Claim, ...]:
+    """Return the claims of this line of calls."""
+    return tuple(claim for claim in _holding.get() if claim in _claims)
 
 
 @contextmanager
-def owned(view: ModelView) -> Iterator[ModelState]:
-    """Give the one state of a model's components to this thread for the time of a `with` block; wait for it."""
-    while True:
-        with _states_lock:
-            found = _states_of(view)
-        for state in found:
-            state.acquire()
+def claimed(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Iterator[Claim]:
+    """Hold a scope for the time of a `with` block; see `take`."""
+    claim = take(scope, what, wait, also)
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def would_wait(scope: Scope, also: Iterable[Claim] = ()) -> bool:
+    """Return whether somebody else has a part of a scope now."""
+    with _lock:
+        return bool(_blockers(scope, (*mine(), *also), None))
+
+
+def take(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
+    """Return a claim to a scope once nobody else has one that meets it; `also`: claims that count as one's own.
+
+    Raises ModelBusyError after `wait` seconds (None: never); at once where waiting could not end: where the holder is a
+    task of the event loop that would be blocked, or waits for what is held here.
+    """
+    woken = threading.Event()
+    claim = Claim(scope, what)
+    waiter = _ask(claim, also, woken.set)
+    if waiter is not None:
+        with _lock:
+            blockers = _blockers(scope, waiter.held, waiter)
+        same = next((other for other in blockers if claim.loop is not None and other.loop is claim.loop), None)
         try:
-            with _states_lock:
-                unchanged = _states_of(view) == found
-                if unchanged:
-                    _unite(found, view)
-            if unchanged:
-                yield found[0]
-                return
-        finally:
-            for state in found:
-                state.release()
+            if same is not None:
+                raise ModelBusyError(
+                    f"the model is in use: {same}. It is a task of the event loop that waiting here would stop: use "
+                    '"async with lora_runtime.apply(...)"'
+                )
+            if not woken.wait(wait):
+                raise _too_long(waiter, wait)
+        except BaseException:
+            _withdraw(waiter)
+            raise
+    _holding.set((*mine(), claim))
+    return claim
 
 
-def _states_of(view: ModelView) -> list[ModelState]:
-    """Return the states of the components, each once, in a fixed order, so that two threads cannot lock crosswise."""
-    states = {_states[component] for component in view.components.values() if component in _states}
-    if not states:
-        states = {_states.setdefault(component, ModelState()) for component in list(view.components.values())[:1]}
-    return sorted(states, key=lambda state: state.serial)
+async def take_later(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
+    """Return a claim as `take` does, while the event loop goes on."""
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(lambda: None if woken.done() else woken.set_result(None))
+
+    claim = Claim(scope, what)
+    waiter = _ask(claim, also, wake)
+    if waiter is not None:
+        try:
+            await asyncio.wait_for(woken, wait)
+        except asyncio.TimeoutError:
+            error = _too_long(waiter, wait)
+            _withdraw(waiter)
+            raise error from None
+        except BaseException:
+            _withdraw(waiter)
+            raise
+    _holding.set((*mine(), claim))
+    return claim
 
 
-def _unite(states: list[ModelState], view: ModelView) -> None:
-    """Make the first state that of all components of `states` and of `view`; the others are restored."""
-    first, *others = states
-    for other in others:
-        other.restore(release=True)
-    for component, state in list(_states.items()):
-        if state in others:
-            _states[component] = first
-    for component in view.components.values():
-        _states[component] = first
+def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Waiter | None:
+    """Take a claim, or stand in line for it; ModelBusyError where the line would never move."""
+    held = (*mine(), *(other for other in also if other in _claims))
+    waiter = _Waiter(claim, held, wake)
+    with _lock:
+        blockers = _blockers(claim.scope, held, None)
+        if not blockers:
+            _claims.append(claim)
+            return None
+        circle = _circle(held, blockers)
+        if circle is not None:
+            raise ModelBusyError(
+                f"the model is in use: {circle}. It waits for what this block holds in turn, so neither would ever go "
+                "on: enter blocks of several models in the same order everywhere"
+            )
+        _waiters.append(waiter)
+        return waiter
+
+
+def _blockers(scope: Scope, held: tuple[Claim, ...], waiter: _Waiter | None) -> list[Claim]:
+    """Return the claims of others that meet a scope; for who holds nothing those of who asked earlier too."""
+    found = [claim for claim in _claims if claim not in held and claim.scope.meets(scope)]
+    if not any(claim in _claims for claim in held):
+        for earlier in _waiters:
+            if earlier is waiter:
+                break
+            if earlier.claim.scope.meets(scope):
+                found.append(earlier.claim)
+    return found
+
+
+def _circle(held: tuple[Claim, ...], blockers: list[Claim]) -> Claim | None:
+    """Return the first of the blockers that leads back to a claim held here: its holders wait for that."""
+    for first in blockers:
+        seen, pending = {first}, [first]
+        while pending:
+            claim = pending.pop()
+            for other in _waiters:
+                if claim is not other.claim and claim not in other.held:
+                    continue
+                for following in _blockers(other.claim.scope, other.held, other):
+                    if following in held:
+                        return first
+                    if following not in seen:
+                        seen.add(following)
+                        pending.append(following)
+    return None
+
+
+def _grant() -> None:
+    """Give claims to those in line who need not wait any longer."""
+    for waiter in list(_waiters):
+        if not _blockers(waiter.claim.scope, waiter.held, waiter):
+            _waiters.remove(waiter)
+            try:
+                waiter.wake()
+            except RuntimeError:  # its event loop is closed: nobody is there any more
+                continue
+            waiter.claim.since = time.monotonic()
+            _claims.append(waiter.claim)
+
+
+def _withdraw(waiter: _Waiter) -> None:
+    """Leave the line, or give back what was granted in the meantime."""
+    with _lock:
+        if waiter in _waiters:
+            _waiters.remove(waiter)
+        elif waiter.claim in _claims:
+            _claims.remove(waiter.claim)
+        _grant()
+
+
+def _too_long(waiter: _Waiter, wait: float | None) -> ModelBusyError:
+    with _lock:
+        blockers = _blockers(waiter.claim.scope, waiter.held, waiter)
+    holder = str(blockers[0]) if blockers else "it was given back just now"
+    return ModelBusyError(
+        f"the model is in use: {holder}. Waited {wait:g} s: give wait= more seconds, or leave that block earlier"
+    )
+
+
+def _me() -> str:
+    """Return the name of the task, or of the thread, that is running."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return f'thread "{threading.current_thread().name}"' if task is None else f'task "{task.get_name()}"'
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,28 +1,28 @@
-"""The state of a patched model: which parameter is bound to which W′, and how each gets its W₀ back.
-
-The original weights are never written (except in place, see below). Patching binds a new tensor to the Parameter with
-`parameter.data = W′`; the old tensor *is* the backup, and restoring binds it again: no copy, about 1 µs a weight, exact
-by construction. Buffers of W′ are kept and refilled at the next switch, because a first allocation costs up to ten
-times the work itself in page faults.
-
-In place (`originals="host"`), for devices without room for both: the original is copied to host memory, its storage is
-written, and restoring copies back. Addresses stay.
+"""The weights of live models: which parameter shows which W′, and how each gets its W₀ back.
 
 What may happen to a parameter between apply and restore, and what restore then does:
 
-    nothing                                 binds the original
-    moved or cast (`.to`, `.half`, …)       binds the original, moved or cast the same way
-    written in place (`load_state_dict`)    the new values stay; they are moved into the original's storage
-    replaced by another Parameter           nothing: it is not ours (`load_state_dict(assign=True)`, trashed to meta)
+    nothing                                     binds the original
+    moved (`.to`, offloading)                   puts the original where the parameter is by now
+    cast (`.half`, …)                           casts the original the same way
+    made anew by `.to` (overwrite, swap)        the new Parameter gets the original
+    written in place (`load_state_dict`,        the new values stay, in the original's storage; a warning says that
+      an optimizer's step, EMA's `copy_to`)       they were made of, or over, patched weights
+    bound to other values (`.data = …`)         the new values stay where they are; the same warning
+    fused by PEFT while patched, or unfused     the original gets what PEFT has added: unfusing later gives it back
+    replaced by another Parameter               nothing: it is not ours (`load_state_dict(assign=True)`)
 
-A write in place is seen by the version counter that autograd keeps; binding `.data` does not count.
+A write in place is seen by the version counter that autograd keeps. A write through `.data` does not count there: in
+host memory a few bytes of W′ are remembered and looked at. Memory that somebody else refers to (a `state_dict()` taken
+while patched) is never filled with the next W′: the storage's count of uses tells.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Literal, ParamSpec, TypeVar
 
@@ -30,10 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.merge import Piece, Term, Workspace, merge_into, rows_of
+from lora_runtime.errors import StrengthError
+from lora_runtime.merge import Piece, Term, Workspace, delta_of, merge_into, rows_of
 from lora_runtime.plan import Assignment
+from lora_runtime.weights import Weight, is_shared, plain_data, serial, tell_autograd
 
-__all__ = ["Originals", "Patcher"]
+__all__ = ["Home", "Originals", "Patcher"]
+
+logger = logging.getLogger("lora_runtime")
 
 Originals = Literal["auto", "device", "host"]
 
@@ -55,126 +59,299 @@ def _plain_mode(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-@dataclass(slots=True)
-class _Patch:
-    """One patched parameter. `original` is W₀ itself, or in place its copy in host memory."""
+class Home:
+    """What is known of one module: its weights by name. It lives as long as the module does."""
 
-    parameter: weakref.ref[nn.Parameter]
-    original: Tensor
-    in_place: bool
-    identity: tuple[object, ...]
-    stamp: int | tuple[torch.dtype, int]
-    pointer: int = 0  # to W′
+    __slots__ = ("__weakref__", "lives", "serial", "weights")
 
-    def is_as_we_left_it(self, parameter: nn.Parameter, buffer: Tensor | None) -> bool:
-        """Return whether the parameter still shows the W′ that we bound or wrote."""
-        if _written(parameter, self.stamp):
-            return False
-        if self.in_place:
-            return parameter.dtype == self.original.dtype
-        return buffer is not None and parameter.data_ptr() == buffer.data_ptr() and parameter.dtype == buffer.dtype
+    def __init__(self) -> None:
+        self.serial = serial()
+        self.weights: dict[str, Weight] = {}
+        self.lives: dict[object, object] = {}  # what each owner asks to act beside it
 
 
 class Patcher:
-    """Patches the parameters of one model and restores them. Not thread-safe by itself: runtime.py holds the lock."""
+    """Patches parameters and restores them. Not thread-safe by itself: ownership.py says who may."""
 
     def __init__(self) -> None:
         """Start with nothing patched and no memory held."""
-        self._patches: dict[int, _Patch] = {}  # by id(parameter)
-        self._buffers: dict[int, tuple[weakref.ref[nn.Parameter], Tensor]] = {}  # W′, or in place W₀ on the host
+        # A weight has its parameter, and no weak reference to it: torch swaps no tensors that have one.
+        self._homes: weakref.WeakKeyDictionary[nn.Module, Home] = weakref.WeakKeyDictionary()
+        self._by_id: weakref.WeakValueDictionary[int, Weight] = weakref.WeakValueDictionary()
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def home(self, module: nn.Module) -> Home:
+        """Return what is known of a module, with a weight for each of its parameters as they are now."""
+        home = self._homes.get(module)
+        if home is None:
+            home = self._homes[module] = Home()
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                self._weight(home, module, name, parameter)
+        return home
+
+    def _weight(self, home: Home, module: nn.Module, name: str, parameter: nn.Parameter) -> Weight:
+        known = home.weights.get(name)
+        if known is not None and known.parameter is parameter:
+            return known
+        if known is not None and known.patched and known.replacement() is parameter:
+            self._go_on(known, parameter)
+            return known
+        weight = self._by_id.get(id(parameter))  # the same parameter in another module
+        if weight is None or weight.parameter is not parameter:
+            weight = self._by_id[id(parameter)] = Weight(parameter)
+        weight.places.append((weakref.ref(module), name))
+        home.weights[name] = weight
+        return weight
+
+    def _go_on(self, weight: Weight, parameter: nn.Parameter) -> None:
+        weight.in_place_of(parameter)
+        self._by_id[id(parameter)] = weight
+
+    def weight_of(self, assignment: Assignment) -> Weight:
+        """Return the weight of an assignment's parameter."""
+        parameter = assignment.parameter
+        weight = self._by_id.get(id(parameter))
+        if weight is None or weight.parameter is not parameter:
+            module = assignment.target.module
+            home = self.home(module)
+            weight = next(found for found in home.weights.values() if found.parameter is parameter)
+        return weight
+
+    def _all(self) -> list[Weight]:
+        found = {id(weight): weight for home in list(self._homes.values()) for weight in home.weights.values()}
+        return list(found.values())
 
     @property
     def patched(self) -> int:
         """The number of parameters that are patched now."""
-        return len(self._patches)
+        return sum(weight.patched for weight in self._all())
 
     @property
     def nbytes(self) -> int:
-        """The bytes held in buffers, in use or kept for the next switch."""
-        return sum(buffer.numel() * buffer.element_size() for _, buffer in self._buffers.values())
-
-    @_plain_mode
-    def apply(self, assignments: Sequence[Assignment], originals: Originals = "auto") -> int:
-        """Make these the model's patches, replacing all earlier ones; return how many weights were computed.
-
-        If anything fails on the way, every parameter gets its original back before the error goes on.
-        """
-        in_place = _choose_in_place(assignments, originals, self._held(assignments))
-        try:
-            wanted = {id(a.parameter) for a in assignments}
-            for key in [key for key in self._patches if key not in wanted]:
-                self._restore(key)
-            modes = [(a, in_place[a.parameter.device] or a.parameter.is_inference()) for a in assignments]
-            stale = {id(a.parameter) for a, mode in modes if not self._is_current(a, mode)}
-            changed = [(a, mode) for a, mode in modes if not stale.isdisjoint(_reads(a))]
-            workspace = Workspace()
-            bindings = [(a, self._fill(a, mode, workspace)) for a, mode in changed]
-            for assignment, buffer in bindings:
-                self._bind(assignment, buffer)
-        except BaseException:
-            self.restore()
-            raise
-        return len(changed)
-
-    def intact(self) -> bool:
-        """Return whether every parameter still shows what the last `apply` bound; a look of 0.3 µs at each."""
-        for patch in self._patches.values():
-            parameter = patch.parameter()
-            if parameter is None or parameter.data_ptr() != patch.pointer or _written(parameter, patch.stamp):
-                return False
-        return True
+        """The bytes held beside the models: originals where W′ shows, and buffers kept for the next switch."""
+        held = [weight.original if weight.patched else weight.buffer for weight in self._all()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def original(self, parameter: nn.Parameter) -> Tensor:
         """Return W₀ of a parameter, patched or not; in place it is the copy in host memory."""
-        patch = self._patches.get(id(parameter))
-        if patch is None or patch.parameter() is not parameter:
-            return _plain_data(parameter)
-        return patch.original
+        weight = self._by_id.get(id(parameter))
+        if weight is None or weight.parameter is not parameter or weight.original is None:
+            return plain_data(parameter)
+        return weight.original
+
+    def intact(self, weights: Iterable[Weight] | None = None) -> bool:
+        """Return whether these parameters (all) still show what the last `apply` bound."""
+        return all(weight.untouched() for weight in (self._all() if weights is None else weights) if weight.patched)
+
+    # ---- apply and restore ------------------------------------------------------------------------------------------
 
     @_plain_mode
-    def restore(self, *, release: bool = False) -> int:
-        """Give every parameter its original back; return how many were patched. `release` frees the buffers too."""
-        count = len(self._patches)
-        for key in list(self._patches):
-            self._restore(key)
-        if release:
-            self._buffers.clear()
+    def apply(
+        self,
+        assignments: Sequence[Assignment],
+        originals: Originals = "auto",
+        among: Sequence[Weight] | None = None,
+    ) -> int:
+        """Make these the patches of the weights `among` (all), replacing earlier ones; return how many were computed.
+
+        If anything fails on the way, every one of them gets its original back before the error goes on.
+        """
+        among = self._all() if among is None else among
+        written: list[Weight] = []
+        try:
+            asked = [(assignment, self.weight_of(assignment)) for assignment in assignments]
+            in_place = _choose_in_place(asked, originals)
+            wanted = {id(weight) for _, weight in asked}
+            for weight in among:
+                if weight.original is not None and id(weight) not in wanted:
+                    self._restore(weight, written)
+            modes = [(a, w, in_place[w.parameter.device] or w.parameter.is_inference()) for a, w in asked]
+            stale = {id(w.parameter) for a, w, mode in modes if not self._is_current(a, w, mode, written)}
+            changed = [found for found in modes if not stale.isdisjoint(_reads(found[0]))] if stale else []
+            workspace = Workspace()
+            bindings = [(a, w, self._filled(a, w, mode, workspace)) for a, w, mode in changed]
+            for assignment, weight, value in bindings:
+                weight.bind(value, assignment)
+        except BaseException:
+            self.restore(among=[*among, *(w for w in map(self._known, assignments) if w is not None)])
+            raise
+        finally:
+            _warn_of(written)
+        return len(changed)
+
+    def _known(self, assignment: Assignment) -> Weight | None:
+        weight = self._by_id.get(id(assignment.parameter))
+        return None if weight is None or weight.parameter is not assignment.parameter else weight
+
+    @_plain_mode
+    def restore(self, *, release: bool = False, among: Iterable[Weight] | None = None) -> int:
+        """Give these parameters (all) their originals back; return how many were patched.
+
+        `release` frees the buffers too. One that fails, for want of memory, keeps no other from its original; the error
+        goes on then.
+        """
+        written: list[Weight] = []
+        count, failure = 0, None
+        for weight in self._all() if among is None else among:
+            if weight.original is not None:
+                try:
+                    self._restore(weight, written)
+                    count += 1
+                except Exception as error:
+                    failure = failure or error
+            if release:
+                weight.buffer = None
+        _warn_of(written)
+        if failure is not None:
+            raise failure
         return count
 
-    def _is_current(self, assignment: Assignment, in_place: bool) -> bool:
+    def _is_current(self, assignment: Assignment, weight: Weight, in_place: bool, written: list[Weight]) -> bool:
         """Return whether the parameter shows just this already; where it does not, settle what happened to it."""
-        key = id(assignment.parameter)
-        patch = self._patches.get(key)
-        if patch is None:
+        if weight.original is None or not self._settle(weight, written):
             return False
-        if patch.parameter() is not assignment.parameter:  # the id belongs to another parameter by now
-            del self._patches[key]
+        cast = weight.parameter.dtype != weight.original.dtype
+        if weight.in_place != in_place or cast or weight.shown is None:
+            self._restore(weight, written)
             return False
-        intact = patch.in_place == in_place and patch.is_as_we_left_it(assignment.parameter, self._buffer(key))
-        if intact and patch.identity == assignment.identity:
+        return weight.shown.identity == assignment.identity
+
+    def _settle(self, weight: Weight, written: list[Weight]) -> bool:
+        """Return whether a patched parameter still shows its W′, moved or cast perhaps.
+
+        Where other values were written they are its own from now on.
+        """
+        if weight.untouched() and not self._replaced(weight):
             return True
-        if not intact:
-            self._restore(key)
+        parameter = weight.parameter
+        if parameter.is_meta or weight.shown is None:
+            return True
+        moved = parameter.data_ptr() != weight.pointer
+        ours = weight.fused_now() == weight.fused and weight.sampled_alike()
+        if ours and (weight.written() or (weight.sample is None and moved)):
+            ours = self._shows_what_we_made(weight)
+        if ours:
+            weight.look()
+            return True
+        added = self._added_by_peft(weight)
+        original, in_place = weight.original, weight.in_place
+        assert original is not None
+        weight.end()
+        if added is not None:
+            _write(parameter, None if in_place else original, added)
+        elif not in_place and not moved and _same_layout(parameter.data, original):
+            parameter.data = original.copy_(parameter.data)
+        if added is None:
+            written.append(weight)
         return False
 
-    def _fill(self, assignment: Assignment, in_place: bool, workspace: Workspace) -> Tensor:
-        """Compute W′ of one parameter into its buffer (in place: into its own storage) and return the buffer."""
-        parameter = assignment.parameter
-        key = id(parameter)
-        patch = self._patches.get(key)
+    def _replaced(self, weight: Weight) -> bool:
+        """Go on with the Parameter that took the place of this one, if one did; return whether."""
+        if all(
+            (m := reference()) is None or m._parameters.get(n) is weight.parameter for reference, n in weight.places
+        ):
+            return False
+        other = weight.replacement()
+        if other is not None:
+            self._go_on(weight, other)
+        return other is not None
+
+    def _again(self, weight: Weight) -> Tensor:
+        """Return the W′ that was bound, computed once more."""
+        assert weight.original is not None
+        assert weight.shown is not None
+        value = torch.empty_like(weight.original)
+        base = weight.original if weight.shown.precise is None else weight.shown.precise
+        merge_into(value, base, self._terms(weight.shown))
+        return value
+
+    def _shows_what_we_made(self, weight: Weight) -> bool:
+        """Return whether the parameter's values are those of W′, compared in full: rare, where somebody wrote."""
+        data = plain_data(weight.parameter)
+        made = self._again(weight)
+        return made.shape == data.shape and torch.equal(made.to(data.device, data.dtype), data)
+
+    def _added_by_peft(self, weight: Weight) -> Tensor | None:
+        """Return W₀ with what PEFT has added to W′ by fusing adapters of its own, or None where it has not."""
+        if weight.fused_now() == weight.fused or weight.original is None:
+            return None
+        original, data = weight.original, plain_data(weight.parameter)
+        wide = torch.promote_types(original.dtype, torch.float32)
+        made = self._again(weight).to(data.device, wide)
+        return (original.to(data.device, wide) + (data.to(wide) - made)).to(data.dtype)
+
+    def _filled(self, assignment: Assignment, weight: Weight, in_place: bool, workspace: Workspace) -> Tensor:
+        """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
+        try:
+            return self._fill(assignment, weight, in_place, workspace)
+        except OverflowError as error:
+            original = self.original(assignment.parameter)
+            sizes = [
+                abs(term.strength) * float(delta_of(original, term.adapter, term.dyn, term.part).abs().max())
+                for term in self._terms(assignment)
+            ]
+            most = sizes.index(max(sizes))
+            sha256, strength = str(assignment.identity[most][0]), assignment.terms[most].strength  # type: ignore[index]
+            raise StrengthError(
+                f"{assignment.target} would be {error}, at strength {strength:g}: use a lower strength", sha256
+            ) from error
+
+    def _fill(self, assignment: Assignment, weight: Weight, in_place: bool, workspace: Workspace) -> Tensor:
+        """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""
+        parameter = weight.parameter
         if in_place:
-            if patch is None:
-                patch = self._begin(parameter, _copy_to_host(parameter, self._buffer(key)), in_place=True)
-            weight = patch.original if assignment.precise is None else assignment.precise
-            merge_into(_plain_data(parameter), weight, self._terms(assignment), workspace)
-            return patch.original
-        original = _plain_data(parameter) if patch is None else patch.original
-        buffer = self._buffer(key)
-        if buffer is None or not _same_layout(buffer, torch.empty_like(original, device="meta"), original.device):
-            buffer = torch.empty_like(original)
-        weight = original if assignment.precise is None else assignment.precise
-        merge_into(buffer, weight, self._terms(assignment), workspace)
-        return buffer
+            if weight.original is None:
+                weight.begin(_copy_to_host(parameter, weight.buffer), in_place=True)
+            assert weight.original is not None
+            base = weight.original if assignment.precise is None else assignment.precise
+            weight.shown = None  # neither W₀ nor W′ until the sum is done
+            merge_into(plain_data(parameter), base, self._terms(assignment), workspace)
+            return weight.original
+        original = plain_data(parameter) if weight.original is None else weight.original
+        value = self._memory(weight, original)
+        base = original if assignment.precise is None else assignment.precise
+        merge_into(value, base, self._terms(assignment), workspace)
+        return value
+
+    def _memory(self, weight: Weight, original: Tensor) -> Tensor:
+        """Return memory for W′: what held the last one, unless somebody else refers to it."""
+        device = weight.parameter.device
+        known = 1
+        buffer = weight.buffer
+        if weight.original is not None:
+            buffer, known = weight.parameter.data, 2  # and the parameter itself
+        fits = buffer is not None and _same_layout(buffer, torch.empty_like(original, device="meta"), device)
+        if buffer is not None and fits and not is_shared(buffer, known):
+            weight.shown = None  # where it is bound now, what it shows changes under it
+            return buffer
+        return torch.empty_like(original, device=device)
+
+    def _restore(self, weight: Weight, written: list[Weight]) -> None:
+        """Give one parameter its original back, in the form that it has by now (see the table above)."""
+        if not self._settle(weight, written):
+            return
+        parameter, original = weight.parameter, weight.original
+        assert original is not None
+        weight.buffer = None
+        if parameter.is_meta:
+            pass  # it has no values
+        elif weight.in_place:
+            plain_data(parameter).copy_(original)
+            weight.buffer = original
+        elif _same_form(parameter, original):
+            # A device's allocator has the memory again at once; fresh memory of the host costs page faults.
+            weight.buffer = parameter.data if parameter.device.type == "cpu" else None
+            parameter.data = original
+        elif is_shared(parameter, 1):
+            parameter.data = torch.empty_like(parameter.data).copy_(original)
+        else:  # a device that just fits the model has no room for another copy
+            parameter.data.copy_(original)
+        tell_autograd(parameter)
+        weight.end()  # last: an interrupt before it leaves a patch that can be restored again
+
+    # ---- adapters that depend on originals --------------------------------------------------------------------------
 
     def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
         """Return an adapter that has the originals of these pieces, where it depends on them."""
@@ -195,59 +372,33 @@ class Patcher:
             for term in assignment.terms
         ]
 
-    def _begin(self, parameter: nn.Parameter, original: Tensor, *, in_place: bool) -> _Patch:
-        """Record a parameter as patched, with what will bring it back."""
-        patch = _Patch(weakref.ref(parameter), original, in_place, (), _stamp(parameter))
-        self._patches[id(parameter)] = patch
-        return patch
 
-    def _bind(self, assignment: Assignment, buffer: Tensor) -> None:
-        """Show W′ in the parameter and remember what it is."""
-        parameter = assignment.parameter
-        key = id(parameter)
-        patch = self._patches.get(key)
-        if patch is None:
-            patch = self._begin(parameter, _plain_data(parameter), in_place=False)
-        if not patch.in_place:
-            parameter.data = buffer
-        self._buffers[key] = weakref.ref(parameter), buffer
-        patch.identity = assignment.identity
-        patch.stamp = _stamp(parameter)
-        patch.pointer = parameter.data_ptr()
+def _warn_of(written: Sequence[Weight]) -> None:
+    """Say once what it means that weights were written while they were patched."""
+    if written:
+        some = "1 weight was" if len(written) == 1 else f"{len(written)} weights were"
+        logger.warning(
+            "%s written while LoRAs were applied (by an optimizer's step, load_state_dict, an EMA copy, fusing …): the "
+            "new values stay. Where they were made from the weights as they were then, the LoRAs are baked into them; "
+            "train and fuse outside of the block to avoid that",
+            some,
+        )
 
-    def _restore(self, key: int) -> None:
-        """Give one parameter its original back, in the form that it has by now (see the table above)."""
-        patch = self._patches[key]
-        parameter = patch.parameter()
-        if parameter is None:  # its module is gone
-            self._buffers.pop(key, None)
-        elif _written(parameter, patch.stamp):  # written in place: the new values stay
-            if not patch.in_place and _same_layout(parameter.data, patch.original):
-                parameter.data = patch.original.copy_(parameter.data)
-        elif patch.in_place:
-            _plain_data(parameter).copy_(patch.original)
-        else:
-            parameter.data = _in_the_form_of(parameter.data, patch.original)
-        del self._patches[key]  # last: an interrupt before it leaves a patch that can be restored again
 
-    def _buffer(self, key: int) -> Tensor | None:
-        """Return the buffer kept for a parameter, or None."""
-        kept = self._buffers.get(key)
-        if kept is None:
-            return None
-        if kept[0]() is None:  # the id belongs to another parameter by now
-            del self._buffers[key]
-            return None
-        return kept[1]
+def _write(parameter: nn.Parameter, original: Tensor | None, value: Tensor) -> None:
+    """Show a value in the original's storage where there is one on the device, else in the parameter's."""
+    if original is not None and _same_form(parameter, original):
+        parameter.data = original.copy_(value)
+    else:
+        plain_data(parameter).copy_(value)
 
-    def _held(self, assignments: Sequence[Assignment]) -> dict[torch.device, int]:
-        """Return the bytes of W′ buffers that are there already, by device."""
-        held: dict[torch.device, int] = {}
-        for assignment in assignments:
-            buffer = self._buffer(id(assignment.parameter))
-            if buffer is not None:
-                held[buffer.device] = held.get(buffer.device, 0) + buffer.numel() * buffer.element_size()
-        return held
+
+def _same_form(parameter: nn.Parameter, original: Tensor) -> bool:
+    return (
+        parameter.device == original.device
+        and parameter.dtype == original.dtype
+        and (parameter.stride() == original.stride() or parameter.shape != original.shape)
+    )
 
 
 def _reads(assignment: Assignment) -> set[int]:
@@ -255,49 +406,10 @@ def _reads(assignment: Assignment) -> set[int]:
     return {id(assignment.parameter), *(id(piece.parameter) for term in assignment.terms for piece in term.pieces)}
 
 
-def _stamp(parameter: nn.Parameter) -> int | tuple[torch.dtype, int]:
-    """Return what changes when somebody writes into the parameter: autograd's counter of writes.
-
-    A parameter made under inference mode has none; the sum of its bytes as integers stands in.
-    """
-    try:
-        return parameter._version
-    except RuntimeError:
-        return parameter.dtype, int(_plain_data(parameter).reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-
-
-def _written(parameter: nn.Parameter, stamp: int | tuple[torch.dtype, int]) -> bool:
-    """Return whether somebody has written into the parameter since `stamp`; a cast is no write."""
-    if isinstance(stamp, int):
-        return parameter._version != stamp
-    return stamp[0] == parameter.dtype and _stamp(parameter) != stamp
-
-
-def _plain_data(parameter: nn.Parameter) -> Tensor:
-    """Return the parameter's values as a plain tensor over the same storage.
-
-    A parameter made under inference mode holds an inference tensor, which cannot be written outside of it; nor can
-    another tensor be bound to it (its forward then fails for want of a version counter), so it is patched in place.
-    """
-    data = parameter.data
-    if not data.is_inference():
-        return data
-    plain = torch.empty(0, dtype=data.dtype, device=data.device)
-    return plain.set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
-
-
 def _same_layout(a: Tensor, b: Tensor, device: torch.device | None = None) -> bool:
     """Return whether `a` lies in memory as `b` does, on the device of `b` or on another one given."""
     same_device = a.device == (device or b.device)
     return same_device and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
-
-
-def _in_the_form_of(current: Tensor, original: Tensor) -> Tensor:
-    """Return `original` on the device and in the dtype and layout of `current`: itself where nothing changed."""
-    moved = original.to(device=current.device, dtype=current.dtype)
-    if moved.shape == current.shape and moved.stride() != current.stride():
-        moved = torch.empty_like(current).copy_(moved)
-    return moved
 
 
 def _copy_to_host(parameter: nn.Parameter, buffer: Tensor | None) -> Tensor:
@@ -308,15 +420,16 @@ def _copy_to_host(parameter: nn.Parameter, buffer: Tensor | None) -> Tensor:
     return buffer.copy_(value)
 
 
-def _choose_in_place(
-    assignments: Sequence[Assignment], originals: Originals, held: dict[torch.device, int]
-) -> dict[torch.device, bool]:
+def _choose_in_place(asked: Sequence[tuple[Assignment, Weight]], originals: Originals) -> dict[torch.device, bool]:
     """Return for each device whether its weights are written in place (True) or bound anew (False)."""
     touched: dict[torch.device, int] = {}
-    for assignment in assignments:
-        parameter = assignment.parameter
-        size = parameter.numel() * parameter.element_size()
-        touched[parameter.device] = touched.get(parameter.device, 0) + size
+    held: dict[torch.device, int] = {}
+    for _, weight in asked:
+        parameter = weight.parameter
+        size, device = parameter.numel() * parameter.element_size(), parameter.device
+        touched[device] = touched.get(device, 0) + size
+        if not weight.in_place and (weight.patched or weight.buffer is not None):
+            held[device] = held.get(device, 0) + size
     if originals != "auto":
         return dict.fromkeys(touched, originals == "host")
     return {device: not _has_room(device, 2 * (size - held.get(device, 0))) for device, size in touched.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
@@ -132,7 +134,8 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
     """Return what the user should know about a file of which not all keys were used, or None.
 
     An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
-    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
+    file can fit in part by chance, since the first text encoder of SDXL is that of SD1. A warning too where keys of a
+    file for this very model find no place; what belongs to a component that is not there is no more than worth a note.
     """
     if report.used == report.keys:
         return None
@@ -150,4 +153,26 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
             f"{report.used} of {report.keys} keys fit and are applied",
             "use a file for this model",
         )
-    return None
+    return _partial(report, span)
+
+
+_MAIN_REASONS = 3
+_ELSEWHERE = re.compile(r"for \w+, which this \w+ does not have")  # what a file has for a component that is not loaded
+
+
+def _partial(report: LoraReport, span: tuple[int, int]) -> Diagnostic | None:
+    """Return how much of a file found no place, and the main reasons; None where all of it did."""
+    reasons = Counter(report.unused.values())
+    left = sum(reasons.values())
+    if left == 0:
+        return None
+    main = "; ".join(f"{count} {_of_keys(reason)}" for reason, count in reasons.most_common(_MAIN_REASONS))
+    more = len(reasons) - _MAIN_REASONS
+    message = f'LoRA "{report.name}": {left} of its {report.keys} keys change nothing: {main}'
+    message += f"; and {more} more reasons" if more > 0 else ""
+    expected = all(_ELSEWHERE.fullmatch(reason) for reason in reasons)
+    return Diagnostic("info" if expected else "warning", span, message, "all of them are in .report.loras[…].unused")
+
+
+def _of_keys(reason: str) -> str:
+    return reason if reason.startswith("for ") else f"({reason})"

@@ -17,6 +17,7 @@ from lora_runtime.dialects import (
     WHOLE,
     Part,
     component_of,
+    denoiser_of,
     fused,
     normalise,
     prefixes,
@@ -132,10 +133,36 @@ class Targets:
             count += 1
         return count == len(watched)
 
+    def attentions(self) -> Iterator[nn.Module]:
+        """Yield the attention layers that can run fused, as they are now."""
+        for reference, _ in self._watched:
+            module = reference()
+            if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
+                yield module
+
     def find(self, stem: str) -> Target | None:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)
         return found[0] if len(found) == 1 else None
+
+    def twins(self, stem: str) -> tuple[Target, ...]:
+        """Return the same place in the denoiser's other experts (`transformer_2`), for a name that says nothing of them.
+
+        A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
+        """
+        name, denoiser = normalise(stem), denoiser_of(self._components)
+        found: list[Target] = []
+        for expert in self._components:
+            if denoiser is None or not (expert.startswith(f"{denoiser}_") and expert[len(denoiser) + 1 :].isdigit()):
+                continue
+            places = {
+                id(target): target
+                for prefix, component in self._prefixes
+                if component == denoiser and name.startswith(prefix)
+                for target in self._names[expert].get(name[len(prefix) :], ())
+            }
+            found += places.values() if len(places) == 1 else ()
+        return tuple(found)
 
     def precise(self, target: Target, name: str) -> Tensor | None:
         """Return the values of a parameter of 8 bits as the host keeps them in more digits, or None."""
@@ -162,7 +189,7 @@ class Targets:
         known = self._components
         component = component_of(stem)
         if component in DENOISERS:
-            component = next((name for name in known if name in DENOISERS), component)
+            component = denoiser_of(known) or component
         if component is None or ANY in known:
             return f"no module of that name in {', '.join(known)}"
         if component not in known:

@@ -19,6 +19,7 @@ from lora_runtime.merge import Term
 from lora_runtime.patcher import Originals, Patcher
 from lora_runtime.plan import Assignment
 from lora_runtime.targets import Target
+from lora_runtime.weights import Weight
 
 MODES: list[Originals] = ["device", "host"]
 both_modes = pytest.mark.parametrize("originals", MODES)
@@ -347,14 +348,14 @@ def test_a_fault_at_any_module_leaves_none_patched(originals: Originals, failing
 def test_a_fault_while_binding_leaves_none_patched() -> None:
     model, patcher = make_model(), Patcher()
     before = Snapshot(model)
-    real, calls = Patcher._bind, iter(range(10))
+    real, calls = Weight.bind, iter(range(10))
 
-    def bind_or_fail(self: Patcher, assignment: Assignment, buffer: Tensor) -> None:
-        real(self, assignment, buffer)
+    def bind_or_fail(self: Weight, value: Tensor, assignment: Assignment) -> None:
+        real(self, value, assignment)
         if next(calls) == 1:
             raise KeyboardInterrupt
 
-    with mock.patch.object(Patcher, "_bind", bind_or_fail), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(Weight, "bind", bind_or_fail), pytest.raises(KeyboardInterrupt):
         patcher.apply(assign(model), "device")
     before.assert_holds(model)
 
@@ -377,7 +378,7 @@ def test_a_model_dropped_while_patched_takes_its_weights_along(originals: Origin
     del model
     gc.collect()
     assert gone() is None
-    assert patcher.restore() == 2
+    assert patcher.restore() == 0
     assert patcher.nbytes == 0
 
 

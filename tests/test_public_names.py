@@ -28,6 +28,7 @@ ERRORS = {
     "LoraFileError",
     "RefusedFileError",
     "CorruptFileError",
+    "ModelBusyError",
     "ModelError",
     "NoMatchError",
     "RegionError",

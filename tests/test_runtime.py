@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime import patcher, runtime
-from lora_runtime.ownership import _states
 from lora_runtime.pipelines import view
+from lora_runtime.scopes import PATCHER
 
 PATCHED = ("unet", "text_encoder")
 
@@ -144,12 +144,14 @@ def test_a_later_apply_replaces_the_first(pipe: Any, folder: Path) -> None:
     assert_untouched(pipe, before)
 
 
-def test_nested_blocks_leave_the_original(pipe: Any, folder: Path) -> None:
+def test_leaving_an_inner_block_gives_the_outer_ones_state_again(pipe: Any, folder: Path) -> None:
     before = weights(pipe)
-    with lora_runtime.apply(pipe, "<lora:ink>", loras=folder):
-        with lora_runtime.apply(pipe, "<lora:wash>", loras=folder):
-            pass
-        assert_untouched(pipe, before)
+    with lora_runtime.apply(pipe, "<lora:ink>", loras=folder) as outer:
+        ink = weights(pipe)
+        with lora_runtime.apply(pipe, "<lora:wash>", loras=folder) as inner:
+            assert (outer.active, inner.active) == (False, True)
+        assert (outer.active, inner.active) == (True, False)
+        assert_untouched(pipe, ink)
     assert_untouched(pipe, before)
 
 
@@ -175,7 +177,8 @@ def test_restore_undoes_without_the_object_and_frees_the_buffers(pipe: Any, fold
     lora_runtime.apply(pipe, "<lora:ink>", loras=folder)
     lora_runtime.restore(pipe)
     assert_untouched(pipe, before)
-    assert _states[pipe.unet].patcher.nbytes == 0
+    kept = [weight.buffer for module in pipe.unet.modules() for weight in PATCHER.home(module).weights.values()]
+    assert set(kept) == {None}
     lora_runtime.restore(pipe)  # safe to repeat
 
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
 from lora_runtime.adapters.loha import hadamard_delta
 from lora_runtime.key_endings import ENDINGS
 
@@ -49,6 +50,13 @@ class Abba(Dense):
         """Return scale · the Hadamard product."""
         up1, down1, up2, down2 = (cast(t).flatten(1) for t in (self.up1, self.down1, self.up2, self.down2))
         return hadamard_delta(up1 * self.scale, down1, up2, down2)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return two factors of rank r₁·r₂, or None where that is no less than the weight itself."""
+        if not pays(int(self.down1.shape[0] * self.down2.shape[0]), shape):
+            return None
+        up1, down1, up2, down2 = (cast(t).flatten(1) for t in (self.up1, self.down1, self.up2, self.down2))
+        return (Factors(*khatri_rao((up1, down1), (up2, down2)), self.scale),)
 
 
 def build(group: Group) -> list[Abba]:

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, Map, low_rank
 from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Glora", "build", "glora_delta"]
@@ -64,6 +65,14 @@ class Glora(Dense):
         else:
             added = torch.einsum("mn...,om,ni->oi...", cast(self.bm), b1, b2.flatten(1))
         return glora_delta(cast(weight), cast(self.a1).flatten(1), cast(self.a2).flatten(1), added) * self.scale
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return a change of the input for W₀·a1·a2, and two factors for b1·b2."""
+        down = cast(self.b2).flatten(1)
+        if self.bm is not None:
+            down = torch.einsum("mn...,ni->mi...", cast(self.bm), down).flatten(1)
+        before = Map("before", low_rank, (cast(self.a1).flatten(1) * self.scale, cast(self.a2).flatten(1)))
+        return before, Factors(cast(self.b1).flatten(1), down, self.scale)
 
 
 def build(group: Group) -> list[Glora]:

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
 from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Hadamard", "build", "hadamard_delta", "tucker"]
@@ -67,6 +68,19 @@ class Hadamard(Dense):
             return hadamard_delta(w1a * self.scale, w1b.flatten(1), w2a, w2b.flatten(1))
         t1, t2 = (cast(core) for core in self.cores)
         return tucker(t1, w1a * self.scale, w1b) * tucker(t2, w2a, w2b)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return two factors of rank r₁·r₂, or None where that is no less than the weight itself."""
+        (w1a, w1b), (w2a, w2b) = self.w1, self.w2
+        if not pays(int(w1b.shape[0] * w2b.shape[0]), shape):
+            return None
+        if self.cores is None:
+            first, second = (cast(w1a), cast(w1b)), (cast(w2a), cast(w2b))
+        else:
+            t1, t2 = (cast(core) for core in self.cores)
+            first = cast(w1a).t(), torch.einsum("ij...,jp->ip...", t1, cast(w1b))
+            second = cast(w2a).t(), torch.einsum("ij...,jp->ip...", t2, cast(w2b))
+        return (Factors(*khatri_rao(first, second), self.scale),)
 
 
 def build(group: Group) -> list[Hadamard]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
+from lora_runtime.adapters.base import Adapter, Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.ia3 import Ia3
 from lora_runtime.key_endings import ENDINGS
 
@@ -26,6 +26,10 @@ class LayerFactors(Ia3):
         """Return W₀ · (l − 1)."""
         extents = [-1 if axis == int(self.on_input) else 1 for axis in range(weight.ndim)]
         return cast(weight) * (cast(self.vector) - 1).reshape(extents)
+
+    def change_of_factors(self, cast: Cast) -> Tensor:
+        """Return l − 1."""
+        return cast(self.vector).flatten() - 1
 
 
 @dataclass(frozen=True, eq=False)

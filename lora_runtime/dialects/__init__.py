@@ -41,6 +41,7 @@ __all__ = [
     "Dialect",
     "Part",
     "component_of",
+    "denoiser_of",
     "fused",
     "normalise",
     "prefixes",
@@ -116,6 +117,15 @@ def unwrapped(name: str, known: Sequence[str]) -> Iterator[str]:
                 yield prefix + inner
 
 
+def denoiser_of(components: Sequence[str]) -> str | None:
+    """Return the component that a file means by a denoiser's prefix: `transformer`, else `transformer_2`, and so on."""
+    for kind in DENOISERS:
+        own = [name for name in components if name.startswith(f"{kind}_") and "encoder" not in name]
+        if kind in components or own:
+            return kind if kind in components else own[0]
+    return None
+
+
 def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
     """Return the prefixes that mean `component` in a model with these components, as files write them.
 
@@ -123,11 +133,16 @@ def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
     """
     if component == ANY:
         return (*_BARE, *dict.fromkeys(prefix for _, prefix in _all_prefixes()))
-    found = [prefix for dialect in DIALECTS for prefix in dialect.prefixes.get(component, ())]
-    denoiser = next((name for name in DENOISERS if name in components), None)
-    if component in DENOISERS and component != denoiser:
+    denoiser = denoiser_of(components)
+    kind = component
+    if component == denoiser and component not in DENOISERS:  # `transformer_2` by itself, or `prior_prior`
+        kind = next(kind for kind in DENOISERS if component.startswith(f"{kind}_"))
+    found = [prefix for dialect in DIALECTS for prefix in dialect.prefixes.get(kind, ())]
+    if kind != component:
+        found += [f"{component}.", f"{component}.base_model.model."]
+    elif component in DENOISERS and component != denoiser:
         found = [f"{component}."]  # the second of a cascade: only its own name can mean it
-    elif not found:
+    if not found:
         found = [f"{component}.", f"{component}.base_model.model."]
     encoders = [name for name in components if name.startswith("text_encoder")]
     if _T5 not in components and component == max(encoders, default=""):  # to kohya the T5 of Flux is a third

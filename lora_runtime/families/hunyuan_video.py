@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 
 from lora_runtime.families.base import IN_TWO_CALLS, Family, Given, Reading, Span, pieces
-from lora_runtime.families.reading import patched, picture, tokens_of
+from lora_runtime.families.reading import patched, picture, shape_of, tokens_of
 
 __all__ = ["HUNYUAN_VIDEO"]
 
@@ -21,7 +21,7 @@ def _history(given: Given) -> int:
         ("latents_history_2x", (2, 4, 4)),
         ("latents_history_4x", (4, 8, 8)),
     ):
-        shape = getattr(given.get(name), "shape", ())
+        shape = shape_of(given.get(name))
         if len(shape) == 5:
             count += prod(-(-extent // size) for extent, size in zip(shape[2:], cell, strict=True))
     return count

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lora_runtime.errors import ModelError
-from lora_runtime.pipelines.base import Host, ModelView
+from lora_runtime.pipelines.base import Host, ModelView, WeakView
 from lora_runtime.pipelines.diffusers import view_pipeline
 from lora_runtime.pipelines.ldm import view_ldm
 from lora_runtime.pipelines.module import view_module
 from lora_runtime.pipelines.transformers import view_generation
 
-__all__ = ["HOSTS", "ModelView", "view"]
+__all__ = ["HOSTS", "ModelView", "WeakView", "view"]
 
 HOSTS: tuple[Host, ...] = (view_pipeline, view_ldm, view_generation, view_module)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
-__all__ = ["Host", "ModelView", "compiled", "plain"]
+from lora_runtime.errors import ModelError
+
+__all__ = ["Host", "ModelView", "WeakView", "compiled", "compiled_later", "plain"]
 
 
 def _nothing(_: str) -> None:
@@ -43,6 +48,25 @@ class ModelView:
         return self.wrapped.get(component, self.components[component])
 
 
+class WeakView:
+    """A view that keeps no model: the components are there as long as somebody else has them."""
+
+    def __init__(self, view: ModelView) -> None:
+        self.description = view.description
+        self._rest = replace(view, components={}, wrapped={})
+        self._components = {name: weakref.ref(component) for name, component in view.components.items()}
+        self._wrapped = {name: weakref.ref(component) for name, component in view.wrapped.items()}
+
+    def view(self) -> ModelView:
+        """Return the view again; ModelError where a component is gone."""
+        components = {name: reference() for name, reference in self._components.items()}
+        found = {name: component for name, component in components.items() if component is not None}
+        if len(found) < len(components):
+            raise ModelError(f"{self.description} is gone: apply to a model that there is")
+        wrapped = {name: outer for name, reference in self._wrapped.items() if (outer := reference()) is not None}
+        return replace(self._rest, components=MappingProxyType(found), wrapped=MappingProxyType(wrapped))
+
+
 class Host(Protocol):
     """A kind of model and how to look at it."""
 
@@ -51,9 +75,22 @@ class Host(Protocol):
         ...
 
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def plain(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of torch.compile and PEFT."""
+    """Return the module inside the wrappers of torch.compile, PEFT and torch's data parallelism.
+
+    ModelError for a traced or scripted one, whose code has its weights by other means.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"cannot patch a {type(module).__name__}: it is traced or scripted; apply to the module it was made of, "
+            "and trace that again"
+        )
     inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, _PARALLEL):
+        inner = module.module
     unwrap = getattr(module, "get_base_model", None)
     if inner is None and callable(unwrap):
         inner = unwrap()
@@ -61,9 +98,17 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def compiled(*modules: nn.Module) -> bool:
-    """Return whether torch.compile, or the method of that name, made code of a module or of one inside it."""
+    """Return whether torch.compile, or the method of that name, made code of one of the modules inside, or of its `forward`."""
     return any(
-        "_orig_mod" in inner._modules or getattr(inner, "_compiled_call_impl", None)
+        "_orig_mod" in inner._modules
+        or getattr(inner, "_compiled_call_impl", None)
+        or hasattr(getattr(inner, "forward", None), "_torchdynamo_orig_callable")
         for module in modules
         for inner in module.modules()
     )
+
+
+def compiled_later(*modules: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether torch.compile has made code of them by then; it keeps none of them."""
+    references = [weakref.ref(module) for module in modules]
+    return lambda: compiled(*(module for reference in references if (module := reference()) is not None))

@@ -12,13 +12,12 @@ Where they are, with or without the WebUI's wrappers round the text encoders (`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from lora_runtime.pipelines.base import ModelView, compiled, plain
+from lora_runtime.pipelines.base import ModelView, compiled_later, plain
 from lora_runtime.pipelines.family import family_of, is_mmdit
 
 __all__ = ["view_ldm"]
@@ -44,7 +43,7 @@ def view_ldm(model: Any) -> ModelView | None:
     title = type(root).__name__
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
     return ModelView(
-        MappingProxyType(found), description, "checkpoint", family, _PRECISE, compiled=partial(compiled, model)
+        MappingProxyType(found), description, "checkpoint", family, _PRECISE, compiled=compiled_later(model)
     )
 
 

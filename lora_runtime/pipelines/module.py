@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from lora_runtime.dialects import ANY
-from lora_runtime.pipelines.base import ModelView, compiled, plain
+from lora_runtime.pipelines.base import ModelView, compiled_later, plain
 from lora_runtime.pipelines.family import family_of
 
 __all__ = ["view_module"]
@@ -31,7 +30,7 @@ def view_module(model: Any) -> ModelView | None:
         description,
         "model",
         family,
-        compiled=partial(compiled, model),
+        compiled=compiled_later(model),
         wrapped=MappingProxyType({} if model is module else {name: model}),
     )
 

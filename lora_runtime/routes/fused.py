@@ -7,14 +7,15 @@ name for one of the three then means its rows of the fused weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lora_runtime.dialects import Part
 
-__all__ = ["FusedPart", "fused_parts", "runs_fused"]
+__all__ = ["FusedPart", "fused_parts", "give_back_copies", "runs_fused"]
 
 # The fused layer, and the layers whose rows it has, in their order; the layers that are there count.
 _FUSIONS = (
@@ -65,3 +66,27 @@ def fused_parts(attention: nn.Module) -> Mapping[str, FusedPart]:
             found.setdefault(name, FusedPart(layer, part))
             start += count
     return found
+
+
+def give_back_copies(modules: Iterable[nn.Module], original: Callable[[nn.Parameter], Tensor]) -> int:
+    """Put W₀ into rows of fused layers that are copies of what patched layers show; return in how many parameters.
+
+    Whoever fuses within a `with` block copies W′, and restoring the separate layers would leave it in the fused one. A
+    row is written only where it equals what the separate layer shows, bit for bit, so that what somebody else has put
+    there stays. To be called before the separate layers are restored.
+    """
+    count = 0
+    for attention in modules:
+        for name, found in fused_parts(attention).items():
+            child = attention._modules[name]
+            assert child is not None
+            for own in ("weight", "bias"):
+                shown, copy = child._parameters.get(own), found.layer._parameters.get(own)
+                if shown is None or copy is None or shown.is_meta or original(shown).data_ptr() == shown.data_ptr():
+                    continue
+                size = copy.shape[0] // found.part.count
+                rows = copy.data[found.part.index * size : (found.part.index + found.part.span) * size]
+                if rows.shape == shown.shape and rows.dtype == shown.dtype and torch.equal(rows, shown.data):
+                    rows.copy_(original(shown))
+                    count += 1
+    return count

@@ -150,7 +150,9 @@ def _by_library(module: nn.Module, name: str, parameter: Tensor | None, data: Te
     if kind == "Params4bit":
         state = getattr(parameter, "quant_state", None) or getattr(module, "quant_state", None)
         functional = sys.modules.get("bitsandbytes.functional")
-        if state is not None and functional is not None and parameter is not None:
+        # For processors with bfloat16 the layer packs its codes anew at its first call, and only itself can read them.
+        packed = getattr(state, "packing_format_for_cpu", False)
+        if state is not None and functional is not None and parameter is not None and not packed:
             codes = parameter.data if data is None else data.data
             return cast("Tensor", functional.dequantize_4bit(codes, state))
         return None
@@ -176,8 +178,8 @@ def _int8(module: nn.Module, parameter: Tensor, data: Tensor | None) -> Tensor |
     scale = next((s for s in (getattr(parameter, "SCB", None), getattr(state, "SCB", None)) if s is not None), None)
     if codes is None or codes.dtype != torch.int8 or scale is None:
         return None
-    weight: Tensor = codes.float() * (scale.to(codes.device).view(-1, 1) / 127.0)
-    return weight
+    rows: Tensor = scale.to(codes.device).view(-1, 1) / 127.0
+    return codes.float() * rows
 
 
 def _of_ggml(module: nn.Module, codes: Tensor) -> Tensor | None:

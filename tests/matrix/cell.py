@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import tempfile
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from torch import nn
 import lora_runtime
 from matrix.files import Written, write
 from matrix.judge import judged, picture_of
-from matrix.paint import Paint, Record
+from matrix.paint import Paint, Record, quiet
 from matrix.states import STATES, State
 from matrix.strengths import NAME, STRENGTHS, Strength
 
@@ -37,7 +40,7 @@ def measure(record: Record, state: str, strength: str, algorithm: str) -> Cell:
     if lack:
         return Cell("none", reason=lack)
     with tempfile.TemporaryDirectory() as folder:
-        pipe = record.make()
+        pipe = quiet(record.make())
         original = {name: copy.deepcopy(getattr(pipe, name)) for name in record.denoisers}
         layers = {name: _layers(model, record.layers) for name, model in original.items()}
         file = write(Path(folder), NAME, algorithm, layers)
@@ -47,6 +50,21 @@ def measure(record: Record, state: str, strength: str, algorithm: str) -> Cell:
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             return Cell("wrong", float("inf"), detail=f"{type(error).__name__}: {first[:300]}")
+
+
+def timed(spot: tuple[str, str, str, str]) -> tuple[tuple[str, str, str, str], Cell, float]:
+    """Measure a cell in a process of its own; return the seconds it took as well."""
+    import diffusers
+    import torch
+
+    from matrix.pipelines import RECORDS
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lora_runtime").setLevel(logging.CRITICAL)
+    diffusers.logging.set_verbosity(logging.CRITICAL)
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    return spot, measure(RECORDS[spot[0]], *spot[1:]), time.perf_counter() - begun
 
 
 def _lacking(record: Record, wish: Strength) -> str:

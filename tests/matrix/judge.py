@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix.files import Change
-from matrix.paint import Paint, Record
+from matrix.paint import Paint, Record, quiet
 from matrix.strengths import Strength
 
 Changes = Mapping[tuple[str, str], Change]
@@ -24,7 +24,7 @@ def judged(
     record: Record, wish: Strength, weights: Mapping[str, Mapping[str, Tensor]], changes: Mapping[tuple[str, str], Any]
 ) -> Tensor:
     """Return what the pipeline paints with these weights and changes."""
-    pipe = record.make()
+    pipe = quiet(record.make())
     picture = Paint(wish.images)
     step = _steps()
     for name in record.denoisers:
@@ -43,12 +43,13 @@ def picture_of(out: Any) -> Tensor:
 def _at(
     model: nn.Module, changes: Mapping[str, Change], wish: Strength, record: Record
 ) -> Callable[[float], nn.Module]:
-    """Return what gives the model at a strength."""
-    plain, known = copy.deepcopy(model), {}
+    """Return what gives the model at a strength, as it is when that is asked for first: pipelines add to their models."""
+    known: dict[float, nn.Module] = {}
 
     def at(strength: float) -> nn.Module:
         if strength not in known:
-            known[strength] = copy.deepcopy(plain)
+            known[strength] = copy.deepcopy(model)
+            del known[strength].forward
             for name, change in changes.items():
                 parameter = known[strength].get_parameter(name)
                 delta = strength * change(parameter.double())

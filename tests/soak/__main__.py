@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from multiprocessing import get_context
 
-import torch
-
-from soak.sequence import drawn, fault, shortened
+from soak.sequence import drawn, fault, faults, shortened
 
 _BATCH = 100
-
-
-def _run(seeds: range) -> list[tuple[int, str]]:
-    torch.set_num_threads(1)
-    logging.getLogger("lora_runtime").setLevel(logging.CRITICAL)
-    return [(seed, found) for seed in seeds if (found := fault(drawn(seed))) is not None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failures", type=int, default=10, help="stop after so many")
     chosen = parser.parse_args(arguments)
     if chosen.seed is not None:
-        _run(range(0))
+        faults(range(0))
         return _explain(chosen.seed)
     end = chosen.first + chosen.sequences
     batches = [range(start, min(start + _BATCH, end)) for start in range(chosen.first, end, _BATCH)]
@@ -42,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = time.perf_counter()
     done = 0
     with get_context("spawn").Pool(chosen.jobs) as pool:
-        for batch, found in zip(batches, pool.imap(_run, batches), strict=False):
+        for batch, found in zip(batches, pool.imap(faults, batches), strict=False):
             done += len(batch)
             for seed, fault_ in found:
                 print(f"seed {seed}: {fault_}", flush=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Sequence
 from random import Random
 
-import lora_runtime
+import torch
 from soak.operations import OPERATIONS, Stage
 from soak.owners import Wrong
+
+import lora_runtime
 
 LENGTH = 12
 
@@ -44,6 +47,13 @@ def fault(steps: Sequence[Step]) -> str | None:
     finally:
         _end(stage)
     return None
+
+
+def faults(seeds: range) -> list[tuple[int, str]]:
+    """Run the sequences of these seeds, in a process of its own; return what is wrong by seed."""
+    torch.set_num_threads(1)
+    logging.getLogger("lora_runtime").setLevel(logging.CRITICAL)
+    return [(seed, found) for seed in seeds if (found := fault(drawn(seed))) is not None]
 
 
 def _end(stage: Stage) -> None:

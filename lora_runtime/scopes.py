@@ -1,0 +1,127 @@
+"""What an apply to a model can change: all parameters and modules that its components reach.
+
+One parameter under two roots (a wrapper and the model inside it, tied weights, a text encoder of two pipelines) is one
+weight, so two scopes meet just where they have something in common.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from itertools import chain
+
+from torch import nn
+
+from lora_runtime.patcher import Home, Patcher
+from lora_runtime.pipelines import ModelView
+from lora_runtime.targets import Targets
+from lora_runtime.weights import Weight
+
+__all__ = ["PATCHER", "Scope", "scope_of"]
+
+PATCHER = Patcher()
+"""The one table of what all models of this process show."""
+
+
+class _Reach:
+    """What one component reaches. The table of these forgets it with the component."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = [weakref.ref(module) for module in modules]
+        self.homes = [PATCHER.home(module) for module in modules]
+        self.weights = list({id(w): w for home in self.homes for w in home.weights.values()}.values())
+        self._tables = [(home.weights, module._parameters) for home, module in zip(self.homes, modules, strict=True)]
+        self._tables = [(weights, table) for weights, table in self._tables if table]
+        for module in modules:
+            if hasattr(module, "merged_adapters") and "base_layer" in module._modules:
+                for weight in PATCHER.home(module._modules["base_layer"]).weights.values():  # type: ignore[arg-type]
+                    weight.tuner = weakref.ref(module)
+        self.serials = frozenset(chain((home.serial for home in self.homes), (w.serial for w in self.weights)))
+
+    def fits(self, modules: list[nn.Module]) -> bool:
+        """Return whether the component still has just these modules and parameters."""
+        return [reference() for reference in self.modules] == modules and all(
+            (weight := weights.get(name)) is not None and weight.parameter is parameter
+            for weights, table in self._tables
+            for name, parameter in table.items()
+            if parameter is not None
+        )
+
+
+class Scope:
+    """The weights and modules of a model; it keeps none of them alive."""
+
+    def __init__(self, view: ModelView, reaches: list[_Reach]) -> None:
+        self.serials = frozenset().union(*(reach.serials for reach in reaches))
+        weights = {id(w): w for reach in reaches for w in reach.weights}
+        self._weights = tuple(map(weakref.ref, weights.values()))
+        homes = {
+            id(module()): (module, home)
+            for reach in reaches
+            for module, home in zip(reach.modules, reach.homes, strict=True)
+        }
+        self._homes = tuple((module, weakref.ref(home)) for module, home in homes.values())
+        self.targets = Targets(view)
+        self.reaches = tuple(map(weakref.ref, reaches))
+
+    def meets(self, other: Scope) -> bool:
+        """Return whether the two have a parameter or a module in common."""
+        return self is other or not self.serials.isdisjoint(other.serials)
+
+    def covers(self, other: Scope) -> bool:
+        """Return whether this has all that the other has."""
+        return self is other or other.serials <= self.serials
+
+    def weights(self) -> list[Weight]:
+        """Return those that are still there."""
+        return [weight for reference in self._weights if (weight := reference()) is not None]
+
+    def homes(self) -> Iterator[tuple[nn.Module, Home]]:
+        """Yield the modules that are still there, with what is known of them."""
+        for reference, home_reference in self._homes:
+            module, home = reference(), home_reference()
+            if module is not None and home is not None:
+                yield module, home
+
+
+_reaches: weakref.WeakKeyDictionary[nn.Module, _Reach] = weakref.WeakKeyDictionary()  # by component
+_scopes: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Scope]] = weakref.WeakKeyDictionary()
+_KEPT = 4  # scopes by first component: of the pipelines that have it
+
+
+def scope_of(view: ModelView) -> Scope:
+    """Return the scope of a model; the same object while its modules and parameters are the same.
+
+    A look takes 0.2 ms for Flux (1,275 modules), where finding it takes 30 ms.
+    """
+    components = list(view.components.values())
+    reaches = [_reach_of(component) for component in components]
+    known = _scopes.setdefault(components[0], {})
+    key = (*view.components, *map(id, reaches), *view.precise.items(), view.kind)
+    scope = known.get(key)
+    if scope is None or [reference() for reference in scope.reaches] != reaches:
+        if len(known) >= _KEPT:
+            known.clear()
+        scope = known[key] = Scope(view, reaches)
+    elif not scope.targets.fits(view):  # fused, hooked or stored otherwise since
+        scope.targets = Targets(view)
+    return scope
+
+
+def _reach_of(component: nn.Module) -> _Reach:
+    modules = _modules(component)
+    reach = _reaches.get(component)
+    if reach is None or not reach.fits(modules):
+        reach = _reaches[component] = _Reach(modules)
+    return reach
+
+
+def _modules(root: nn.Module) -> list[nn.Module]:
+    """Return a module and all inside it, each once: as `modules()` does, in a quarter of the time."""
+    seen, found = {root}, [root]
+    for module in found:  # it grows on the way
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found

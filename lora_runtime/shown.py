@@ -1,0 +1,365 @@
+"""What each parameter and module shows: what the topmost of its owners asks.
+
+An owner is one apply. Its scope is all that the model reaches, and it stands on all of it: a parameter of which it asks
+nothing shows W₀. Who comes later stands above; when one leaves, what it stood on shows what the next one asks.
+
+    apply, apply                the later replaces the earlier where it stands on the same, or on all of that and more
+    with apply: with apply:     the inner stands on the outer; leaving it gives the outer's state again
+    two pipelines, one encoder  the later stands on the earlier in the encoder, and nowhere else
+
+An owner keeps no model alive: what it asks lies with the parameters and modules of which it asks it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import nn
+
+from lora_runtime.beside import Live, LiveModule
+from lora_runtime.ownership import WAIT, Claim, claimed
+from lora_runtime.patcher import Home, Originals
+from lora_runtime.pipelines import ModelView
+from lora_runtime.plan import Plan
+from lora_runtime.routes import give_back_copies
+from lora_runtime.scopes import PATCHER, Scope, scope_of
+from lora_runtime.targets import Targets
+from lora_runtime.weights import Weight
+
+__all__ = ["ModelState", "Owner", "owned"]
+
+
+def _nothing(live: Live) -> None:
+    return None
+
+
+Teach = Callable[[], Callable[[], None]]
+
+
+class Owner:
+    """One apply: the scope that it stands on, and how it asks. The module's functions change it."""
+
+    def __init__(self) -> None:
+        self.scope: Scope | None = None
+        self.originals: Originals = "auto"
+        self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it
+        self.asleep = False  # replaced, but to come back if what replaced it turns out to be a `with` block
+        self.whole = True  # nobody has restored a part of what it asks
+        self.live = Live()
+        self.compiled = False
+        self.began: Callable[[Live], None] = _nothing
+        self.teach: Teach | None = None  # teaches the pipeline words, and returns what makes it forget them
+        self.forget: Callable[[], None] | None = None  # while it knows them
+        self.replaced: list[Owner] = []
+        self.asked: list[weakref.ref[Weight]] = []
+        self.beside: list[weakref.ref[Home]] = []
+        self.serials: frozenset[int] = frozenset()  # of all of which it asks something
+
+    def stands_on(self, serial: int) -> bool:
+        """Return whether a weight or module is in its scope, and it is awake."""
+        return not self.asleep and self.scope is not None and serial in self.scope.serials
+
+
+_owners: list[Owner] = []  # the topmost last
+_lock = threading.RLock()  # of the list; who may change what it is about is for claims to say
+
+
+def _above(owner: Owner) -> list[Owner]:
+    with _lock:
+        return _owners[_owners.index(owner) + 1 :] if owner in _owners else []
+
+
+def _snapshot() -> list[Owner]:
+    with _lock:
+        return _owners[::-1]
+
+
+def is_on(owner: Owner) -> bool:
+    """Return whether an owner stands anywhere: not left, restored or replaced."""
+    with _lock:
+        return owner in _owners and not owner.asleep
+
+
+def is_active(owner: Owner) -> bool:
+    """Return whether all that an owner asks shows: of one that asks nothing, whether it is topmost."""
+    if not is_on(owner) or not owner.whole or owner.scope is None:
+        return False
+    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
+    if not owner.serials:
+        return not any(owner.scope.meets(scope) for scope in above)
+    return all(owner.serials.isdisjoint(scope.serials) for scope in above)
+
+
+# ---- coming and going -----------------------------------------------------------------------------------------------
+
+
+def show(
+    owner: Owner,
+    scope: Scope,
+    plan: Plan,
+    originals: Originals = "auto",
+    *,
+    compiled: bool = False,
+    began: Callable[[Live], None] = _nothing,
+    teach: Teach | None = None,
+) -> None:
+    """Put an owner on top of its scope, with what a plan asks; earlier applies in it that are no blocks are replaced.
+
+    If anything fails the owner is gone, and what it stood on shows what the next one asks; where even that fails, W₀.
+    """
+    if is_on(owner) and owner.scope is not None and not scope.covers(owner.scope):
+        leave(owner)
+    with _lock:
+        replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
+        if owner in _owners:
+            _owners.remove(owner)
+    for other in replaced:
+        _drop(other.replaced)
+        other.replaced = []
+        other.asleep = True
+        if owner.live.count == 0 and other.scope is scope:
+            owner.live, other.live = other.live, Live()  # what stays the same stays attached
+    _drop([other for other in owner.replaced if other not in replaced])
+    owner.scope, owner.originals, owner.compiled, owner.began = scope, originals, compiled, began
+    _forget_words(owner)
+    owner.teach = teach
+    owner.replaced, owner.whole, owner.asleep = replaced, True, False
+    _ask(owner, plan)
+    with _lock:
+        _owners.append(owner)
+    try:
+        _settle(scope, owner)
+    except BaseException:
+        _drop([*owner.replaced, owner])
+        try:
+            _settle(scope)
+        except Exception:
+            clear(scope)
+        raise
+
+
+def _is_replaced(other: Owner, scope: Scope) -> bool:
+    return not other.entered and not other.asleep and other.scope is not None and scope.covers(other.scope)
+
+
+def enter(owner: Owner) -> None:
+    """Let an owner's `with` block begin: what it has replaced is under it again."""
+    owner.entered = True
+    for other in owner.replaced:
+        other.asleep = False
+    owner.replaced = []
+
+
+def leave(owner: Owner) -> None:
+    """Take an owner away: what it stood on shows what the next one asks. Safe to repeat; after a failure too."""
+    if owner.scope is None or not is_on(owner):
+        return
+    owner.asleep = True
+    try:
+        _settle(owner.scope)
+    except BaseException:
+        owner.asleep = False  # it still shows in part: leaving can be tried again
+        raise
+    _drop([*owner.replaced, owner])
+    owner.replaced, owner.entered = [], False
+
+
+def clear(scope: Scope, *, release: bool = False) -> int:
+    """Give all in a scope its original back, whoever asks what of it; return how many weights were patched."""
+    weights = scope.weights()
+    inside = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
+    for owner in inside:
+        owner.live.clear()
+        _forget_words(owner)
+    _give_back_copies(scope, weights)
+    count = PATCHER.restore(release=release, among=weights)
+    for owner in inside:
+        if scope.covers(cast("Scope", owner.scope)):
+            _drop([owner])
+        else:
+            owner.whole = owner.serials.isdisjoint(scope.serials)
+            for weight in weights:
+                weight.asks.pop(owner, None)
+            for _, home in scope.homes():
+                home.lives.pop(owner, None)
+            _settle_beside(owner, force=True)
+    return count
+
+
+def _ask(owner: Owner, plan: Plan) -> None:
+    """Lay what a plan asks with the parameters and modules that it is asked of."""
+    _forget(owner)
+    for assignment in plan.assignments:
+        weight = PATCHER.weight_of(assignment)
+        weight.asks[owner] = assignment
+        owner.asked.append(weakref.ref(weight))
+    for live in plan.lives:
+        home = PATCHER.home(live.module)
+        home.lives[owner] = replace(live, module=_NO_MODULE)  # a module must not be kept by what is kept with it
+        owner.beside.append(weakref.ref(home))
+    serials = [found.serial for ref in owner.asked if (found := ref()) is not None]
+    serials += [place.serial for ref in owner.beside if (place := ref()) is not None]
+    owner.serials = frozenset(serials)
+
+
+_NO_MODULE = nn.Identity()
+
+
+def _forget(owner: Owner) -> None:
+    for weight in [weight for reference in owner.asked if (weight := reference()) is not None]:
+        weight.asks.pop(owner, None)
+    for home in [home for reference in owner.beside if (home := reference()) is not None]:
+        home.lives.pop(owner, None)
+    owner.asked, owner.beside, owner.serials = [], [], frozenset()
+
+
+def _drop(owners: Iterable[Owner]) -> None:
+    """Forget owners that show nothing any more."""
+    for owner in owners:
+        owner.live.clear()
+        _forget_words(owner)
+        _forget(owner)
+        with _lock:
+            if owner in _owners:
+                _owners.remove(owner)
+
+
+# ---- making it so ---------------------------------------------------------------------------------------------------
+
+
+def _settle(scope: Scope, top: Owner | None = None) -> None:
+    """Make all in a scope show what the topmost owner of each asks; `top` is that of all of it, where it is known."""
+    weights = scope.weights()
+    _give_back_copies(scope, weights)
+    if top is not None:
+        asked = [weight.asks[top] for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
+        PATCHER.apply(asked, top.originals, weights)
+    else:
+        for owner, own in _by_owner(weights):
+            asked = [] if owner is None else [weight.asks[owner] for weight in own if owner in weight.asks]
+            PATCHER.apply(asked, "auto" if owner is None else owner.originals, own)
+    for owner in _snapshot():
+        if owner.scope is not None and owner.scope.meets(scope):
+            _settle_beside(owner, force=owner is top)
+    _settle_words()
+
+
+def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
+    """Let no change stay in layers that somebody has fused out of patched ones."""
+    if any(weight.patched for weight in weights):
+        with torch.no_grad():
+            give_back_copies(scope.targets.attentions(), PATCHER.original)
+
+
+def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
+    """Yield the weights that are patched or asked for, by the topmost owner of each."""
+    owners = _snapshot()
+    groups: dict[int, tuple[Owner | None, list[Weight]]] = {}
+    for weight in weights:
+        if weight.patched or weight.asks:
+            top = next((owner for owner in owners if owner.stands_on(weight.serial)), None)
+            groups.setdefault(id(top), (top, []))[1].append(weight)
+    yield from groups.values()
+
+
+def _settle_beside(owner: Owner, *, force: bool) -> None:
+    """Let what an owner asks beside modules act where the owner is topmost; `force`: it is asked anew."""
+    if not owner.beside and not owner.live.count:
+        return
+    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
+    lives: list[LiveModule] = []
+    asking = set(map(id, (home for reference in owner.beside if (home := reference()) is not None)))
+    if not owner.asleep and owner.scope is not None and asking:
+        for module, home in owner.scope.homes():
+            live = home.lives.get(owner) if id(home) in asking else None
+            if live is not None and not any(home.serial in scope.serials for scope in above):
+                lives.append(replace(cast("LiveModule", live), module=module))
+    if not force and len(lives) == owner.live.count:
+        return
+    if lives:
+        owner.live.apply(lives, PATCHER, compiled=owner.compiled)
+        owner.began(owner.live)
+    else:
+        owner.live.clear()
+
+
+def _settle_words() -> None:
+    """Let pipelines know the words of the topmost owners alone: two may bring the same word along."""
+    owners = [owner for owner in _snapshot() if owner.teach is not None]
+    topmost = [owner for owner in owners if _is_topmost(owner)]
+    for owner in owners:
+        if owner not in topmost:
+            _forget_words(owner)
+    for owner in topmost:
+        if owner.forget is None and owner.teach is not None:
+            owner.forget = owner.teach()
+
+
+def _is_topmost(owner: Owner) -> bool:
+    if owner.asleep or owner.scope is None:
+        return False
+    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
+    return not any(owner.scope.meets(scope) for scope in above)
+
+
+def _forget_words(owner: Owner) -> None:
+    if owner.forget is not None:
+        owner.forget()
+        owner.forget = None
+
+
+# ---- for those who hold a model for a while -------------------------------------------------------------------------
+
+
+class ModelState:
+    """A model that is held: what it is, and what it shows."""
+
+    def __init__(self, scope: Scope, claim: Claim) -> None:
+        self.scope = scope
+        self.claim = claim
+        self.patcher = PATCHER
+
+    @property
+    def targets(self) -> Targets:
+        """The places of the model by every name that files use."""
+        return self.scope.targets
+
+    def is_shown(self, owner: Owner) -> bool:
+        """Return whether all that an owner asks shows, and nobody has written over it."""
+        return is_active(owner) and PATCHER.intact(weight for weight in self.scope.weights() if owner in weight.asks)
+
+    def show(
+        self,
+        owner: Owner,
+        plan: Plan,
+        originals: Originals = "auto",
+        *,
+        compiled: bool = False,
+        began: Callable[[Live], None] = _nothing,
+        teach: Teach | None = None,
+    ) -> None:
+        """Make the model show a plan; see `show`."""
+        show(owner, self.scope, plan, originals, compiled=compiled, began=began, teach=teach)
+
+    def restore(self, *, release: bool = False) -> int:
+        """Give every weight its original back; return how many were patched. `release` frees the buffers too."""
+        return clear(self.scope, release=release)
+
+
+@contextmanager
+def owned(
+    view: ModelView, what: str = "", wait: float | None = WAIT, also: Iterable[Claim] = ()
+) -> Iterator[ModelState]:
+    """Hold a model for the time of a `with` block; wait for it."""
+    while True:
+        scope = scope_of(view)
+        with claimed(scope, what or view.description, wait, also) as claim:
+            if scope_of(view) is scope:  # who had it may have put other modules in
+                yield ModelState(scope, claim)
+                return

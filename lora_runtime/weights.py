@@ -1,0 +1,330 @@
+"""One parameter: its original W₀, the W′ that it shows, and what happened to it in between.
+
+The original is never written (except in place, see below). Patching binds a new tensor to the Parameter with
+`parameter.data = W′`; the old tensor *is* the backup, and restoring binds it again: no copy, about 1 µs a weight, exact
+by construction. W′ belongs to the parameter alone while it is shown, so that it goes where the parameter goes.
+
+In place (`originals="host"`), for devices without room for both: the original is copied to host memory, its storage is
+written, and restoring copies back. Addresses stay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_runtime.hooks import hook_moves
+
+if TYPE_CHECKING:
+    from lora_runtime.plan import Assignment
+
+__all__ = ["Weight", "is_shared", "plain_data", "serial", "tell_autograd"]
+
+_serials = count()
+_SPOT = 32  # bytes of a sample, at the start and in the middle
+# What a cast and back may have gone through: a float32 weight that was half for a while is no other weight.
+_ROUNDINGS = (None, torch.float16, torch.bfloat16)
+
+
+def serial() -> int:
+    """Return a number that was never given before: an id of a thing in memory may be another's later."""
+    return next(_serials)
+
+
+class Weight:
+    """One parameter of a model, wherever it lies in it. `asks`: what each owner asks of it."""
+
+    __slots__ = (
+        "__weakref__",
+        "asks",
+        "buffer",
+        "fused",
+        "in_place",
+        "layout",
+        "original",
+        "parameter",
+        "places",
+        "pointer",
+        "sample",
+        "serial",
+        "shown",
+        "stamp",
+        "tuner",
+        "unhook",
+    )
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.serial = serial()
+        self.places: list[tuple[weakref.ref[nn.Module], str]] = []
+        self.asks: dict[Any, Assignment] = {}
+        self.original: Tensor | None = None  # W₀ itself, or in place its copy in host memory; None: nothing is patched
+        self.buffer: Tensor | None = None  # memory for the next W′, or in place for the next copy of W₀
+        self.in_place = False
+        self.shown: Assignment | None = None
+        self.stamp: int | tuple[torch.dtype, int] = 0
+        self.pointer = 0  # to W′
+        self.layout: tuple[torch.dtype, tuple[int, ...]] = parameter.dtype, ()
+        self.sample: bytes | None = None
+        self.unhook: Callable[[], None] | None = None
+        self.tuner: Callable[[], nn.Module | None] | None = None  # PEFT's layer around the weight's own
+        self.fused: tuple[str, ...] = ()  # the adapters that PEFT had fused into the weight at the last look
+
+    @property
+    def patched(self) -> bool:
+        """Whether the parameter shows a W′."""
+        return self.original is not None
+
+    # ---- binding ----------------------------------------------------------------------------------------------------
+
+    def begin(self, original: Tensor, *, in_place: bool) -> None:
+        """Record what will bring the parameter back."""
+        self.original, self.in_place, self.shown = original, in_place, None
+        self.look()
+
+    def bind(self, value: Tensor, assignment: Assignment) -> None:
+        """Show W′; in place `value` is what was written into the parameter already."""
+        if self.original is None:
+            self.begin(plain_data(self.parameter), in_place=False)
+        if not self.in_place:
+            self.parameter.data = value
+            self.buffer = None
+        self.shown = assignment
+        tell_autograd(self.parameter)
+        self.look()
+        if self.unhook is None and self.parameter.device.type != "cpu":
+            self._follow_moves()
+
+    def look(self) -> None:
+        """Remember how the parameter is now: what differs from this later was done by others."""
+        parameter = self.parameter
+        self.stamp = _stamp(parameter)
+        self.pointer = parameter.data_ptr()
+        self.layout = parameter.dtype, parameter.stride()
+        self.sample = _sample(parameter, self.pointer)
+        self.fused = self.fused_now()
+
+    def end(self) -> None:
+        """Forget the patch: what the parameter shows is its own."""
+        self.original = self.shown = self.sample = None
+        if self.unhook is not None:
+            self.unhook()
+            self.unhook = None
+
+    def _follow_moves(self) -> None:
+        """Have W₀ leave a device when the parameter does: the device's memory is what a move is for."""
+        ends = [
+            hook_moves(module, _mover(weakref.ref(self), reference, name))
+            for reference, name in self.places
+            if (module := reference()) is not None
+        ]
+
+        def unhook() -> None:
+            for end in ends:
+                end()
+
+        self.unhook = unhook
+
+    # ---- what happened since ----------------------------------------------------------------------------------------
+
+    def untouched(self) -> bool:
+        """Return whether the parameter is just as it was at the last `look`."""
+        parameter = self.parameter
+        return (
+            parameter.data_ptr() == self.pointer
+            and parameter.dtype == self.layout[0]
+            and not _written(parameter, self.stamp)
+            and (self.sample is None or _sample(parameter, self.pointer) == self.sample)
+            and (self.tuner is None or self.fused_now() == self.fused)
+        )
+
+    def fused_now(self) -> tuple[str, ...]:
+        """Return the adapters of its own that PEFT has added to the weight."""
+        layer = None if self.tuner is None else self.tuner()
+        return tuple(getattr(layer, "merged_adapters", ()))
+
+    def written(self) -> bool:
+        """Return whether autograd counts a write since the last `look`."""
+        return _written(self.parameter, self.stamp)
+
+    def replacement(self) -> nn.Parameter | None:
+        """Return the Parameter that took this one's place with its values, as some kinds of `.to` make one."""
+        for reference, name in self.places:
+            module = reference()
+            other = None if module is None else module._parameters.get(name)
+            if other is None or other is self.parameter:
+                continue
+            if other.shape == self.parameter.shape and not self.parameter.is_meta and not other.is_meta:
+                mine, theirs = _elements(self.parameter.data), _elements(other.data)
+                if _alike(mine, theirs):
+                    return other
+        return None
+
+    def in_place_of(self, other: nn.Parameter) -> None:
+        """Go on with another Parameter that shows the same."""
+        self.parameter = other
+        self.look()
+
+    def sampled_alike(self) -> bool:
+        """Return whether the values at the places of the sample are those of W′, as far as casts leave them."""
+        if self.sample is None:
+            return True
+        parameter = self.parameter
+        if parameter.device.type == "cpu" and (parameter.dtype, parameter.stride()) == self.layout:
+            now = _sample(parameter, parameter.data_ptr())
+            if now == self.sample:
+                return True
+        dtype, strides = self.layout
+        then = torch.frombuffer(bytearray(self.sample), dtype=torch.uint8).view(dtype)
+        data = plain_data(parameter)
+        if data.is_contiguous() and strides == data.stride():
+            starts, size = _spots(data.numel(), dtype.itemsize if hasattr(dtype, "itemsize") else _size(dtype))
+            now_values = torch.cat([data.view(-1)[start : start + size] for start in starts]).cpu()
+        else:
+            indices = _indices(data.numel(), data.shape, strides, _size(dtype))
+            now_values = torch.stack([data[index] for index in indices]).cpu()
+        return _alike(then, now_values)
+
+
+def _mover(
+    weight: weakref.ref[Weight], reference: weakref.ref[nn.Module], name: str
+) -> Callable[[], Callable[[], None]]:
+    """Return what is called before a module's tensors are moved; it returns what is called after."""
+
+    def before() -> Callable[[], None]:
+        found = weight()
+        untouched = found is not None and found.patched and found.untouched()
+
+        def after() -> None:
+            here, module = weight(), reference()
+            if here is None or module is None or here.original is None:
+                return
+            now = module._parameters.get(name)
+            if now is not None and untouched:
+                here.parameter = now
+                here.look()
+            original, device = here.original, here.parameter.device
+            if not here.in_place and original.device != device and original.device.type != "cpu":
+                here.original = original.to(device)
+
+        return after
+
+    return before
+
+
+# ---- tensors --------------------------------------------------------------------------------------------------------
+
+
+def plain_data(parameter: nn.Parameter) -> Tensor:
+    """Return the parameter's values as a plain tensor over the same storage.
+
+    A parameter made under inference mode holds an inference tensor, which cannot be written outside of it; nor can
+    another tensor be bound to it (its forward then fails for want of a version counter), so it is patched in place.
+    """
+    data = parameter.data
+    if not data.is_inference():
+        return data
+    plain = torch.empty(0, dtype=data.dtype, device=data.device)
+    return plain.set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
+
+
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def is_shared(tensor: Tensor, known: int) -> bool:
+    """Return whether others than `known` tensors refer to the memory of this one; True where it cannot be asked."""
+    if _use_count is None:
+        return True
+    storage = tensor.untyped_storage()
+    return _use_count(storage._cdata) > known + 1  # the storage's own name
+
+
+def tell_autograd(parameter: nn.Parameter) -> None:
+    """Let a backward pass through what the parameter was fail, as after any other write: it would use what is now."""
+    if parameter.is_inference():
+        return
+    uses: Callable[[], int] | None = getattr(parameter, "_use_count", None)
+    if uses is None or uses() > 1:
+        torch._C._increment_version(parameter)  # type: ignore[arg-type, unused-ignore]
+
+
+def _stamp(parameter: nn.Parameter) -> int | tuple[torch.dtype, int]:
+    """Return what changes when somebody writes into the parameter: autograd's counter of writes.
+
+    A parameter made under inference mode has none; the sum of its bytes as integers stands in.
+    """
+    try:
+        return parameter._version
+    except RuntimeError:
+        return parameter.dtype, int(plain_data(parameter).reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
+
+
+def _written(parameter: nn.Parameter, stamp: int | tuple[torch.dtype, int]) -> bool:
+    """Return whether somebody has written into the parameter since `stamp`; a cast is no write."""
+    if isinstance(stamp, int):
+        return parameter._version != stamp
+    return stamp[0] == parameter.dtype and _stamp(parameter) != stamp
+
+
+def _size(dtype: torch.dtype) -> int:
+    return torch.empty((), dtype=dtype).element_size()
+
+
+def _spots(numel: int, size: int) -> tuple[tuple[int, int], int]:
+    """Return where the two samples of a weight begin, in elements, and how many elements each has."""
+    length = min(numel, _SPOT // size)
+    return (0, (numel - length) // 2), length
+
+
+def _sample(parameter: nn.Parameter, pointer: int) -> bytes | None:
+    """Return some bytes of a weight in host memory: writes through `.data` leave no other trace. None elsewhere.
+
+    Read by address: 0.3 µs a spot, where any operation of torch takes 3 µs.
+    """
+    if parameter.device.type != "cpu" or not pointer or parameter.is_inference():
+        return None
+    size = parameter.element_size()
+    numel = parameter.numel()
+    if not parameter.is_contiguous() and not parameter.is_contiguous(memory_format=torch.channels_last):
+        return None  # between its values there may lie others'
+    (first, second), length = _spots(numel, size)
+    bytes_ = length * size
+    return ctypes.string_at(pointer + first * size, bytes_) + ctypes.string_at(pointer + second * size, bytes_)
+
+
+def _indices(numel: int, shape: torch.Size, strides: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    """Return the indices of the sampled elements of a weight that lay in memory with these strides."""
+    starts, length = _spots(numel, size)
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    found = []
+    for place in (start + step for start in starts for step in range(length)):
+        index = [0] * len(shape)
+        for dim in order:
+            index[dim], place = divmod(place, strides[dim]) if strides[dim] else (0, place)
+        found.append(tuple(index))
+    return found
+
+
+def _elements(data: Tensor) -> Tensor:
+    """Return some elements of a tensor, in host memory."""
+    flat = data.reshape(-1)
+    return flat[:: max(1, flat.numel() // 64)][:64].cpu()
+
+
+def _alike(then: Tensor, now: Tensor) -> bool:
+    """Return whether `now` is `then`, or what casts have left of it."""
+    for rounding in _ROUNDINGS:
+        rounded = then if rounding is None else then.to(rounding)
+        if torch.equal(_bits(rounded.to(now.dtype)), _bits(now)):
+            return True
+    return False
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
