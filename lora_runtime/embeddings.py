@@ -35,8 +35,8 @@ _PLACES = {"clip_l": 0, "clip_g": -1}
 def load_embeddings(view: ModelView, requests: Sequence[Request], tell: Tell, note: Note) -> Callable[[], None]:
     """Teach the pipeline the words of these files; return what makes it forget them, and can be called twice.
 
-    `tell` is told of each word that cannot be taught, `note` of the others. The vectors of a word are named as diffusers names them: "ink",
-    "ink_1", "ink_2".
+    `tell` is told of each word that cannot be taught, `note` of the others. The vectors of a word have the names that
+    diffusers gives them: "ink", "ink_1", "ink_2".
     """
     with ExitStack() as undo:
         known: dict[str, str] = {}
@@ -64,7 +64,7 @@ def load_embeddings(view: ModelView, requests: Sequence[Request], tell: Tell, no
 
 
 def spelled_out(view: ModelView, requests: Iterable[Request], text: str) -> str:
-    """Return a prompt with each word of several vectors as that many words, where the pipeline does not do it itself."""
+    """Return a prompt with each word of several vectors as that many words, where the pipeline leaves that out."""
     if view.ask("maybe_convert_prompt") is not None or view.ask("tokenizer") is None:
         return text
     for name, tensors in dict(item for request in requests for item in request.lora.embeddings.items()).items():

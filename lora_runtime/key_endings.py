@@ -160,11 +160,11 @@ KNOWN_ONLY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+_KOHYAS = ("lora_down", "lora_up")
 # PEFT writes the name of the adapter into the keys of its ModuleDicts: "lora_A.default.weight".
 _NAMED = tuple(
     f".{kind}."
-    for kind in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
-    + ("lora_down", "lora_up")
+    for kind in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", *_KOHYAS)
 )
 # "to_q_lora.up.weight", and what XLabs calls its two streams: an ending that begins within a name.
 _INFIXES = ("_lora", "_lora1", "_lora2")
