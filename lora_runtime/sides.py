@@ -147,7 +147,9 @@ def _is_same(one: Any, other: Any) -> bool:
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one.shape != other.shape:
         return False
     place = (one.stride(), one.storage_offset(), one.dtype, one.device)
-    return place == (other.stride(), other.storage_offset(), other.dtype, other.device) and _storage(one) == _storage(other)
+    return place == (other.stride(), other.storage_offset(), other.dtype, other.device) and _storage(one) == _storage(
+        other
+    )
 
 
 def _is_equal(one: Any, other: Any) -> bool:

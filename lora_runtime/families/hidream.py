@@ -9,6 +9,7 @@ from lora_runtime.families.reading import picture, tokens_of
 
 __all__ = ["HIDREAM"]
 
+
 def _read(given: Given) -> Reading | None:
     latents = given.get("hidden_states")
     shape = getattr(latents, "shape", ())
@@ -19,7 +20,9 @@ def _read(given: Given) -> Reading | None:
             return None
         if sizes is None:
             return Reading(shape[0], latents, texts[0], None, ())
-        values = given.once(sizes, lambda table: table.tolist() if hasattr(table, "tolist") else [list(r) for r in table])
+        values = given.once(
+            sizes, lambda table: table.tolist() if hasattr(table, "tolist") else [list(r) for r in table]
+        )
         if any(value != values[0] for value in values):
             return Reading(shape[0], latents, texts[0], None, ())
         grid, total = Grid(*map(int, values[0])), shape[1]

@@ -16,7 +16,11 @@ _IN = (3072,)
 def _history(given: Given) -> int:
     """Return how many tokens of earlier frames FramePack puts before those that it paints."""
     count = 0
-    for name, cell in (("latents_clean", (1, 2, 2)), ("latents_history_2x", (2, 4, 4)), ("latents_history_4x", (4, 8, 8))):
+    for name, cell in (
+        ("latents_clean", (1, 2, 2)),
+        ("latents_history_2x", (2, 4, 4)),
+        ("latents_history_4x", (4, 8, 8)),
+    ):
         shape = getattr(given.get(name), "shape", ())
         if len(shape) == 5:
             count += prod(-(-extent // size) for extent, size in zip(shape[2:], cell, strict=True))

@@ -9,6 +9,7 @@ from lora_runtime.families.reading import picture
 
 __all__ = ["KREA_2"]
 
+
 def _read(given: Given) -> Reading | None:
     latents, text, ids = (given.get(name) for name in ("hidden_states", "encoder_hidden_states", "position_ids"))
     shape = getattr(latents, "shape", ())

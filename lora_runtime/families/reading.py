@@ -118,7 +118,8 @@ def _spans(ids: Any) -> tuple[tuple[Span, ...], Grid | None]:
     """Return the spans of the tokens whose places are given, and the grid of the picture that is painted."""
     table: Sequence[Sequence[float]] = (ids if ids.ndim == 2 else ids[0]).tolist()
     spans = tuple(
-        Span("reference" if other else "picture", len(list(tokens))) for other, tokens in groupby(bool(r[0]) for r in table)
+        Span("reference" if other else "picture", len(list(tokens)))
+        for other, tokens in groupby(bool(r[0]) for r in table)
     )
     own = [row for row in table if not row[0]]
     rows, columns = {row[1] for row in own}, {row[2] for row in own}

@@ -96,7 +96,9 @@ class Written:
     changes: Mapping[tuple[str, str], tuple[str, Change]]
 
 
-def write(folder: Path, name: str, algorithm: str, layers: Mapping[str, Mapping[str, nn.Module]], seed: int = 0) -> Written:
+def write(
+    folder: Path, name: str, algorithm: str, layers: Mapping[str, Mapping[str, nn.Module]], seed: int = 0
+) -> Written:
     """Write a file for these layers: by component, by path."""
     dice = Dice(seed)
     tensors: dict[str, Tensor] = {}

@@ -40,7 +40,9 @@ def picture_of(out: Any) -> Tensor:
     return (torch.stack(list(out)) if isinstance(out, (list, tuple)) else torch.as_tensor(out)).double()
 
 
-def _at(model: nn.Module, changes: Mapping[str, Change], wish: Strength, record: Record) -> Callable[[float], nn.Module]:
+def _at(
+    model: nn.Module, changes: Mapping[str, Change], wish: Strength, record: Record
+) -> Callable[[float], nn.Module]:
     """Return what gives the model at a strength."""
     plain, known = copy.deepcopy(model), {}
 

@@ -306,13 +306,11 @@ STATES: Mapping[str, State] = {
     "layerwise fp8": State(_each(_layerwise), _layerwise_weights),
     "bitsandbytes nf4": _quantised(_bitsandbytes("nf4"), "bitsandbytes"),
     "torchao int8": _quantised(_torchao(), "torchao"),
-    "quanto int8": _quantised(_quanto(), "optimum.quanto") if find_spec("optimum") else State(
-        lambda pipe, record: None, packages=("optimum",)
-    ),
+    "quanto int8": _quantised(_quanto(), "optimum.quanto")
+    if find_spec("optimum")
+    else State(lambda pipe, record: None, packages=("optimum",)),
     "GGUF Q8_0": _quantised(_gguf(), "gguf"),
     "compiled": State(_compiled()),
     "compiled, full graph": State(_compiled(fullgraph=True)),
-    "compiled by regions": State(
-        _regional, applies=lambda model: bool(getattr(model, "_repeated_blocks", None))
-    ),
+    "compiled by regions": State(_regional, applies=lambda model: bool(getattr(model, "_repeated_blocks", None))),
 }

@@ -34,7 +34,5 @@ STRENGTHS: Mapping[str, Strength] = {
     "negative side": Strength(
         ("",), lambda step, steps, image, side: 0.75 if side == "negative" else 0.0, negative=f"<lora:{NAME}:0.75>"
     ),
-    "region": Strength(
-        (f"<lora:{NAME}:0.75:box=0,0,0.5,1>",), lambda step, steps, image, side: 0.75, left_half=True
-    ),
+    "region": Strength((f"<lora:{NAME}:0.75:box=0,0,0.5,1>",), lambda step, steps, image, side: 0.75, left_half=True),
 }

@@ -24,7 +24,9 @@ def _run(seeds: range) -> list[tuple[int, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 1 where a sequence failed."""
-    parser = argparse.ArgumentParser(prog="python -m soak", description="Random sequences of what people do with a model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m soak", description="Random sequences of what people do with a model."
+    )
     parser.add_argument("--sequences", type=int, default=100_000, help="how many (default 100000)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed")
     parser.add_argument("--seed", type=int, help="run the sequence of this seed alone")
