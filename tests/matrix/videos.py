@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -73,6 +74,21 @@ class PassedOn(StandIn):
         return text, text, mask
 
 
+class Coder(StandIn):
+    """Stands in for LTX-2's autoencoders: what the pipeline asks of them to give latents."""
+
+    spatial_compression_ratio, temporal_compression_ratio, mel_compression_ratio = 32, 8, 4
+    latents_mean, latents_std = torch.zeros(8), torch.ones(8)
+    config = SimpleNamespace(
+        scaling_factor=1.0, sample_rate=16000, mel_hop_length=160, mel_bins=64, latent_channels=8
+    )
+
+
+class SoundCoder(Coder):
+    temporal_compression_ratio = 4
+    latents_mean, latents_std = torch.zeros(128), torch.ones(128)
+
+
 def ltx2() -> Any:
     net = seeded(
         diffusers.LTX2VideoTransformer3DModel,
@@ -89,7 +105,7 @@ def ltx2() -> Any:
         num_layers=1,
         caption_channels=WIDTH,
     )
-    parts: Any = dict.fromkeys(("vae", "audio_vae", "vocoder"))
+    parts: Any = {"vae": Coder(), "audio_vae": SoundCoder(), "vocoder": None}
     return diffusers.LTX2Pipeline(scheduler=flow(), transformer=net, connectors=PassedOn(), **NO_CLIP, **parts)
 
 
