@@ -24,7 +24,8 @@ def main():
     try:
         subprocess.run([sys.executable, "-m", "pip", "install", "--prefer-binary", *wanted], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"[lora-runtime] could not install {' '.join(wanted)} ({error}); the built-in Lora extension stays")
+        reason = ascii(str(error))[1:-1]  # a console on Windows may lack characters of a path
+        print(f"[lora-runtime] could not install {' '.join(wanted)} ({reason}); the built-in Lora extension stays")
 
 
 if __name__ == "__main__":

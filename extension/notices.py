@@ -9,6 +9,8 @@ from typing import Any
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.prompt.excerpt import line_and_column
 
+from .whole import whole
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -25,11 +27,12 @@ class Notice:
         line = f"line {self.line}, " if self.line > 1 else ""
         place = f"{line}column {self.column}: " if self.column else ""
         hint = f" ({self.hint})" if self.hint and self.hint not in self.message else ""
-        return f"LoRA {self.severity}: {place}{self.message}{hint}"
+        text: str = whole(f"LoRA {self.severity}: {place}{self.message}{hint}")
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
-        return asdict(self)
+        return {key: whole(value) for key, value in asdict(self).items()}
 
 
 def notice_of(diagnostic: Diagnostic, source: str) -> Notice:

@@ -7,23 +7,27 @@ that the next picture with the same tags has nothing to do.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
+from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
-from lora_runtime.live import Live
-from lora_runtime.lora import outline
+from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
+from lora_runtime.prompt.strength import Curve
 from lora_runtime.prompt.tags import Severity
-from lora_runtime.regions import find_place
+from lora_runtime.regions import Place, find_place
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request, request_of
 from lora_runtime.shown import ModelState, Owner, owned
@@ -33,14 +37,27 @@ from lora_runtime.targets import Targets
 from .denoising import Denoising
 from .notices import Notice, notice_of
 from .rows import seen_by
-from .shelf import Shelf
+from .shelf import Patience, Shelf
+
+_log = logging.getLogger("lora_runtime")
 
 # The prompt in which the span of a request's tag is.
 Source = Callable[[Request], str]
 
 
+_USUAL_STRENGTH = 4.0  # files that are made to be pushed go to 3
+_MOST_STRENGTH = 100.0
+_MOST_FILES = 50  # that a prompt which is only asked about may name: a header can have 100 MB
+_UNREAD = "not read: "
+
+
 def _nowhere(request: Request) -> str:
     return ""
+
+
+def sha256_of(lora: Lora) -> str | None:
+    """Return the hash of a file, None for one of `Session.read` that is not known."""
+    return None if lora.sha256.startswith(_UNREAD) else lora.sha256
 
 
 class Session:
@@ -73,36 +90,86 @@ class Session:
         hires: bool = False,
         seed: int | None = None,
         side: Side | None = None,
+        patience: Patience | None = None,
     ) -> tuple[list[Request], list[Notice]]:
         """Return a request for each tag whose files are found and can be read, and what there is to say.
 
         `source` is the prompt in which the spans of the tags are; `hires` asks for the strengths of the second pass.
-        Masks lie in the folders of the LoRA files.
+        Masks lie in the folders of the LoRA files. Whatever goes wrong with a tag costs that one alone.
         """
+        patience = patience or Patience()
+
+        def request_for(tag: LoraTag, entry: Entry) -> Request:
+            lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
+            return request_of(tag, lora, hires=hires, seed=seed, side=side, place=self._place(tag))
+
+        return self._each(tags, source, patience, request_for)
+
+    def read(self, tags: Iterable[LoraTag], source: str, patience: Patience) -> tuple[list[Request], list[Notice]]:
+        """Return what `load` does, with files of which only the headers are read: for `explain`.
+
+        Their `sha256` is "" or, where it is known or there is patience to find out, that of the file; what stands for
+        different files is different all the same.
+        """
+        outlines: dict[Path, Lora] = {}
+
+        def request_for(tag: LoraTag, entry: Entry) -> Request:
+            if entry.path not in outlines:
+                if len(outlines) == _MOST_FILES:
+                    raise LoraError(f"not looked at: only the first {_MOST_FILES} files of a prompt are")
+                lora = outline(entry.path)
+                sha256 = self.shelf.known_sha256(entry, patience) or f"{_UNREAD}{entry.path}"
+                outlines[entry.path] = replace(lora, name=self.shelf.name_of(entry), sha256=sha256)
+            return request_of(tag, outlines[entry.path], place=self._place(tag))
+
+        return self._each(tags, source, patience, request_for)
+
+    def _each(
+        self,
+        tags: Iterable[LoraTag],
+        source: str,
+        patience: Patience,
+        request_for: Callable[[LoraTag, Entry], Request],
+    ) -> tuple[list[Request], list[Notice]]:
         requests: list[Request] = []
         notices: list[Notice] = []
         for tag in tags:
             try:
-                entry, remark = self.shelf.find(tag.name)
-                lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
-                region = tag.conditions.region
-                place = None if region is None else find_place(region, self.shelf.folders)
+                entry, remark = self.shelf.find(tag.name, patience)
+                largest = _largest_strength(tag)
+                if largest > _MOST_STRENGTH:
+                    raise LoraError(
+                        f"a strength of {largest:g} is not applied: the picture would be of no numbers at all. "
+                        f"Up to {_MOST_STRENGTH:g} is"
+                    )
+                requests.append(request_for(tag, entry))
+                if largest > _USUAL_STRENGTH:
+                    said = f"a strength of {largest:g} is unusually high; is a point missing?"
+                    notices.append(_notice("note", said, tag, source))
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
+            except Exception as error:  # what nobody foresaw is no reason to lose the other tags
+                notices.append(_notice("error", f'"{tag.name}" cannot be used: {_told(error)}', tag, source))
+                _log.error("a LoRA cannot be used", exc_info=True)
+                continue
             if remark:
                 notices.append(_notice("warning", remark, tag, source))
-            requests.append(request_of(tag, lora, hires=hires, seed=seed, side=side, place=place))
         return requests, notices
+
+    def _place(self, tag: LoraTag) -> Place | None:
+        region = tag.conditions.region
+        return None if region is None else find_place(region, self.shelf.folders)
 
     # --- files to weights ---
 
     def show(self, model: Any, requests: Sequence[Request], source: Source = _nowhere) -> tuple[Report, list[Notice]]:
         """Make the model show just these, whatever it or another model showed before.
 
-        If it fails, no weight is patched. What is shown already costs a look at each weight: 0.8 ms for the 741 of an
-        SDXL UNet, where planning and patching anew would take 6 ms before the first product. Where the prompts of a
-        batch ask for different weights of the text encoders, these are the first prompt's; see `encode_for`.
+        Those that cannot be shown are left out of `wanted`, each with a notice. If it fails altogether, no weight is
+        patched. What is shown already costs a look at each weight: 0.8 ms for the 741 of an SDXL UNet, where planning
+        and patching anew would take 6 ms before the first product. Where the prompts of a batch ask for different
+        weights of the text encoders, these are the first prompt's; see `encode_for`.
         """
         with self._lock:
             self._wanted = tuple(requests)
@@ -113,8 +180,39 @@ class Session:
             if not requests:
                 return Report(), []
             looked_at = view(model)
-            report = self._present(model, looked_at, Row())
-            return report, _judged(report, requests, looked_at, source)
+            notices: list[Notice] = []
+            try:
+                report = self._present(model, looked_at, Row())
+            except Exception as error:
+                _log.error("LoRAs cannot be applied together", exc_info=True)
+                report, notices = self._show_what_can_be(model, looked_at, tuple(requests), error, source)
+            return report, notices + _judged(report, self._wanted, looked_at, source)
+
+    def _show_what_can_be(
+        self, model: Any, looked_at: ModelView, requests: tuple[Request, ...], error: Exception, source: Source
+    ) -> tuple[Report, list[Notice]]:
+        """Show those of the requests with which it works, the first ones first; say of each other why it does not."""
+        failed: list[tuple[Request, Exception]] = []
+        kept: tuple[Request, ...] = ()
+        report = Report()
+        for request in requests if len(requests) > 1 else ():
+            self._wanted = (*kept, request)
+            try:
+                report = self._present(model, looked_at, Row())
+                kept = self._wanted
+            except Exception as reason:
+                failed.append((request, reason))
+        self._wanted = kept
+        if not kept:
+            return Report(), [Notice("error", f"no LoRA is applied: {_told(error)}")]
+        report = self._present(model, looked_at, Row())
+        return report, [
+            notice_of(
+                Diagnostic("error", request.span, f'"{request.lora.name}" cannot be applied: {_told(reason)}'),
+                source(request),
+            )
+            for request, reason in failed
+        ]
 
     def encode_for(self, model: Any, row: Row) -> None:
         """Make the text encoders show what one row of the batch asks for, until `show_again`."""
@@ -168,10 +266,12 @@ class Session:
     def explain(
         self, model: Any, requests: Sequence[Request], source: Source = _nowhere
     ) -> tuple[Report, list[Notice]]:
-        """Return what `show` would do, and change nothing."""
+        """Return what `show` would do, and change nothing; `requests` are those of `read`."""
         looked_at = view(model)
         with owned(looked_at) as state:
-            report = make_plan(requests, state.targets, looked_at.description).report
+            targets = state.targets
+        # Outside of the lock: who asks about a prompt must not hold up a picture.
+        report = make_plan(requests, targets, looked_at.description).report
         return report, _judged(report, requests, looked_at, source)
 
     def coverage(self, model: Any, entry: Entry) -> str | None:
@@ -291,5 +391,21 @@ def _as_predicate(reason: str) -> str:
     return reason if reason.startswith(("for ", "made for ")) else f"unused: {reason}"
 
 
-def _notice(severity: Severity, message: str, tag: LoraTag, source: str) -> Notice:
-    return notice_of(Diagnostic(severity, tag.span, message), source)
+def _largest_strength(tag: LoraTag) -> float:
+    """Return how far the tag's strengths go from 0, of both passes and at every step."""
+    given = (tag.te, tag.unet, tag.conditions.hires_te, tag.conditions.hires_unet)
+    numbers: list[float] = []
+    for strength in given:
+        if strength is not None:
+            numbers += [key.value for key in strength.keys] if isinstance(strength, Curve) else [strength]
+    return max(map(abs, numbers))
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says; its kind too where it is none of ours, whose messages speak for themselves."""
+    return str(error) if isinstance(error, LoraError) else f"{type(error).__name__}: {error}"
+
+
+def _notice(severity: Severity | Literal["note"], message: str, tag: LoraTag, source: str) -> Notice:
+    said = notice_of(Diagnostic("info" if severity == "note" else severity, tag.span, message), source)
+    return replace(said, severity=severity)

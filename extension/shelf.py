@@ -16,18 +16,19 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
 
 from lora_runtime.catalog import Entry, LoraCatalog
-from lora_runtime.errors import AmbiguousLoraError, LoraFileError
+from lora_runtime.errors import LoraError, LoraFileError, UnknownLoraError
 from lora_runtime.file_index import load_facts
 
 from . import sidecar
 from .sidecar import Sidecar
+from .whole import is_whole, shown_path
 
-__all__ = ["Hidden", "Shelf", "SortKey"]
+__all__ = ["Hidden", "Patience", "Shelf", "SortKey"]
 
 Hidden = Literal["Always", "When searched", "Never"]
 SortKey = Literal["default", "name", "date_created", "date_modified"]
@@ -40,11 +41,26 @@ _HEX = re.compile(r"[0-9a-f]{4,64}")
 _SHOWN_DIGITS = 12
 # SHA-256 of nothing: files without tensors have it in common, and it names none of them.
 _HASH_OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-# How long files are read at most to find a hash that is not known yet: somebody waits for a pasted prompt.
-_SECONDS_TO_HASH = 1.0
+_FEWEST_DIGITS_TO_READ = 12  # of a hash without "#", for which files are read: fewer may be a date, or a name mistyped
 _SHORTEST_SEARCH_FOR_HIDDEN = 4
+_NAMELESS = "its name, or that of a folder that it is in, is not UTF-8, so that no prompt can have it; rename it"
 # Trainers write these where nobody gave a name, so they name nothing.
 _EMPTY_ALIASES = frozenset({"none", "addams"})
+
+
+@dataclass
+class Patience:
+    """What looking up names may still cost, for all names of one question together: somebody waits for the answer.
+
+    The folders are looked through again if that was last done before `since` (`time.monotonic()`). For hashes that are
+    not known files are read for so many seconds, and so many unknown names are compared with all others. `unknown` are
+    the names that lead nowhere, found out once.
+    """
+
+    since: float = field(default_factory=time.monotonic)
+    seconds_to_hash: float = 1.0
+    suggestions: int = 10
+    unknown: dict[str, LoraError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,10 +114,14 @@ class _Index:
         self.entries = entries
         # By path: a folder within another of the given ones would list its files twice.
         books = {entry.path: _Book(entry, roots[entry.folder]) for entry in entries}
-        self.books = sorted(books.values(), key=lambda book: (book.top, *_walk_key(book.relative)))
+        self.nameless = [book for book in books.values() if not is_whole(book.relative)]
+        usable = (book for book in books.values() if is_whole(book.relative))
+        self.books = sorted(usable, key=lambda book: (book.top, *_walk_key(book.relative)))
         self.by_stem: dict[str, list[_Book]] = {}
         for book in self.books:
             self.by_stem.setdefault(_composed(book.entry.name), []).append(book)
+        for book in self.books:  # a file that goes by its folder's name is known to the WebUI by its own
+            self.by_stem.setdefault(_composed(book.entry.path.stem), [book])
         self._name_all(tops)
         self.by_name = {_composed(book.name): book for book in self.books}
         self.by_path = {book.entry.path: book for book in self.books}
@@ -141,6 +161,7 @@ class Shelf:
         self._listings: dict[Path, tuple[int, frozenset[str]]] = {}
         self._notes_are_read = False
         self._hashes: dict[Path, tuple[tuple[int, int], tuple[str, ...]]] | None = None
+        self._looked_at = 0.0  # when the folders were looked through last, as time.monotonic() has it
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -160,18 +181,22 @@ class Shelf:
     def refused(self) -> Mapping[Path, str]:
         """The files that are there and cannot be used, each with its reason."""
         with self._lock:
+            index = self._now()
             # The catalog refuses a link out of its folder, which is entered here all the same.
             inside = {root.path for root in self._roots}
-            return {path: reason for path, reason in self.catalog.refused.items() if path not in inside}
+            found = {path: reason for path, reason in self.catalog.refused.items() if path not in inside}
+            return {**found, **{book.entry.path: _NAMELESS for book in index.nameless}}
 
     def refresh(self) -> None:
         """Look at the folders again; files that have not changed are not read again."""
         with self._lock:
             fresh = self._catalog is None
+            self._looked_at = time.monotonic()
             self._open()
             if not fresh:
                 self.catalog.refresh()
             self._notes_are_read = False
+            self._listings.clear()  # some network folders keep their time when a picture comes
             self._hashes = None
 
     # --- names ---
@@ -188,17 +213,24 @@ class Shelf:
     def name_of(self, entry: Entry) -> str:
         """Return the name of a file as `names` has it."""
         book = self._now().by_path.get(entry.path)
-        return book.name if book else entry.relative
+        return book.name if book else shown_path(entry.relative)
 
     def place_of(self, entry: Entry) -> str:
         """Return the file's path within the user's folder, with "/" and without the suffix."""
         book = self._now().by_path.get(entry.path)
         return book.relative if book else entry.relative
 
+    def path_from_root(self, entry: Entry) -> str:
+        """Return the file's path with the name of the user's folder before it, as the WebUI has it."""
+        book = self._now().by_path.get(entry.path)
+        top = shown_path(self._folders[book.top].name) if book else ""
+        return f"{top}/{self.place_of(entry)}{entry.path.suffix}"
+
     def tag_name(self, entry: Entry, prefer_alias: bool) -> str:
         """Return what a click writes into the tag: the file's name, or its alias if that is preferred and means it.
 
-        A name with a sign that would end the tag or its field is replaced by the file's hash.
+        A name with a sign that would end the tag, its field or the line (the WebUI's comments begin with "#") is
+        replaced by digits of the file's hash.
         """
         index = self._now()
         alias = entry.alias or ""
@@ -208,7 +240,12 @@ class Shelf:
             if _writable(alias) and (mine or alias == entry.name == self.name_of(entry)):
                 return alias
         name = self.name_of(entry)
-        return name if _writable(name) else f"#{self.short_hash(entry)}"
+        return name if _writable(name) else self._digits(index, self.short_hash(entry))
+
+    def _digits(self, index: _Index, known: str) -> str:
+        """Return digits of a hash as a tag has them: with "#" only where a file is called like the digits."""
+        short = known[:_SHOWN_DIGITS]
+        return f"#{short}" if short in index.by_stem or short in index.by_name or index.holders[short] else short
 
     def names_for(self, entry: Entry) -> list[str]:
         """Return every name that means this file in a tag now, the one of `names` first; known hashes included."""
@@ -222,40 +259,89 @@ class Shelf:
         alias = entry.alias or ""
         if alias and index.holders[alias.casefold()] == 1:
             found.append(alias)
-        found += [f"#{known[:_SHOWN_DIGITS]}" for known in self._known_hashes(entry)]
-        return list(dict.fromkeys(name for name in found if self._means(index, name, book)))
+        found = [name for name in found if self._means(index, name, book)]
+        for known in self._known_hashes(entry):
+            found += [f"#{known[:_SHOWN_DIGITS]}", self._digits(index, known)]
+        return list(dict.fromkeys(found))
 
     def _means(self, index: _Index, name: str, book: _Book) -> bool:
         """Return whether a name is not, by the order of rules in `find`, another file's."""
-        if name.startswith("#"):
-            return True
         owners = index.by_stem.get(_composed(name), ())
         if owners:
             return owners[-1] is book
         return index.by_name.get(_composed(name), book) is book
 
-    def find(self, name: str) -> tuple[Entry, str]:
+    def find(self, name: str, patience: Patience | None = None) -> tuple[Entry, str]:
         """Return the file that `name` means in a tag, as it is now, and what there is to say about that, or "".
 
-        As `LoraCatalog.resolve`, but of several files with this stem the last in the WebUI's order is taken, as there.
-        Raises what that raises.
+        As `LoraCatalog.resolve`, but of several files with this stem the last in the WebUI's order is taken, as there,
+        and the digits of a hash also count without "#" where nothing is called so. Raises what that raises. `patience`
+        is shared by the names of one question.
         """
-        name = name.strip()
-        with self._lock:
-            for _ in range(2):
-                found = self._find(name)
-                if found is None:
-                    break
-                if _is_as_scanned(found[0]):
-                    return found
-                self.refresh()
-            try:
-                return self.catalog.resolve(name), ""
-            except AmbiguousLoraError:
-                # The catalog has looked again: there may be a second file of this stem by now.
-                if found := self._find(name):
-                    return found
+        patience = patience or Patience()
+        if name in patience.unknown:
+            raise patience.unknown[name]
+        try:
+            return self._find_now(name, patience)
+        except LoraError as error:
+            if not self._looks_again(patience):
+                patience.unknown[name] = error
                 raise
+        try:
+            return self._find_now(name, patience)
+        except LoraError as error:
+            patience.unknown[name] = error
+            raise
+
+    def _looks_again(self, patience: Patience) -> bool:
+        """Look through the folders unless that was done since the question was asked; return whether it was done."""
+        with self._lock:
+            if self._looked_at >= patience.since:
+                return False
+            self.refresh()
+            return True
+
+    def _find_now(self, name: str, patience: Patience) -> tuple[Entry, str]:
+        with self._lock:
+            for spelled in dict.fromkeys((name, name.strip())):
+                found = self._find(spelled)
+                if found is not None and not _is_as_scanned(found[0]):
+                    self.refresh()
+                    found = self._find(spelled)
+                if found is not None:
+                    return found
+            catalog, again = self.catalog, self._looked_at < patience.since
+        name = name.strip()
+        digits = name.removeprefix("#").lower()
+        if name.startswith("#") and _HASH.fullmatch(digits):
+            return self._find_digits(digits, patience), ""
+        # Before the folders are looked through again nobody will see what comes near.
+        suggest = not again and patience.suggestions > 0
+        try:
+            entry = catalog.resolve(name, look_again=False, suggest=suggest)
+            if not _is_as_scanned(entry):
+                self.refresh()
+                entry = self.catalog.resolve(name, look_again=False, suggest=suggest)
+            if not is_whole(self.place_of(entry)):
+                raise LoraFileError(f"{shown_path(entry.path)}: {_NAMELESS}")
+            return entry, ""
+        except UnknownLoraError:
+            if _HASH.fullmatch(digits):
+                patient = patience if len(digits) >= _FEWEST_DIGITS_TO_READ else Patience(seconds_to_hash=0)
+                if (hashed := self.by_hash(digits, patient)) is not None:
+                    return hashed, ""
+            patience.suggestions -= suggest
+            raise
+
+    def _find_digits(self, digits: str, patience: Patience) -> Entry:
+        found = self.by_hash(digits, patience)
+        if found is None:
+            with self._lock:
+                unread = sum(not self._known_hashes(book.entry) for book in self._now().books)
+            count = "1 file was" if unread == 1 else f"{unread:,} files were"
+            more = f"; {count} not read for it yet, and each try reads some more" if unread else ""
+            raise UnknownLoraError(f"no LoRA with a hash that begins with {digits}{more}", f"#{digits}")
+        return found
 
     def _find(self, name: str) -> tuple[Entry, str] | None:
         """Return the file of a stem, of a name in `names` or of a path in the user's folders; None for other names."""
@@ -273,21 +359,47 @@ class Shelf:
 
     def short_hash(self, entry: Entry) -> str:
         """Return the first 12 digits of the SHA-256 of the tensors, as the WebUI shows it; raises LoraFileError."""
-        found = self.catalog.hashes(entry)
-        self._remember(entry, (found.sha256, found.sha256_of_tensors))
-        return found.sha256_of_tensors[:_SHOWN_DIGITS]
+        return self._read_hashes(entry)[1][:_SHOWN_DIGITS]
+
+    def known_sha256(self, entry: Entry, patience: Patience) -> str | None:
+        """Return the SHA-256 of the whole file where it is known, or there is patience to read it; else None."""
+        known = self._known_hashes(entry)
+        if not known and patience.seconds_to_hash > 0:
+            known = self._read_patiently(entry, patience)
+        return known[0] if known else None
+
+    def _read_hashes(self, entry: Entry) -> tuple[str, str]:
+        """Return the whole file's hash and that of its tensors. Not under the lock: pictures and cards go on."""
+        try:
+            found = self.catalog.hashes(entry)
+        except KeyError:
+            raise LoraFileError(f"{entry.path}: its folder is none of the LoRA folders any more") from None
+        digits = found.sha256, found.sha256_of_tensors
+        self._remember(entry, digits)
+        return digits
+
+    def _read_patiently(self, entry: Entry, patience: Patience) -> tuple[str, ...]:
+        """Return the hashes, () for a file that is gone or changed; the time comes out of the patience."""
+        began = time.monotonic()
+        try:
+            return self._read_hashes(entry)
+        except LoraError:
+            return ()
+        finally:
+            patience.seconds_to_hash -= time.monotonic() - began
 
     def known_short_hash(self, entry: Entry) -> str:
         """Return what `short_hash` would, if that needs no reading of the file, else ""."""
         known = self._known_hashes(entry)
         return known[-1][:_SHOWN_DIGITS] if known else ""
 
-    def by_hash(self, short: str) -> Entry | None:
+    def by_hash(self, short: str, patience: Patience | None = None) -> Entry | None:
         """Return the file one of whose hashes begins with these 8 to 64 hex digits, or None.
 
-        Files that were never hashed are, the small ones first, for a second: what was read is remembered, so that
-        asking again goes further. Files without tensors are not found by the hash of nothing.
+        Files that were never hashed are, the small ones first, as long as there is patience: what was read is
+        remembered, so that asking again goes further. Files without tensors are not found by the hash of nothing.
         """
+        patience = patience or Patience()
         prefix = short.strip().lower()
         if not _HASH.fullmatch(prefix) or _HASH_OF_NOTHING.startswith(prefix):
             return None
@@ -300,17 +412,12 @@ class Shelf:
                     return book.entry
                 if not known:
                     unknown.append(book.entry)
-            end = time.monotonic() + _SECONDS_TO_HASH
-            for entry in sorted(unknown, key=lambda entry: entry.size):
-                if time.monotonic() > end:
-                    break
-                try:
-                    found = self.catalog.hashes(entry)
-                except LoraFileError:  # gone or changed since the scan: not the one that is meant
-                    continue
-                self._remember(entry, (found.sha256, found.sha256_of_tensors))
-                if any(digits.startswith(prefix) for digits in (found.sha256, found.sha256_of_tensors)):
-                    return entry
+        # Without the lock: pictures and cards go on meanwhile.
+        for entry in sorted(unknown, key=lambda entry: entry.size):
+            if patience.seconds_to_hash <= 0:
+                break
+            if any(digits.startswith(prefix) for digits in self._read_patiently(entry, patience)):
+                return entry
         return None
 
     def _known_hashes(self, entry: Entry) -> tuple[str, ...]:
@@ -498,7 +605,8 @@ class Shelf:
         roots = _roots(self._folders)
         if self._catalog is None or roots != self._roots:
             self._roots = roots
-            self._catalog = LoraCatalog(*(root.path for root in roots), linked_files=True)
+            self._looked_at = time.monotonic()
+            self._catalog = LoraCatalog(*(root.path for root in roots))
             self._index = None
 
     def _now(self) -> _Index:
@@ -528,13 +636,7 @@ def _is_as_scanned(entry: Entry) -> bool:
 
 def _writable(name: str) -> bool:
     """Return whether a tag with this name is read as this name: by the WebUI, whose fields are strict, and here."""
-    return (
-        bool(name)
-        and name == name.strip()
-        and not name.startswith("#")
-        and not any(sign in name for sign in ":><=\n\r")
-        and name.isprintable()
-    )
+    return bool(name) and name == name.strip() and not any(sign in name for sign in ":><=#\n\r") and name.isprintable()
 
 
 def _composed(text: str) -> str:

@@ -6,17 +6,23 @@ other tools have put into the same file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .whole import whole
+
 __all__ = ["Sidecar", "find_description", "find_preview", "read", "sidecar_path", "write"]
 
 _BROKEN_SUFFIX = ".broken"
+_ON_WINDOWS = os.name == "nt"
+_WAITS = (0.02, 0.1, 0.3)  # seconds that a scanner of viruses, or a tool that is reading, gets to close a file
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def _from_content(content: dict[str, Any], name: str) -> Sidecar:
     for key, attribute in _TEXT_KEYS.items():
         value = content.get(key)
         if isinstance(value, str):
-            values[attribute] = value
+            values[attribute] = whole(value)
         elif value is not None:
             problems.append(f'"{key}" is a {_kind(value)}, not a text')
     weight = content.get(_WEIGHT_KEY)
@@ -169,18 +175,32 @@ def _reason(error: Exception) -> str:
 
 def _write_whole(target: Path, text: str) -> None:
     """Write beside the target and rename: who reads meanwhile finds the old file or the new one, never half of it."""
-    data = text.encode("utf-8", "surrogatepass")
+    # Half of a character, which some tool cut in two, stays the escape in JSON that it was.
+    data = text.encode("utf-8", "backslashreplace")
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
     draft = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes it readable for its owner alone; notes are shared like the files beside them.
-        draft.chmod(mode)
-        draft.replace(target)
+        if not _ON_WINDOWS:  # there a mode is no more than "read-only", which would keep the draft from its place
+            with contextlib.suppress(OSError):  # some network folders have no modes
+                # mkstemp makes it readable for its owner alone; notes are shared like the files beside them.
+                draft.chmod(mode)
+        _take_place(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Rename the draft; wait a moment for a program that has the target open, which hinders only on Windows."""
+    for seconds in _WAITS:
+        try:
+            draft.replace(target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    draft.replace(target)
 
 
 def _umask() -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lora_runtime.errors import RegionError as RegionError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
+    from lora_runtime.lookup import clear_cache as clear_cache
     from lora_runtime.lora import Lora as Lora
     from lora_runtime.lora import load_lora as load_lora
     from lora_runtime.prompt import LoraTag as LoraTag
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 _HOME = {
     "apply": "runtime",
     "restore": "runtime",
+    "clear_cache": "lookup",
     "parse_prompt": "prompt",
     "Prompt": "prompt",
     "LoraTag": "prompt",

@@ -1,63 +1,57 @@
 """Who says at each call of a model what it is about: the step, and what each row of the batch belongs to.
 
-No callback has to be passed to a pipeline. The scheduler is asked: how many time steps it has set, and how often its
-`step` was called since. Between two of those calls lies one step, however often the model runs in it; a sampler of the
-second order takes two. So a strength is settled before the first call of a step, and stays for all of it.
-
-Rows: classifier-free guidance stacks copies of the same latents (diffusers: those of the negative prompt first), so
-the copies themselves tell how many there are; within a copy come the images, each as often as was asked for.
+No callback has to be passed to a pipeline, and nothing of it is wrapped. The step is asked for: the time step that the
+denoiser is given is an element of the scheduler's own tensor of them, and its place there is the step's; else the
+scheduler has counted. A value is read from the device only where neither tells. The model family's record says what the
+rows are, and where the picture lies in the layers (`families/`).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.live import uncompiled
+from lora_runtime.beside import uncompiled
+from lora_runtime.families import Given, Row, family_of
+from lora_runtime.hooks import hook_before
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
-from lora_runtime.stage import Call, Row, Side, Stage
+from lora_runtime.sides import Sides
+from lora_runtime.stage import Call, Stage
+from lora_runtime.texts import Texts
 
 __all__ = ["Clock"]
 
-_COPIES = (4, 3, 2)  # of the latents in one batch, as guidance stacks them
-# What the copies are for, by their number. Two: guidance. Three: guidance and a disturbed copy of the prompt's side
-# (PAG, SEG); four: the same with both disturbed.
-_SIDES: Mapping[int, tuple[Side, ...]] = {
-    1: ("positive",),
-    2: ("negative", "positive"),
-    3: ("negative", "positive", "positive"),
-    4: ("negative", "positive", "negative", "positive"),
-}
-_TIMES = ("timestep", "timesteps", "t")
+_TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
 class Clock:
     """Watches the components of one pipeline and tells their stages what each call is about.
 
-    `images`: how many prompts the pipeline is called with. `stop` ends the watch.
+    `images`: how many prompts the pipeline is called with; `texts`: these and the negative ones, as far as it matters
+    which of them a text encoder reads. `stop` ends the watch.
     """
 
-    def __init__(self, model: ModelView, stages: Mapping[str, Stage], images: int = 1) -> None:
+    def __init__(
+        self, model: ModelView, stages: Mapping[str, Stage], images: int = 1, texts: Texts | None = None
+    ) -> None:
+        self._model = model
         self._images = images
-        self._scheduler = model.scheduler
-        self._guided = model.guided
+        self._texts = texts or Texts(model.ask)
         self._stages = stages
         self._said: Moment | None = None  # by `at`
-        self._run = _Run(None)
-        self._encoded: dict[str, int] = {}  # calls of each text encoder since the last picture
-        self._watches = []
+        self._runs: dict[str, _Run] = {}  # by the name of the scheduler
         code = model.compiled()
+        self._watches = []
         for name, component in model.components.items():
-            watch = self._before_text if name.startswith("text_encoder") else self._before_denoiser
-            before = uncompiled(_named(watch, name), code)
-            self._watches.append(component.register_forward_pre_hook(before, with_kwargs=True))
+            watch = self._before_text if name.startswith("text_encoder") else _Denoiser(self, name, component)
+            self._watches.append(hook_before(model.outer(name), uncompiled(_named(watch, name), code)))
 
     def at(self, moment: Moment | None) -> None:
         """Say which step it is; None leaves it to the scheduler again."""
@@ -65,64 +59,80 @@ class Clock:
 
     def stop(self) -> None:
         """Watch no more."""
-        for watch in self._watches:
-            watch.remove()
-        self._run.leave()
+        for unhook in self._watches:
+            unhook()
+        self._runs.clear()
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 
-    def _before_denoiser(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._encoded.clear()
-        self._follow(args, kwargs)
-        stage = self._stages.get(name)
-        latents = _first_tensor(args, kwargs)
-        if stage is None or latents is None:
-            return
-        moment = self._said or self._run.moment()
-        height_width, frames, text = _grid(latents, kwargs)
-        stage.begin(Call(moment, self._rows(latents), height_width, text, frames))
-        self._run.calls += 1
-
     def _before_text(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A pipeline encodes the prompts first and the negative prompts, where it needs them, in a call of their own.
-        side: Side = "positive" if self._encoded.get(name, 0) % 2 == 0 else "negative"
-        self._encoded[name] = self._encoded.get(name, 0) + 1
         stage = self._stages.get(name)
         if stage is not None:
-            stage.begin(Call(rows=tuple(Row(image, side) for image in range(self._images))))
+            side = self._texts.side(name, args, kwargs)
+            rows = () if side is None else tuple(Row(image, side) for image in range(self._images))
+            stage.begin(Call(rows=rows))
 
-    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notice a new run, and a new scheduler."""
-        scheduler = self._scheduler()
-        times = getattr(scheduler, "timesteps", None)
-        if self._run.scheduler() is not scheduler or self._run.times is not times or self._run.over:
-            self._run.leave()
-            self._run = _Run(scheduler)
-            self._run.begin(_time_of(args, kwargs))
+    def run_of(self, name: str) -> _Run:
+        """Return the run of the scheduler that a denoiser is stepped by; a pipeline may have one for its prior too."""
+        self._texts.painting()
+        scheduler = self._model.ask(key := self._scheduler_of(name))
+        run = self._runs.get(key)
+        if run is None or run.scheduler() is not scheduler:
+            run = self._runs[key] = _Run(scheduler)
+        return run
 
-    def _rows(self, latents: Tensor) -> tuple[Row, ...]:
-        """Return the rows of one picture's copies; an image's row stands for all pictures of its prompt."""
-        batch = latents.shape[0]
-        known = self._run.copies.get(batch)
-        if known is None:
-            known = self._run.copies[batch] = self._copies(latents)
-        sides = _SIDES[known]
-        if known == 1 and self._run.calls % 2 == 1 and self._guided() is not False:
-            sides = ("negative",)  # guidance in two calls: the prompt's side comes first
-        each = max(1, batch // (known * self._images))
-        rows = [Row(image, side) for side in sides for image in range(self._images) for _ in range(each)]
-        return tuple(rows) if len(rows) == batch else tuple(rows[:: each or 1])
+    def _scheduler_of(self, name: str) -> str:
+        """Return the name of a component's scheduler: `prior_scheduler` for `prior` and `prior_prior`, else the one."""
+        words = name.split("_")
+        names = ("_".join(words[:count]) + "_scheduler" for count in range(len(words), 0, -1))
+        return next((own for own in names if self._model.ask(own) is not None), "scheduler")
 
-    def _copies(self, latents: Tensor) -> int:
-        """Return how many copies of the same latents are stacked."""
-        if self._guided() is False:
-            return 1
-        for copies in _COPIES:
-            if latents.shape[0] % (copies * self._images) == 0:
-                first, *others = latents[:, :4].chunk(copies)
-                if all(torch.equal(first, other) for other in others):
-                    return copies
-        return 1
+
+class _Denoiser:
+    """What is told of the calls of one denoiser."""
+
+    def __init__(self, clock: Clock, name: str, module: nn.Module) -> None:
+        self._clock = clock
+        self._names = _arguments(type(module))
+        self._family = family_of(module)
+        self._config = getattr(module, "config", None)
+        model = clock._model
+        self._sides = Sides(self._family, model.titles, clock._images, model.ask)
+        self._known: dict[int, Any] = {}
+        self._seen: object = None  # the run that the sides are of
+        self._step: int | None = None  # of the last call
+
+    def __call__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        time = next((arguments[key] for key in _TIMES if arguments.get(key) is not None), None)
+        run = self._clock.run_of(name)
+        moment = run.moment(time)
+        if self._seen is not run.number:
+            self._sides.forget()
+            self._known.clear()
+            self._seen, self._step = run.number, None
+        first, self._step = self._step != run.index, run.index
+        stage = self._clock._stages.get(name)
+        if stage is None:
+            return
+        moment = self._clock._said or moment
+        reading = None if self._family is None or self._family.read is None else self._read(arguments)
+        if reading is None:
+            stage.begin(Call(moment, ()))
+            return
+        rows = self._sides.rows(reading, first) or ()
+        grid = reading.grid
+        place = None if grid is None else (grid.height, grid.width)
+        stage.begin(Call(moment, rows, place, 0, 1 if grid is None else grid.frames, reading.sequences))
+
+    def _read(self, arguments: Mapping[str, Any]) -> Any:
+        assert self._family is not None and self._family.read is not None
+        return self._family.read(Given(arguments, self._config, self._known))
+
+
+def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Return the names of the arguments of a module's forward, in order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _named(watch: Callable[..., None], name: str) -> Callable[..., None]:
@@ -133,101 +143,123 @@ def _named(watch: Callable[..., None], name: str) -> Callable[..., None]:
 
 
 class _Run:
-    """One pass of sampling: the steps that a scheduler was set, and how many are done."""
+    """The time steps of one scheduler, and where among them its denoisers are.
+
+    `number` is another object for each pass of sampling. `index` is the place of the last call's time step.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler: Callable[[], Any] = (lambda: None) if scheduler is None else weakref.ref(scheduler)
-        self.times = getattr(scheduler, "timesteps", None)
-        self.order = max(1, int(getattr(scheduler, "order", 1)))
-        self.done = 0  # calls of the scheduler's `step`
-        self.calls = 0  # of the denoiser since the last of these
-        self.copies: dict[int, int] = {}  # by the size of the batch
+        self.number = object()
+        self.index = -1
         self._first = 0  # of the times; a picture that starts from another picture skips some
-        self._step: Callable[..., Any] | None = None
+        self._order = max(1, int(getattr(scheduler, "order", 1)))
+        self._tensor: Tensor | None = None  # of the time steps, as the scheduler has it now
+        self._original: Tensor | None = None  # as the run began with it: the pipeline goes through this
+        self._times: list[float] = []
+        self._sigmas: list[float] = []
+        self._called = False  # since the scheduler has these time steps
+        self._own: Any = None  # the scheduler's own count at the last call
+        self._counts = False  # whether that count has been seen to move
+        self._time: Any = None  # of the last call
+        self._value: float | None = None  # of that, where it was read
 
-    def begin(self, time: float | None) -> None:
-        """Count the scheduler's steps from now on; `time` is what the denoiser is given first."""
+    def moment(self, time: Any) -> Moment:
+        """Return the step of a call that is given this time step."""
         scheduler = self.scheduler()
-        if scheduler is None or self.times is None or not callable(getattr(scheduler, "step", None)):
-            return
-        start = getattr(scheduler, "begin_index", None)
-        if start is None and time is not None:
-            same = [index for index, value in enumerate(self.times.tolist()) if value == time]
-            start = same[0] if same else 0
-        self._first = start or 0
-        step = scheduler.step
-
-        @wraps(step)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            self.done += 1
-            self.calls = 0
-            if self.over:
-                self.leave()  # between two runs the scheduler is as it was: a copy of it must not count here
-            return result
-
-        scheduler.step = self._step = counted
-
-    @property
-    def over(self) -> bool:
-        """Whether all of its steps are done."""
-        return self.times is not None and self.done >= len(self.times) - self._first
-
-    def leave(self) -> None:
-        """Give the scheduler its own `step` back."""
-        scheduler = self.scheduler()
-        if self._step is not None and getattr(scheduler, "__dict__", {}).get("step") is self._step:
-            del scheduler.step
-        self._step = None
-
-    def moment(self) -> Moment:
-        """Return the step that is being done."""
-        if self.times is None:
+        tensor = getattr(scheduler, "timesteps", None)
+        if not isinstance(tensor, Tensor):
             return Moment(0, 1)
-        steps = max(1, math.ceil((len(self.times) - self._first) / self.order))
-        step = min(self.done // self.order, steps - 1)
-        return Moment(step, steps, self._sigma(self._first + step * self.order))
+        fresh = tensor is not self._tensor
+        if fresh:
+            self._read(scheduler, tensor)
+        index = self._find(scheduler, time)
+        begin = getattr(scheduler, "begin_index", None)
+        # Fresh tensors at the step where the last run began are a run too: that one was broken off there.
+        if index < self.index or self.index < 0 or (fresh and index in (0, begin, self._first)):
+            self.number = object()
+            self._first = begin if isinstance(begin, int) and begin <= index else index
+        self.index = index
+        steps = max(1, math.ceil((len(self._times) - self._first) / self._order))
+        step = min(max(0, index - self._first) // self._order, steps - 1)
+        at = self._first + step * self._order
+        return Moment(step, steps, self._sigmas[at] if at < len(self._sigmas) else None)
 
-    def _sigma(self, index: int) -> float | None:
-        """Return the noise level at an index of the times: σ, or √((1 − ᾱ)/ᾱ) where only ᾱ is known."""
-        scheduler = self.scheduler()
+    def _read(self, scheduler: Any, tensor: Tensor) -> None:
+        """Read the time steps and the noise levels, once a run: σ, or √((1 − ᾱ)/ᾱ) where only ᾱ is known."""
+        self._tensor = tensor
+        self._called, self._counts, self._value = False, False, None
+        times = [float(time) for time in tensor.tolist()]
+        if times == self._times:
+            return
+        self._times, self._original, self.index = times, tensor, -1
         sigmas, alphas = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
-        if sigmas is not None and index < len(sigmas):
-            return float(sigmas[index])
-        if alphas is not None and self.times is not None and index < len(self.times):
-            alpha = float(alphas[min(int(self.times[index]), len(alphas) - 1)])
-            return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
+        self._sigmas = []
+        if sigmas is not None and len(sigmas):
+            self._sigmas += torch.as_tensor(sigmas).tolist()
+        elif isinstance(alphas, Tensor) and len(alphas):
+            known = alphas.tolist()
+            chosen = (known[min(max(0, int(time)), len(known) - 1)] for time in times)
+            self._sigmas += [math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf for alpha in chosen]
+
+    def _find(self, scheduler: Any, time: Any) -> int:
+        """Return which of the time steps a call is given."""
+        own = getattr(scheduler, "_step_index", None)  # its own count, None before it has begun
+        self._counts = self._counts or (self._called and own != self._own)
+        place = _place_in(self._tensor, time)
+        if place is not None:
+            self._original = self._tensor
+        else:  # a pipeline may put back what its scheduler was before, in a copy, and go through the first
+            place = _place_in(self._original, time)
+        if place is None:
+            place = self._counted(scheduler, own, time)
+        self._own, self._time, self._called = own, time, True
+        return min(place, len(self._times) - 1)
+
+    def _counted(self, scheduler: Any, own: Any, time: Any) -> int:
+        """Return the step as the scheduler counts; where it is not what is stepped, by the value of the time step."""
+        if not self._called or self._counts:
+            begin = own if isinstance(own, int) else getattr(scheduler, "begin_index", None)
+            return begin if isinstance(begin, int) else self._by_value(time, 0)
+        if time is self._time or time is None:
+            return self.index
+        # Another tensor, and no count that has moved: another call of the same step, or somebody else's scheduler.
+        before = _value_of(self._time) if self._value is None else self._value
+        self._value = _value_of(time)
+        if self._value is None or self._value == before:
+            return self.index
+        return self._by_value(time, self.index + 1)
+
+    def _by_value(self, time: Any, otherwise: int) -> int:
+        """Return the place of the first time step that is the nearest to a value, or to a thousand times it."""
+        value = _value_of(time)
+        if value is None:
+            return otherwise
+        off, place = min(
+            (abs(value * scale - known) / max(1.0, abs(known)), place)
+            for scale in (1.0, 1000.0)
+            for place, known in enumerate(self._times)
+        )
+        return place if off <= _DIGITS else otherwise
+
+
+_DIGITS = 0.004  # of a time step that was rounded to bfloat16
+
+
+def _place_in(times: Tensor | None, time: Any) -> int | None:
+    """Return which element of a tensor of time steps another tensor shows, None where it shows none of them."""
+    if times is None or not isinstance(time, Tensor) or time.dtype != times.dtype or time.device != times.device:
         return None
+    if time.numel() > 1 and any(stride for stride, size in zip(time.stride(), time.shape, strict=True) if size > 1):
+        return None  # not one element, expanded
+    if times.ndim != 1 or time.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
+        return None
+    place, rest = divmod(int(time.storage_offset()) - int(times.storage_offset()), times.stride(0) or 1)
+    return place if not rest and 0 <= place < len(times) else None
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    found = args[0] if args else next((kwargs[n] for n in ("sample", "hidden_states", "x") if n in kwargs), None)
-    if isinstance(found, (list, tuple)) and found and isinstance(found[0], Tensor):
-        found = found[0]
-    return found if isinstance(found, Tensor) and found.ndim > 1 else None
-
-
-def _time_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """Return the time step that a denoiser is given, where it is a single one."""
-    given = next((kwargs[name] for name in _TIMES if name in kwargs), args[1] if len(args) > 1 else None)
-    if isinstance(given, Tensor):
-        flat = given.flatten()
-        return float(flat[0]) if flat.numel() else None
-    return float(given) if isinstance(given, (int, float)) else None
-
-
-def _grid(latents: Tensor, kwargs: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int, int]:
-    """Return height and width of the latents, their frames, and the tokens of text before them in joint layers."""
-    if latents.ndim == 4:
-        return (latents.shape[2], latents.shape[3]), 1, 0
-    if latents.ndim == 5:
-        return (latents.shape[3], latents.shape[4]), latents.shape[2], 0
-    ids, text = kwargs.get("img_ids"), kwargs.get("txt_ids")
-    if isinstance(ids, Tensor) and ids.shape[-1] >= 3:  # Flux: packed 2 × 2, with the place of each token beside it
-        last = ids.reshape(-1, ids.shape[-1]).amax(0)
-        return (int(last[1]) + 1, int(last[2]) + 1), 1, text.shape[-2] if isinstance(text, Tensor) else 0
-    shapes = kwargs.get("img_shapes")
-    if shapes:  # Qwen-Image: frames, height, width of each picture
-        frames, height, width = shapes[0][0] if isinstance(shapes[0], list) else shapes[0]
-        return (int(height), int(width)), int(frames), 0
-    return None, 1, 0
+def _value_of(time: Any) -> float | None:
+    """Return a time step's value, which waits for the device; of several, one for each frame, that of the noisiest."""
+    if isinstance(time, Tensor):
+        return float(time.max()) if time.numel() else None
+    return float(time) if isinstance(time, (int, float)) else None

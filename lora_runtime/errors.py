@@ -11,6 +11,7 @@
     ├── ModelError              the model cannot be patched as it is now
     │   ├── ModelBusyError          somebody else has it: wait longer, or leave that block earlier
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
+    ├── StrengthError           a changed weight is beyond what its dtype can hold: a lower strength
     └── RegionError             a mask cannot be used: another file, or a box
 
 Messages say what happened, to what, why, and what to do next, in one line.
@@ -34,6 +35,7 @@ __all__ = [
     "NoMatchError",
     "RefusedFileError",
     "RegionError",
+    "StrengthError",
     "TagSyntaxError",
     "UnknownLoraError",
 ]
@@ -90,6 +92,14 @@ class ModelBusyError(ModelError):
 
 class NoMatchError(ModelError):
     """No key of a file belongs to this model."""
+
+
+class StrengthError(LoraError):
+    """A weight with its changes is beyond what its dtype can hold; `.sha256` is of the file that changes it most."""
+
+    def __init__(self, message: str, sha256: str = "") -> None:
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 class RegionError(LoraError):

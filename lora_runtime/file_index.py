@@ -22,7 +22,7 @@ from typing import Any
 __all__ = ["FileFacts", "cache_folder", "load_facts", "save_facts"]
 
 # Raised when FileFacts, or what `metadata` finds out, changes: an index of another version is not read.
-_VERSION = 1
+_VERSION = 2
 # A file that was written this recently can be written again within one tick of its clock (2 s on FAT), and would then
 # look unchanged: it is not remembered yet.
 _SETTLING_NS = 2_000_000_000

@@ -1,7 +1,8 @@
 """The LoRA files of one folder and everything below it: found, told apart, and remembered.
 
-Links may point to another place within the catalog's folders, never out of them. A linked folder is not entered: what
-it shows is listed at its own place, and so there are no loops.
+Links may lead anywhere, unless the catalog is told to keep them in: a link is what its owner put there, to keep one
+copy for several programs. A linked folder is entered once, and not where what it shows is listed at its own place, so
+that there are no loops.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from pathlib import Path, PurePath
 
 from lora_runtime.errors import CatalogError, CorruptFileError, LoraFileError, RefusedFileError
 from lora_runtime.file_index import FileFacts, load_facts, save_facts
+from lora_runtime.foreign import UNFINISHED, kind_of
 from lora_runtime.header import PICKLE_SUFFIXES, Hashes, hashes, read_header, reason_of
 from lora_runtime.metadata import algorithms, family
 
-__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "name_of"]
+__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "is_of_folder", "name_of"]
 
 SUFFIX = ".safetensors"
-_STEMS_OF_FOLDERS = ("adapter_model", "adapters")  # PEFT's and MLX-LM's
+# PEFT's, MLX-LM's and diffusers' names for every file that they save.
+_STEMS_OF_FOLDERS = ("adapter_model", "adapters", "pytorch_lora_weights", "pytorch_lora_weights_bf16")
+_CACHED = "models--"  # "models--OWNER--NAME/snapshots/COMMIT/…" in the cache of huggingface_hub
+_UNFINISHED = tuple(SUFFIX + ending for ending in UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class LoraFolder:
         self._unsaved = False
         _check_folder(path)
 
-    def scan(self, roots: tuple[str, ...], file_roots: tuple[str, ...]) -> tuple[list[Entry], list[Refusal]]:
-        """Return what is there now; links are followed as far as they stay within these real paths, "" for anywhere.
+    def scan(self, roots: tuple[str, ...], links_out: bool) -> tuple[list[Entry], list[Refusal]]:
+        """Return what is there now; `links_out`: whether links may leave these real paths.
 
         Only files that are new or changed are read. Raises CatalogError where the folder itself cannot be listed.
         """
@@ -78,7 +83,7 @@ class LoraFolder:
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         try:
-            for found in _walk(self.path, self.real, roots, file_roots):
+            for found in _walk(self.path, self.real, roots, links_out=links_out):
                 if isinstance(found, Refusal):
                     refusals.append(found)
                     continue
@@ -102,9 +107,10 @@ class LoraFolder:
         self.save()
         return entries, refusals
 
-    def unchanged(self, entry: Entry, file_roots: tuple[str, ...]) -> bool:
-        """Return whether the file is still as it was when it was scanned, and within `file_roots`."""
-        return _stamp_now(entry.path) == entry.stamp and _is_inside(os.path.realpath(entry.path), file_roots)
+    def unchanged(self, entry: Entry, roots: tuple[str, ...] | None) -> bool:
+        """Return whether the file is still as it was when it was scanned, and within `roots` (None: anywhere)."""
+        same = _stamp_now(entry.path) == entry.stamp
+        return same and (roots is None or _is_inside(os.path.realpath(entry.path), roots))
 
     def known_hashes(self, entry: Entry) -> Hashes | None:
         """Return the hashes of the file as it was at the last scan, if they were computed before."""
@@ -158,8 +164,21 @@ def _check_folder(path: Path) -> None:
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file: its stem, or its folder's name where all have one stem, as PEFT saves them."""
-    return path.parent.name if path.stem in _STEMS_OF_FOLDERS and path.parent.name else path.stem
+    """Return the name of a file: its stem, or its folder's name where its stem is the same for all such files.
+
+    In the cache of huggingface_hub the folder is called by a commit; the repository has the name.
+    """
+    if not (is_of_folder(path.stem) and path.parent.name):
+        return path.stem
+    repository = path.parent.parent.parent.name
+    if path.parent.parent.name == "snapshots" and repository.startswith(_CACHED):
+        return repository.rpartition("--")[2]
+    return path.parent.name
+
+
+def is_of_folder(stem: str) -> bool:
+    """Return whether a stem is what a program calls every file that it saves, each in a folder of its own."""
+    return stem in _STEMS_OF_FOLDERS
 
 
 def _key(entry: Entry) -> str:
@@ -176,7 +195,7 @@ def _stamp_now(path: Path) -> tuple[int, int] | None:
 
 
 def _is_inside(real: str, roots: tuple[str, ...]) -> bool:
-    return any(not root or PurePath(real).is_relative_to(root) for root in roots)
+    return any(PurePath(real).is_relative_to(root) for root in roots)
 
 
 def _read(path: Path, size: int, mtime_ns: int) -> FileFacts | Refusal:
@@ -189,19 +208,23 @@ def _read(path: Path, size: int, mtime_ns: int) -> FileFacts | Refusal:
         return Refusal(path, reason_of(error, path))
     alias = header.metadata.get("ss_output_name") or None
     counts, ranks = algorithms(header)
+    if not counts and (kind := kind_of(header.tensors)):
+        return FileFacts(size, mtime_ns, refusal=f"this is {kind}")
     return FileFacts(size, mtime_ns, alias, family(header), tuple(counts), ranks)
 
 
 def _walk(
-    folder: Path, real: str, roots: tuple[str, ...], file_roots: tuple[str, ...]
+    folder: Path, real: str, roots: tuple[str, ...], *, links_out: bool
 ) -> Iterator[tuple[str, tuple[int, int]] | Refusal]:
     """Yield (path within `folder` with `/`, stamp) of each safetensors file in a fixed order, and what is refused.
 
     Hidden files and folders are left out: macOS keeps a `._ink.safetensors` beside each file on foreign disks.
     """
-    waiting = [""]
+    # Path within the folder, real path, and the real paths of the linked folders that lead there, with the first.
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
+    linked: set[str] = set()
     while waiting:
-        prefix = waiting.pop()
+        prefix, here, above = waiting.pop()
         try:
             with os.scandir(folder / prefix) as listing:
                 items = sorted(listing, key=lambda item: item.name)
@@ -219,14 +242,23 @@ def _walk(
             if _is_folder(item):
                 # Not is_symlink: a junction on Windows is none, and leads away as well.
                 target = os.path.realpath(item.path)
-                if target == str(Path(real, key)):
-                    folders.append(f"{key}/")
-                elif not _is_inside(target, roots):
+                if target == str(Path(here, item.name)):
+                    folders.append((f"{key}/", target, above))
+                elif _is_inside(target, (*roots, *linked)):
+                    continue  # what it shows is listed at its own place
+                elif not links_out:
                     yield _link_out(item, target)
+                elif any(_is_inside(each, (target,)) for each in above):
+                    yield Refusal(Path(item.path), f"a link to {target}, which this folder lies in", is_link=True)
+                else:
+                    linked.add(target)
+                    folders.append((f"{key}/", target, (*above, target)))
             elif suffix in PICKLE_SUFFIXES:
                 yield Refusal(folder / key, f"{suffix} files are pickles, which can run code when read; never opened.")
+            elif key.lower().endswith(_UNFINISHED):
+                yield Refusal(folder / key, "this download is not finished; wait for it, or start it again")
             elif suffix == SUFFIX:
-                found = _file(item, file_roots)
+                found = _file(item, None if links_out else roots)
                 yield found if isinstance(found, Refusal) else (key, found)
         waiting += reversed(folders)
 
@@ -238,11 +270,13 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
         return False
 
 
-def _file(item: os.DirEntry[str], roots: tuple[str, ...]) -> tuple[int, int] | Refusal:
-    """Return the file's stamp, or why it is refused."""
+def _file(item: os.DirEntry[str], roots: tuple[str, ...] | None) -> tuple[int, int] | Refusal:
+    """Return the file's stamp, or why it is refused; a link stays within `roots` unless they are None."""
     try:
-        if item.is_symlink() and not _is_inside(target := os.path.realpath(item.path), roots):
-            return _link_out(item, target)
+        if roots is not None and item.is_symlink():
+            target = os.path.realpath(item.path)
+            if not _is_inside(target, roots):
+                return _link_out(item, target)
         status = item.stat()
     except OSError as error:
         if item.is_symlink():

@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from lora_runtime.errors import CorruptFileError, LoraFileError, RefusedFileError
+from lora_runtime.foreign import AGAIN, HEAD, content_of, is_pickle
 
 __all__ = [
     "PICKLE_SUFFIXES",
@@ -65,20 +66,6 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-
-_AGAIN = "Download it again, or save it again with the program that wrote it."
-_WEB_PAGE = "it is a web page, not the file: the download probably asks for a login"
-
-# What people find under a .safetensors name. A zip or a pickle is what torch.save writes.
-_PICKLE_MAGIC = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-_OTHER_MAGIC = (
-    (b"version ", "it is a git-lfs pointer, not the file: run `git lfs pull`"),
-    (b"<!DOCTYP", _WEB_PAGE),
-    (b"<!doctyp", _WEB_PAGE),
-    (b"<html", _WEB_PAGE),
-    (b"<HTML", _WEB_PAGE),
-    (b"GGUF", "it is a GGUF file, which is not read: look for the same LoRA as .safetensors"),
-)
 
 
 class TensorInfo(NamedTuple):
@@ -134,7 +121,7 @@ def conversion_hint(path: str | os.PathLike[str]) -> str:
 
 def reason_of(error: LoraFileError, path: str | os.PathLike[str]) -> str:
     """Return why `path` cannot be used: an error of `read_header` without the path and what to do next."""
-    return str(error).removeprefix(f"{path}: ").removesuffix(f" {conversion_hint(path)}").removesuffix(f". {_AGAIN}")
+    return str(error).removeprefix(f"{path}: ").removesuffix(f" {conversion_hint(path)}").removesuffix(f". {AGAIN}")
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -158,7 +145,7 @@ def header_of(path: Path, file: FileIO, *hashes: _Hash) -> Header:
 
     What was read goes through `hashes` too. Nothing larger than the header is taken into memory.
     """
-    size, head = os.fstat(file.fileno()).st_size, b""
+    size = os.fstat(file.fileno()).st_size
     try:
         head = file.read(8) or b""
         length = _header_length(head, size)
@@ -168,10 +155,11 @@ def header_of(path: Path, file: FileIO, *hashes: _Hash) -> Header:
             each.update(raw)
         return _parse(path, size, raw, 8 + length)
     except (ValueError, RecursionError) as error:
-        if head.startswith(_PICKLE_MAGIC):
+        file.seek(0)
+        start = file.read(HEAD) or b""
+        if is_pickle(start):
             _refuse(path, "this is a pickle under another name, which can run code when read; not read.", error)
-        known = (reason for magic, reason in _OTHER_MAGIC if head.startswith(magic))
-        reason = next(known, None) or f"{_reason(error)}. {_AGAIN}"
+        reason = content_of(start) or f"{_reason(error)}. {AGAIN}"
         raise CorruptFileError(f"{path}: not a valid safetensors file: {reason}") from error
 
 
@@ -268,7 +256,9 @@ def _header_length(head: bytes, size: int) -> int:
         raise _Invalid(f"it is only {size} bytes long" if size else "it is empty")
     length: int = _LENGTH.unpack(head)[0]
     if length > size - 8:
-        raise _Invalid(f"its header should have {length:,} bytes, and the whole file has {size:,}; is it cut off?")
+        raise _Invalid(
+            f"its header should have {length:,} bytes, and the whole file has {size:,}: it is cut off, or no such file"
+        )
     if length > _MAX_HEADER:
         raise _Invalid(f"its header has {length:,} bytes; the format allows {_MAX_HEADER:,}")
     return length

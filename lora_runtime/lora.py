@@ -27,13 +27,15 @@ from lora_runtime.adapters import (
 )
 from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
 from lora_runtime.errors import CorruptFileError, LoraError, LoraFileError
-from lora_runtime.folder import name_of
+from lora_runtime.folder import SUFFIX, name_of
+from lora_runtime.foreign import kind_of
 from lora_runtime.header import Header, no_collection, read_header, shown
 from lora_runtime.metadata import family
 from lora_runtime.tensors import Shapes, Tensors, read_tensors
 
 __all__ = ["Lora", "load_lora", "outline"]
 
+_OF_PEFT = "base_model.model."
 _LARGEST_CONFIG = 1 << 20  # PEFT's are a few kilobytes
 _LARGEST_NUMBER = torch.finfo(torch.float32).max  # a product with more would be infinite
 
@@ -66,8 +68,8 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """Return the adapters of a safetensors file; `name` is its stem unless given.
 
     Of a folder that PEFT (MLX-LM) has saved, adapter_model.safetensors (adapters.safetensors) is read, with the
-    adapter_config.json beside it, and its name is the folder's. Keys that no adapter uses are in `.unused` with the
-    reason. Nothing is unpickled.
+    adapter_config.json beside it, and its name is the folder's; the configuration counts under another name too, where
+    no other file is there. Keys that no adapter uses are in `.unused` with the reason. Nothing is unpickled.
 
     Raises CorruptFileError when the bytes are not valid or all of its adapters contradict themselves, RefusedFileError
     for pickles, LoraFileError when it holds no adapter that is supported and no embedding.
@@ -146,7 +148,7 @@ def _weights_in(path: Path) -> Path:
 def _training(path: Path, header: Header) -> tuple[Training, bytes]:
     """Return what is said about the training, and the bytes of the file beside this one that say it."""
     beside = path.with_name(CONFIG_NAME)
-    if path.name not in WEIGHTS_NAMES or not beside.is_file():
+    if not beside.is_file() or not (path.name in WEIGHTS_NAMES or _was_renamed(path, header)):
         return read_training(header.metadata), b""
     try:
         with beside.open("rb") as file:
@@ -158,12 +160,29 @@ def _training(path: Path, header: Header) -> tuple[Training, bytes]:
     return read_adapter_config(raw), raw
 
 
+def _was_renamed(path: Path, header: Header) -> bool:
+    """Return whether a file beside a configuration of PEFT is the one that it belongs to, under a name of its own.
+
+    PEFT alone writes such keys, always with a configuration; of several files it would be a guess whose it is.
+    """
+    if not any(key.startswith(_OF_PEFT) for key in header.tensors):
+        return False
+    try:
+        others = (each.suffix.lower() == SUFFIX and each.name != path.name for each in path.parent.iterdir())
+        return not any(others)
+    except OSError:
+        return False
+
+
 def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
     """Return the error for a file without a single adapter."""
     if not found.unused:
         return LoraFileError(f"{path}: holds no tensors")
+    if not found.broken and (what := kind_of(found.unused)):
+        return LoraFileError(f"{path}: this is {what}")
     key, reason = next(iter(found.unused.items()))
-    more = f" (and {len(found.unused) - 1} more keys)" if len(found.unused) > 1 else ""
+    rest = len(found.unused) - 1
+    more = f" (and {rest} more key{'s' if rest > 1 else ''})" if rest else ""
     kind = CorruptFileError if found.broken else LoraFileError
     return kind(f"{path}: no adapter in it can be used: {shown(key)}{more}: {reason}")
 

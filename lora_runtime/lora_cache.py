@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES
+from lora_runtime.adapters.training import CONFIG_NAME
 from lora_runtime.lora import Lora, load_lora
 
 __all__ = ["LoraCache"]
@@ -28,8 +29,8 @@ class LoraCache:
         self._loras: OrderedDict[Path, tuple[_Stamp, Lora]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def load(self, path: Path, *, name: str | None = None) -> Lora:
-        """Return the file's adapters; raises as `load_lora` does."""
+    def load(self, path: Path, *, name: str | None = None, trim: bool = True) -> Lora:
+        """Return the file's adapters; raises as `load_lora` does. Without `trim` nothing is dropped for it."""
         with self._lock:
             stamp = _stamp(path)
             known = self._loras.get(path)
@@ -37,19 +38,31 @@ class LoraCache:
                 self._loras.pop(path, None)
                 known = self._loras[path] = stamp, self._shared(load_lora(path, name=name))
             self._loras.move_to_end(path)
-            self._trim()
+            if trim:
+                self._trim({path})
             return known[1]
+
+    def trim(self, *, keep: Set[Path] = frozenset()) -> None:
+        """Drop the files used longest ago until the rest fit, but none of those to keep."""
+        with self._lock:
+            self._trim(keep)
+
+    def clear(self) -> None:
+        """Drop all files."""
+        with self._lock:
+            self._loras.clear()
 
     def _shared(self, lora: Lora) -> Lora:
         """Return a file just read with the tensors of one of the same content, where there is one."""
         same = next((known for _, known in self._loras.values() if known.sha256 == lora.sha256), None)
         return lora if same is None else replace(same, name=lora.name, path=lora.path)
 
-    def _trim(self) -> None:
-        """Drop the files used longest ago until the rest fit."""
+    def _trim(self, keep: Set[Path]) -> None:
         most = len(self._loras) if self.files is None else self.files
-        while (self._size() > self.limit or len(self._loras) > most) and len(self._loras) > 1:
-            self._loras.popitem(last=False)
+        for path in [path for path in self._loras if path not in keep]:
+            if self._size() <= self.limit and len(self._loras) <= most:
+                return
+            del self._loras[path]
 
     def _size(self) -> int:
         return sum({lora.sha256: lora.nbytes for _, lora in self._loras.values()}.values())
@@ -58,7 +71,7 @@ class LoraCache:
 def _stamp(path: Path) -> _Stamp:
     """Return what changes when a file, or what PEFT wrote beside it, is written again."""
     found: list[tuple[int, ...] | None] = []
-    for each in (path, *([path.with_name(CONFIG_NAME)] if path.name in WEIGHTS_NAMES else [])):
+    for each in (path, path.with_name(CONFIG_NAME)):
         try:
             status = each.stat()
         except OSError:

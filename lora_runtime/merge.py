@@ -8,6 +8,7 @@ An adapter for a part of a weight (q of a fused q, k and v) sees that part as it
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """What one parameter has of a weight that a file has whole; `precise` as in an Assignment."""
+    """What one parameter has of a weight that a file has whole; `precise` as in an Assignment.
 
-    parameter: nn.Parameter
+    `base` gives W₀ where the parameter's own data is not W₀.
+    """
+
+    parameter: nn.Parameter | None
     part: Part
     precise: Tensor | None = None
+    base: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
 
     `out` has the weight's shape, and its own dtype and device; it may be the very tensor `weight` if every term is
     low-rank. The sum is float32 (float64 for float64 weights), on `out`'s device, in the order of `terms`.
+    Raises OverflowError where a sum is beyond what the dtype of `out` can hold; `out` is of no use then.
     """
     workspace = workspace or Workspace()
     with no_autocast(out.device), _full_precision():
@@ -136,6 +142,8 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
         if block.out.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
             # Strides that no permutation makes contiguous: what was filled is a copy.
             out.permute(order).copy_(block.out.view(out.permute(order).shape))
+        if _can_overflow(factors, block.dense, out.dtype) and not _is_finite(out) and _was_finite(weight, out):
+            raise OverflowError(f"beyond {torch.finfo(out.dtype).max:g}, the most that {out.dtype} can hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,44 @@ class _Block:
             torch.add(base, delta, out=out)
         else:
             out.copy_(delta.add_(base))
+
+
+# A change smaller than half the last step before overflow rounds back to the largest number, whatever W₀ is.
+_HARMLESS = {torch.float16: 16.0, torch.float8_e4m3fn: 16.0, torch.float8_e5m2: 4096.0}
+_HUGE = 1e30  # for dtypes with the range of float32, which only a strength of such a size can leave
+
+
+def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | None, dtype: torch.dtype) -> bool:
+    """Return whether a sum can be beyond what a dtype holds, by a bound of its change: |U·D| ≤ ‖U‖·‖D‖.
+
+    Two norms of the factors where they lie take 1 % of a merge's time; a look at every W′ took 4 to 15 %.
+    """
+    strengths = [abs(term.strength) * (1.0 if factors is None else abs(factors.scale)) for term, factors in terms]
+    harmless = _HARMLESS.get(dtype, _HUGE)
+    if harmless == _HUGE and torch.finfo(dtype).bits > 8:
+        return not sum(strengths) < _HUGE
+    bound = 0.0
+    for strength, (_, factors) in zip(strengths, terms, strict=True):
+        if factors is not None:
+            bound += strength * _norm(factors.up) * _norm(factors.down)
+    if dense is not None and any(factors is None for _, factors in terms):
+        bound += float(torch.linalg.vector_norm(dense, float("inf")))
+    return not bound < harmless
+
+
+def _norm(factor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(factor, dtype=torch.float32))
+
+
+def _was_finite(weight: Tensor, out: Tensor) -> bool:
+    """Return whether W₀ had only finite values; what `out` has taken the place of is not known any more."""
+    return weight is out or _is_finite(weight)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite; `isfinite` would take a hundred times as long for half precision."""
+    least, most = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    return math.isfinite(float(least)) and math.isfinite(float(most))
 
 
 def _sum_dtype(weight: Tensor) -> torch.dtype:

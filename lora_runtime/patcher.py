@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.merge import Piece, Term, Workspace, merge_into, rows_of
+from lora_runtime.errors import StrengthError
+from lora_runtime.merge import Piece, Term, Workspace, delta_of, merge_into, rows_of
 from lora_runtime.plan import Assignment
 from lora_runtime.weights import Weight, is_shared, plain_data, serial, tell_autograd
 
@@ -173,7 +174,7 @@ class Patcher:
             stale = {id(w.parameter) for a, w, mode in modes if not self._is_current(a, w, mode, written)}
             changed = [found for found in modes if not stale.isdisjoint(_reads(found[0]))] if stale else []
             workspace = Workspace()
-            bindings = [(a, w, self._fill(a, w, mode, workspace)) for a, w, mode in changed]
+            bindings = [(a, w, self._filled(a, w, mode, workspace)) for a, w, mode in changed]
             for assignment, weight, value in bindings:
                 weight.bind(value, assignment)
         except BaseException:
@@ -286,6 +287,22 @@ class Patcher:
         made = self._again(weight).to(data.device, wide)
         return (original.to(data.device, wide) + (data.to(wide) - made)).to(data.dtype)
 
+    def _filled(self, assignment: Assignment, weight: Weight, in_place: bool, workspace: Workspace) -> Tensor:
+        """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
+        try:
+            return self._fill(assignment, weight, in_place, workspace)
+        except OverflowError as error:
+            original = self.original(assignment.parameter)
+            sizes = [
+                abs(term.strength) * float(delta_of(original, term.adapter, term.dyn, term.part).abs().max())
+                for term in self._terms(assignment)
+            ]
+            most = sizes.index(max(sizes))
+            sha256, strength = str(assignment.identity[most][0]), assignment.terms[most].strength  # type: ignore[index]
+            raise StrengthError(
+                f"{assignment.target} would be {error}, at strength {strength:g}: use a lower strength", sha256
+            ) from error
+
     def _fill(self, assignment: Assignment, weight: Weight, in_place: bool, workspace: Workspace) -> Tensor:
         """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""
         parameter = weight.parameter
@@ -347,6 +364,9 @@ class Patcher:
 
     def _original_of(self, piece: Piece) -> Tensor:
         """Return what a parameter has of a weight, before any patch."""
+        if piece.base is not None:
+            return rows_of(piece.base(), piece.part)
+        assert piece.parameter is not None
         weight = self.original(piece.parameter) if piece.precise is None else piece.precise
         return rows_of(weight, piece.part)
 

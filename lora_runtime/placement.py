@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Rows
+from lora_runtime.beside import reason_against
 from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.lora import Lora
 from lora_runtime.merge import Piece, region_of
-from lora_runtime.requests import Request
+from lora_runtime.routes import Route, layer_shape
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["Placed", "place_adapters", "precise_of", "unfit"]
-
-
-def _beside(target: Target, targets: Targets) -> tuple[Piece, ...]:
-    """Return the weight beside a bias."""
-    role = target.role("weight")
-    weight = None if role is None else target.module._parameters.get(role[0])
-    return () if role is None or weight is None else (Piece(weight, role[1], precise_of(targets, target, weight)),)
-
-
-def precise_of(targets: Targets, target: Target, parameter: nn.Parameter) -> Tensor | None:
-    """Return W₀ as the host keeps it beside a parameter of 8 bits, or None where the parameter is all there is."""
-    if parameter.element_size() > 1:
-        return None
-    name = next(name for name, own in target.module._parameters.items() if own is parameter)
-    values = targets.precise(target, name)
-    return values if values is not None and values.shape == parameter.shape else None
-
-
-_ROLES = ("weight", "bias")
+__all__ = ["Placed", "Placement", "place_adapters"]
 
 
 class Placed(NamedTuple):
@@ -45,17 +30,46 @@ class Placed(NamedTuple):
     adapter: Adapter
     target: Target
     name: str  # of the parameter in its module
-    parameter: nn.Parameter
+    parameter: nn.Parameter | None  # None where the weight is computed, or kept under other names
     part: Part
+    route: Route
+    precise: Tensor | None = None  # W₀ in more digits than the parameter has, which a merge starts from
     pieces: tuple[Piece, ...] = ()
 
 
-def place_adapters(request: Request, targets: Targets) -> tuple[list[Placed], dict[str, str]]:
-    """Return where each adapter of a file goes, and for each key without a place the reason."""
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where each adapter of a file goes, and for each key without a place the reason.
+
+    `targets` counts the weights by component; `notes` counts the weights that a file fits only in a way worth telling.
+    """
+
+    placed: tuple[Placed, ...]
+    unused: Mapping[str, str]
+    used: int
+    targets: Mapping[str, int]
+    notes: Mapping[str, int]
+
+
+def place_adapters(lora: Lora, targets: Targets) -> Placement:
+    """Return where each adapter of a file goes; found out once while file and model are the same."""
+    known: Placement | None = targets.known.get(lora)
+    if known is None:
+        known = targets.known[lora] = _place(lora, targets)
+    return known
+
+
+_ROLES = ("weight", "bias")
+
+
+def _place(lora: Lora, targets: Targets) -> Placement:
     placed: list[Placed] = []
-    unused = dict(request.lora.unused)
-    taken: dict[int, list[tuple[Part, str]]] = {}  # by id(parameter)
-    for stem, adapters in request.lora.adapters.items():
+    unused = dict(lora.unused)
+    notes: Counter[str] = Counter()
+    taken: dict[object, list[tuple[Part, str]]] = {}  # by what is changed
+    named = {target.component for target in map(targets.find, lora.adapters) if target is not None}
+    twins: list[Placed] = []  # their keys count where the denoiser has them
+    for stem, adapters in lora.adapters.items():
         target = targets.find(stem)
         reason = targets.reason(stem) if target is None else None
         for name in _ROLES:  # weights first: a bias without the change of its weight would be wrong
@@ -63,41 +77,99 @@ def place_adapters(request: Request, targets: Targets) -> tuple[list[Placed], di
             if not group:
                 continue
             if target is not None and reason is None:
-                found = _fit(target, name, [adapter for _, adapter in group], taken)
+                found = _fit(target, name, [adapter for _, adapter in group], targets, taken)
                 if not isinstance(found, str):
                     for index, adapter in group:
                         placed += _spread(stem, index, adapter, target, found, targets)
-                    for _, parameter, part in found:
-                        taken.setdefault(id(parameter), []).append((part, stem))
+                    for spot in found:
+                        taken.setdefault(spot.key, []).append((spot.part, stem))
+                        notes.update([spot.note] if spot.note else [])
+                    for twin in targets.twins(stem):
+                        if twin.component not in named:
+                            twins += _again(stem, name, group, twin, targets, taken, notes)
                     continue
                 reason = found
             unused.update((key, reason or "") for _, adapter in group for key in adapter.keys)
-    return placed, unused
+    everywhere = (*placed, *twins)
+    components = {(id(place.target.reference()), place.name): place.target.component for place in everywhere}
+    return Placement(
+        everywhere,
+        unused,
+        sum(len(place.adapter.keys) for place in placed),
+        dict(Counter(components.values())),
+        dict(notes),
+    )
 
 
-_Spot = tuple[str, nn.Parameter, Part]  # the parameter's name in its module, the parameter, what of it
+def _again(
+    stem: str,
+    name: str,
+    group: Sequence[tuple[int, Adapter]],
+    twin: Target,
+    targets: Targets,
+    taken: dict[object, list[tuple[Part, str]]],
+    notes: Counter[str],
+) -> Iterator[Placed]:
+    """Yield adapters in the same place of another expert; a note says where they do not fit it."""
+    found = _fit(twin, name, [adapter for _, adapter in group], targets, taken)
+    if isinstance(found, str):
+        notes.update([f"left out of {twin.component}: {found}"])
+        return
+    for spot in found:
+        taken.setdefault(spot.key, []).append((spot.part, stem))
+    for index, adapter in group:
+        yield from _spread(stem, index, adapter, twin, found, targets)
+
+
+class _Spot(NamedTuple):
+    """The parameter that is the "weight" or "bias" of a place, and what of it."""
+
+    name: str  # of the parameter in its module
+    parameter: nn.Parameter | None
+    part: Part
+    route: Route
+    shape: torch.Size  # of the part
+    key: object  # equal for spots that change the same
+    note: str = ""
 
 
 def _spread(
     stem: str, number: int, adapter: Adapter, target: Target, spots: Sequence[_Spot], targets: Targets
 ) -> Iterator[Placed]:
     """Yield an adapter on its one spot, or its rows on each of several; its keys count with the first of them."""
+
+    def placed(adapter: Adapter, place: Target, spot: _Spot, pieces: tuple[Piece, ...]) -> Placed:
+        precise = targets.precise(place, spot.name)
+        return Placed(stem, number, adapter, place, spot.name, spot.parameter, spot.part, spot.route, precise, pieces)
+
     if len(spots) == 1:
-        yield Placed(stem, number, adapter, target, *spots[0], _beside(target, targets) if adapter.needs_weight else ())
+        yield placed(adapter, target, spots[0], _weight_of(target, targets) if adapter.needs_weight else ())
         return
-    shapes = [_shape(place, parameter, part) for place, (_, parameter, part) in zip(target.places, spots, strict=True)]
-    whole = _stacked(shapes)
+    whole = _stacked([spot.shape for spot in spots])
     pieces: tuple[Piece, ...] = ()
     if adapter.base_dependent:
         pieces = tuple(
-            Piece(parameter, part, precise_of(targets, place, parameter))
-            for place, (_, parameter, part) in zip(target.places, spots, strict=True)
+            Piece(spot.parameter, spot.part, targets.precise(place, spot.name), spot.route.base)
+            for place, spot in zip(target.places, spots, strict=True)
         )
     start = 0
-    for place, shape, spot in zip(target.places, shapes, spots, strict=True):
-        rows = Rows(adapter, whole, start, start + shape[0], () if start else adapter.keys)
-        yield Placed(stem, number, rows, place, *spot, pieces)
+    for place, spot in zip(target.places, spots, strict=True):
+        rows = Rows(adapter, whole, start, start + spot.shape[0], () if start else adapter.keys)
+        yield placed(rows, place, spot, pieces)
         start = rows.stop
+
+
+def _weight_of(target: Target, targets: Targets) -> tuple[Piece, ...]:
+    """Return the weight beside a bias."""
+    role = target.role("weight")
+    if role is None:
+        return ()
+    name, part = role
+    return (
+        Piece(
+            target.module._parameters.get(name), part, targets.precise(target, name), targets.route(target, name).base
+        ),
+    )
 
 
 def _stacked(shapes: Sequence[torch.Size]) -> torch.Size:
@@ -106,95 +178,85 @@ def _stacked(shapes: Sequence[torch.Size]) -> torch.Size:
 
 
 def _fit(
-    target: Target, name: str, adapters: Sequence[Adapter], taken: Mapping[int, Sequence[tuple[Part, str]]]
+    target: Target,
+    name: str,
+    adapters: Sequence[Adapter],
+    targets: Targets,
+    taken: Mapping[object, Sequence[tuple[Part, str]]],
 ) -> list[_Spot] | str:
-    """Return what of which parameters these adapters change, in the order of their rows, or the reason why none."""
+    """Return the spots that these adapters change, in the order of their rows, or the reason why there are none."""
     spots: list[_Spot] = []
     for place in target.places:
-        spot = _spot(place, name, adapters)
+        spot = _spot(place, name, adapters, targets)
         if isinstance(spot, str):
             return spot if len(target.places) == 1 else f"{spot}: {place}"
         spots.append(spot)
     if len(spots) > 1 and any(adapter.needs_weight for adapter in adapters):
         return "for a bias that depends on one weight, where this model has several"
-    shapes = [_shape(place, parameter, part) for place, (_, parameter, part) in zip(target.places, spots, strict=True)]
-    if any(shape[1:] != shapes[0][1:] for shape in shapes):
-        return f"for one weight, where this model has {' and '.join(str(tuple(shape)) for shape in shapes)}"
-    reason = _misfit(adapters, _stacked(shapes))
-    (own, parameter, part), *others = spots
-    if reason is not None and not others and _takes_a_mask(parameter) and part == WHOLE:
-        part = replace(part, inputs=_LATENT_CHANNELS)
-        if _misfit(adapters, region_of(parameter.data, part).shape) is None:
-            spots, reason = [(own, parameter, part)], None
+    if any(spot.shape[1:] != spots[0].shape[1:] for spot in spots):
+        return f"for one weight, where this model has {' and '.join(str(tuple(spot.shape)) for spot in spots)}"
+    reason = _misfit(adapters, _stacked([spot.shape for spot in spots]))
+    if reason is not None and len(spots) == 1:
+        fewer = _on_first_inputs(target, spots[0], adapters, targets)
+        if fewer is not None:
+            spots, reason = [fewer], None
     if reason is not None:
         return reason
-    for _, parameter, part in spots:
-        for known, other in taken.get(id(parameter), ()):
-            if known.overlaps(part):
+    for spot in spots:
+        for known, other in taken.get(spot.key, ()):
+            if known.overlaps(spot.part):
                 return f"for a {name} that {other} of the same file changes already"
     return spots
 
 
-def _shape(place: Target, parameter: nn.Parameter, part: Part) -> torch.Size:
-    """Return the shape of a part of a weight; a quantised one may be stored in another than its layer has."""
-    module = place.module
-    if isinstance(module, nn.Linear) and place.parameter == "weight" and parameter is module._parameters["weight"]:
-        return region_of(torch.empty(module.out_features, module.in_features, device="meta"), part).shape
-    return region_of(parameter.data, part).shape
-
-
-def _spot(place: Target, name: str, adapters: Sequence[Adapter]) -> _Spot | str:
-    """Return what of which parameter is the "weight" or "bias" of a place, or the reason why it cannot be changed."""
+def _spot(place: Target, name: str, adapters: Sequence[Adapter], targets: Targets) -> _Spot | str:
+    """Return the spot that is the "weight" or "bias" of a place, or the reason why it cannot be changed."""
     role = place.role(name)
-    parameter = None if role is None else place.module._parameters.get(role[0])
-    if role is None or (parameter is None and name == "bias"):
+    module = place.module
+    if role is None or (name == "bias" and module._parameters.get(role[0]) is None):
         return "for a bias that this module does not have"
-    reason = unfit(parameter)
-    if parameter is None or (reason is not None and not _acts_beside(place.module, name, adapters)):
-        return reason or ""
-    part = role[1]
-    if reason is None and parameter.shape[0] % part.count:
-        return f"for {part} of the rows of a {name} that is {tuple(parameter.shape)}"
-    return role[0], parameter, part
+    own, part = role
+    route = targets.route(place, own)
+    if route.kind == "refused":
+        return route.reason
+    parameter = module._parameters.get(own)
+    if route.kind == "beside":
+        against = reason_against(module, own)
+        if against is not None:
+            return f"for a weight that is {route.reason}, beside which it would have to act; {against}"
+        shape = layer_shape(module, own)
+        if shape is None:
+            return f"for a weight that is {route.reason}, whose shape its layer does not tell"
+        key: object = (id(module), own)
+    else:
+        assert parameter is not None
+        shape, key = parameter.shape, id(parameter)
+    if shape[0] % part.count:
+        return f"for {part} of the rows of a {name} that is {tuple(shape)}"
+    here = shape if part is WHOLE else region_of(torch.empty(shape, device="meta"), part).shape
+    return _Spot(own, parameter, part, route, here, key)
 
 
-_LATENT_CHANNELS = 4
-_WITH_A_MASK = 9  # the latent, the mask and the masked latent, in this order
+# The layers that a model's latents go in by: models that take more beside them (a mask, a picture, depth) have them
+# behind the latents, so what was trained for the plain model means the first inputs. How many these are, the model's
+# output tells: what it predicts is as deep as its latents.
+_FIRST_LAYER = re.compile(
+    r"(.*\.)?(conv_in|input_blocks\.0\.0|x_embedder(\.proj(_in)?)?|img_in(\.proj)?|patch_embedding|(pos|patch)_embed(\.proj)?)"
+)
 
 
-def _takes_a_mask(parameter: nn.Parameter) -> bool:
-    """Return whether this is the first convolution of an inpainting model; adapters for the plain one fit it too."""
-    return parameter.ndim == 4 and parameter.shape[1] == _WITH_A_MASK
+def _on_first_inputs(target: Target, spot: _Spot, adapters: Sequence[Adapter], targets: Targets) -> _Spot | None:
+    """Return the first inputs of a model's first layer, where the adapters are for fewer than it has, or None."""
+    shape = spot.shape
+    if spot.part != WHOLE or len(shape) < 2 or _FIRST_LAYER.fullmatch(target.path) is None:
+        return None
+    for inputs in targets.latents(target):
+        if inputs < shape[1] and _misfit(adapters, torch.Size((shape[0], inputs, *shape[2:]))) is None:
+            note = f"{target.path}: acts on the first {inputs} of {shape[1]} inputs, those of the latents"
+            return spot._replace(part=replace(WHOLE, inputs=inputs), note=note)
+    return None
 
 
 def _misfit(adapters: Sequence[Adapter], shape: torch.Size) -> str | None:
     misfits = (adapter.misfit(shape) for adapter in adapters)
     return next((misfit for misfit in misfits if misfit is not None), None)
-
-
-def unfit(parameter: nn.Parameter | None) -> str | None:
-    """Return why a parameter cannot be patched by rewriting its weight, or None where it can."""
-    if parameter is None:
-        return "for a module whose weight is computed, not stored (a parametrization)"
-    if parameter.is_meta:
-        return (
-            "for a weight that is offloaded piece by piece (meta device), beside which only low-rank adapters of "
-            "linear layers act: use enable_model_cpu_offload instead"
-        )
-    if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
-        return (
-            f"for a weight stored as {_storage_name(parameter)}, which is never rewritten, and beside which only "
-            "low-rank adapters of linear layers act"
-        )
-    return None
-
-
-def _acts_beside(module: nn.Module, name: str, adapters: Sequence[Adapter]) -> bool:
-    """Return whether adapters can act beside a weight whose values cannot be read or written."""
-    return name == "weight" and isinstance(module, nn.Linear) and all(a.factors() is not None for a in adapters)
-
-
-def _storage_name(parameter: nn.Parameter) -> str:
-    """Return how a quantised weight is stored, in words for a reason."""
-    kind = type(parameter.data).__name__
-    return str(parameter.dtype).removeprefix("torch.") if kind == "Tensor" else kind

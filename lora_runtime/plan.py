@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lora_runtime.live import LiveModule, LiveTerm, reason_against
+from lora_runtime.beside import LiveModule, LiveTerm, dense_bytes, reason_against
+from lora_runtime.families import has_no_place
+from lora_runtime.limits import NO_PLACE, Limits
 from lora_runtime.merge import Term
-from lora_runtime.placement import Placed, place_adapters, precise_of, unfit
+from lora_runtime.placement import Placed, Placement, place_adapters
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import BEFORE, Request, add_up
 from lora_runtime.stage import Varying
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["NO_PLACE", "RUNS_ONCE", "Assignment", "Plan", "make_plan"]
+__all__ = ["RUNS_ONCE", "Assignment", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,118 +43,164 @@ class Plan:
     lives: tuple[LiveModule, ...] = ()
 
 
-def make_plan(requests: Sequence[Request], targets: Targets, model: str = "") -> Plan:
+def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
     """Return the plan for these files on these targets.
+
+    `limits`: where on this model a strength cannot vary; None where who calls the model says what its calls are about.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
     """
     merged: dict[int, _Merged] = {}
     live: dict[int, _Live] = {}
-    places: dict[str, tuple[list[Placed], dict[str, str]]] = {}
     reports = []
     for request in add_up(requests):
-        sha256 = request.lora.sha256
-        if sha256 not in places:
-            places[sha256] = place_adapters(request, targets)
-        placed, unused = places[sha256]
-        varying, fixed = 0, Counter[str]()
-        for place in placed:
-            strength, reason = _settled(request, place)
+        placement = place_adapters(request.lora, targets)
+        strengths = _Strengths(request, limits)
+        found = _Found()
+        sha256, dyn = request.lora.sha256, request.dyn
+        for place in placement.placed:
+            strength, reason = strengths.at(place)
             if reason is not None:
-                fixed[reason] += 1
+                found.fixed[reason] += 1
             if strength == 0:
                 continue
-            identity = (sha256, place.stem, place.number, strength, request.dyn, place.part)
+            identity = (sha256, place.stem, place.number, strength, dyn, place.part)
             if isinstance(strength, Varying):
-                varying += 1
-                live.setdefault(id(place.target.module), _Live(place.target)).add(
-                    place.name, LiveTerm(place.adapter, strength, request.dyn, place.part, place.pieces), identity
+                found.count_beside(place)
+                module = place.target.module
+                live.setdefault(id(module), _Live(place.target, module)).add(
+                    place, LiveTerm(place.adapter, strength, dyn, place.part, place.pieces), identity
                 )
-            else:
-                merged.setdefault(id(place.parameter), _Merged(place.target, place.parameter)).add(
-                    Term(place.adapter, strength, request.dyn, place.part, place.pieces), identity
-                )
-        reports.append(_report(request, placed, unused, varying, fixed))
+                continue
+            found.merged += 1
+            key = id(place.parameter)
+            if key not in merged:
+                merged[key] = _Merged(place, [], [])
+            merged[key].terms.append(Term(place.adapter, strength, dyn, place.part, place.pieces))
+            merged[key].identity.append(identity)
+        reports.append(_report(request, placement, found))
     assignments = tuple(
-        Assignment(m.target, m.parameter, tuple(m.terms), tuple(m.identity), precise_of(targets, m.target, m.parameter))
+        Assignment(m.place.target, m.place.parameter, tuple(m.terms), tuple(m.identity), m.place.precise)
         for m in merged.values()
+        if m.place.parameter is not None
     )
-    lives = tuple(
-        LiveModule(
-            found.target.component,
-            found.target.module,
-            MappingProxyType({name: tuple(terms) for name, terms in found.terms.items()}),
-            tuple(found.identity),
-        )
-        for found in live.values()
-    )
+    lives = tuple(one.module_of(merged) for one in live.values())
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives)
 
 
-@dataclass(slots=True)
-class _Merged:
+class _Merged(NamedTuple):
     """What is constant on one parameter."""
 
-    target: Target
-    parameter: nn.Parameter
-    terms: list[Term] = field(default_factory=list)
-    identity: list[object] = field(default_factory=list)
-
-    def add(self, term: Term, identity: object) -> None:
-        self.terms.append(term)
-        self.identity.append(identity)
+    place: Placed
+    terms: list[Term]
+    identity: list[object]
 
 
 @dataclass(slots=True)
 class _Live:
-    """What varies beside one module."""
+    """What acts beside one module."""
 
     target: Target
+    module: nn.Module
     terms: dict[str, list[LiveTerm]] = field(default_factory=dict)
     identity: list[object] = field(default_factory=list)
+    bases: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
-    def add(self, name: str, term: LiveTerm, identity: object) -> None:
-        self.terms.setdefault(name, []).append(term)
-        self.identity.append((name, identity))
+    def add(self, place: Placed, term: LiveTerm, identity: object) -> None:
+        self.terms.setdefault(place.name, []).append(term)
+        self.identity.append((place.name, identity))
+        if place.route.base is not None:
+            self.bases[place.name] = place.route.base
+
+    def module_of(self, merged: Mapping[int, object]) -> LiveModule:
+        parameters = self.module._parameters
+        return LiveModule(
+            self.target.component,
+            self.module,
+            MappingProxyType({name: tuple(terms) for name, terms in self.terms.items()}),
+            tuple(self.identity),
+            MappingProxyType(self.bases),
+            frozenset(name for name in self.terms if id(parameters.get(name)) not in merged),
+        )
 
 
-# Layers of the denoiser that see the text, the time or the size of the picture: diffusers' names, and the originals'.
-_NO_PLACE = re.compile(
-    r"attn2\.to_[kv]\b|add_[kqv]_proj|to_add_out|ff_context|context_block|context_embedder|norm1_context|txt_|time_|"
-    r"timestep_|emb_layers|label_emb|add_embedding|adaLN|modulation|_mod\b|norm\d?\.linear|norm_out\.linear|vector_in"
-)
+@dataclass(slots=True)
+class _Found:
+    """What becomes of one request."""
+
+    merged: int = 0
+    live: int = 0
+    beside: Counter[str] = field(default_factory=Counter)
+    dense: int = 0
+    fixed: Counter[str] = field(default_factory=Counter)
+
+    def count_beside(self, place: Placed) -> None:
+        if place.route.kind == "beside":
+            self.beside[place.route.reason] += 1
+        self.live += 1
+        self.dense += dense_bytes(place.target.module, place.name, place.adapter)
 
 
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.
-NO_PLACE = "it reads text or time, which have no place in the picture; left out"
 RUNS_ONCE = "a text encoder runs once, before the first step; the first value counts throughout"
 
 
-def _settled(request: Request, place: Placed) -> tuple[float | Varying, str | None]:
-    """Return the strength at a place; where one that varies cannot act there, one that can and the reason."""
-    component, path = place.target.component, place.target.path
-    strength = request.strength(component, path)
-    once = RUNS_ONCE if component.startswith("text_encoder") and request.scheduled(component, path) else None
-    if not isinstance(strength, Varying):
-        beside = strength != 0 and unfit(place.parameter) is not None
-        return Varying(strength) if beside else strength, once
+class _Strengths:
+    """The strengths of one request; asked once for a component where blocks do not matter."""
+
+    def __init__(self, request: Request, limits: Limits | None) -> None:
+        self._request = request
+        self._limits = limits
+        self._by_component: dict[str, tuple[float | Varying, str | None]] = {}
+
+    def at(self, place: Placed) -> tuple[float | Varying, str | None]:
+        """Return the strength at a place; where one that varies cannot act there, one that can and the reason."""
+        component, path = place.target.component, place.target.path
+        if self._request.conditions.blocks is not None:
+            asked = self._asked(component, path)
+        else:
+            known = self._by_component.get(component)
+            asked = self._by_component[component] = self._asked(component, "") if known is None else known
+        strength, once = asked
+        if isinstance(strength, Varying):
+            return _settled(strength, place, once, self._limits)
+        if strength != 0 and place.route.kind == "beside":
+            return Varying(strength), once
+        return asked
+
+    def _asked(self, component: str, path: str) -> tuple[float | Varying, str | None]:
+        text = component.startswith("text_encoder")
+        once = RUNS_ONCE if text and self._request.scheduled(component, path) else None
+        return self._request.strength(component, path), once
+
+
+def _settled(
+    strength: Varying, place: Placed, once: str | None, limits: Limits | None
+) -> tuple[float | Varying, str | None]:
+    """Return what of a strength that varies can act at a place, and the reason where that is not all."""
     reason = reason_against(place.target.module, place.name)
     if reason is not None:
         # What is meant for some rows or places alone must not act on the others.
         value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
-    if strength.place is not None and _NO_PLACE.search(path):
-        return 0.0, NO_PLACE
-    return strength, once
+    component, path = place.target.component, place.target.path
+    if limits is not None:
+        unknown = limits.reason(component, path, strength)
+    else:
+        unknown = NO_PLACE if strength.place is not None and has_no_place(None, path) else None
+    return (strength, once) if unknown is None else (0.0, unknown)
 
 
-def _report(
-    request: Request, placed: Sequence[Placed], unused: dict[str, str], live: int, fixed: Mapping[str, int]
-) -> LoraReport:
+def _meant(request: Request, targets: Mapping[str, int]) -> dict[str, int]:
+    """Return the weights by component without those of the experts that the tag is not for."""
+    expert = request.conditions.expert
+    return {name: count for name, count in targets.items() if expert in (None, name) or name.startswith("text_encoder")}
+
+
+def _report(request: Request, placement: Placement, found: _Found) -> LoraReport:
     """Return the report of one file."""
-    parameters = {id(place.parameter): place.target.component for place in placed}
     return LoraReport(
         name=request.lora.name,
         path=str(request.lora.path),
@@ -160,11 +208,15 @@ def _report(
         te=request.te,
         unet=request.unet,
         keys=request.lora.key_count,
-        used=sum(len(place.adapter.keys) for place in placed),
-        targets=dict(Counter(parameters.values())),
-        unused=unused,
-        live=live,
-        fixed=dict(fixed),
+        used=placement.used,
+        targets=_meant(request, placement.targets),
+        unused=placement.unused,
+        live=found.live,
+        fixed=dict(found.fixed),
         images=request.images,
         side=request.side,
+        merged=found.merged,
+        beside=dict(found.beside),
+        dense_bytes=found.dense,
+        notes=placement.notes,
     )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 from lora_runtime.errors import LoraError, NoMatchError
+from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
-from lora_runtime.plan import NO_PLACE, RUNS_ONCE
+from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
+from lora_runtime.prompt.brackets import without_edits
+from lora_runtime.prompt.excerpt import quote
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
-__all__ = ["Problems", "judge", "warn_of_idle_tags", "warn_of_negative_tags"]
+__all__ = ["Problems", "judge", "text_at_all_steps", "warn_of_idle_tags", "warn_of_negative_tags"]
 
 logger = logging.getLogger("lora_runtime")
 
@@ -22,9 +27,14 @@ class Problems:
 
     def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self.diagnostics: tuple[Diagnostic, ...] = ()
+        self._diagnostics: dict[Diagnostic, None] = {}  # each once, in order
         self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
         self.add(prompts)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """All that was noted, in order."""
+        return tuple(self._diagnostics)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Take note of what could not be read in these prompts."""
@@ -44,6 +54,10 @@ class Problems:
         """Take note of what the user should know."""
         self._note(Diagnostic("warning", span, message, hint))
 
+    def info(self, message: str, span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of what the user may like to know."""
+        self._note(Diagnostic("info", span, message))
+
     def judgement(self, diagnostic: Diagnostic | None) -> None:
         """Take note of what `judge` says, or raise NoMatchError."""
         if diagnostic is not None and diagnostic.severity == "error":
@@ -59,13 +73,36 @@ class Problems:
             self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
-        if diagnostic in self.diagnostics:  # the same of another prompt of the batch
+        if diagnostic in self._diagnostics:  # the same of another prompt of the batch
             return
-        self.diagnostics += (diagnostic,)
+        self._diagnostics[diagnostic] = None
         if diagnostic.severity != "info":
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source
             logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
+
+
+def text_at_all_steps(prompt: Prompt, problems: Problems) -> str:
+    """Return the clean text for a pipeline that encodes it once: without brackets that only say when tags act.
+
+    Brackets with text in them stay, and are warned of: the pipeline reads them as words.
+    """
+    if prompt.scope != "edit":
+        return prompt.text
+    text, others = without_edits(prompt.text, prompt.tag_places)
+    for edit in others:
+        written = prompt.text[edit.start : edit.end]
+        tag = next(
+            (tag for tag, at in zip(prompt.tags, prompt.tag_places, strict=True) if edit.start < at < edit.end), None
+        )
+        place = prompt.source.find(written)
+        span = tag.span if tag is not None else (place, place + len(written)) if place >= 0 else (0, 0)
+        problems.warning(
+            f"the text in {quote(written)} cannot change from step to step here; it reaches the text encoder as words",
+            "take the brackets away, and leave only tags in them",
+            span,
+        )
+    return text
 
 
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:
@@ -97,7 +134,8 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
     """Return what the user should know about a file of which not all keys were used, or None.
 
     An error where nothing of it belongs to the model, a warning where it was made for a model of another family: such a
-    file can fit in part by chance, since the first text encoder of SDXL is that of SD1.
+    file can fit in part by chance, since the first text encoder of SDXL is that of SD1. A warning too where keys of a
+    file for this very model find no place; what belongs to a component that is not there is no more than worth a note.
     """
     if report.used == report.keys:
         return None
@@ -115,4 +153,26 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
             f"{report.used} of {report.keys} keys fit and are applied",
             "use a file for this model",
         )
-    return None
+    return _partial(report, span)
+
+
+_MAIN_REASONS = 3
+_ELSEWHERE = re.compile(r"for \w+, which this \w+ does not have")  # what a file has for a component that is not loaded
+
+
+def _partial(report: LoraReport, span: tuple[int, int]) -> Diagnostic | None:
+    """Return how much of a file found no place, and the main reasons; None where all of it did."""
+    reasons = Counter(report.unused.values())
+    left = sum(reasons.values())
+    if left == 0:
+        return None
+    main = "; ".join(f"{count} {_of_keys(reason)}" for reason, count in reasons.most_common(_MAIN_REASONS))
+    more = len(reasons) - _MAIN_REASONS
+    message = f'LoRA "{report.name}": {left} of its {report.keys} keys change nothing: {main}'
+    message += f"; and {more} more reasons" if more > 0 else ""
+    expected = all(_ELSEWHERE.fullmatch(reason) for reason in reasons)
+    return Diagnostic("info" if expected else "warning", span, message, "all of them are in .report.loras[…].unused")
+
+
+def _of_keys(reason: str) -> str:
+    return reason if reason.startswith("for ") else f"({reason})"

@@ -30,6 +30,11 @@ class Place:
     content: str = ""  # the hash of the mask's pixels
     pixels: Tensor | None = field(default=None, compare=False, repr=False)  # (height, width), 0 to 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole picture, which is no region."""
+        return self.box in (None, (0.0, 0.0, 1.0, 1.0)) and (self.pixels is None or bool((self.pixels >= 1).all()))
+
     def mask(self, height: int, width: int) -> Tensor:
         """Return how far each of height × width cells lies inside: (height, width), float32, 0 to 1."""
         total = torch.ones(height, width)

@@ -16,7 +16,10 @@ __all__ = ["LoraReport", "Report"]
 class LoraReport:
     """What became of one file: `unused` maps each key that found no place to the reason.
 
-    `live` is how many of its weights have a strength that varies; `fixed` maps reasons why a strength could not vary,
+    `merged` is how many of its weights are summed into the model's own, `live` how many act beside a layer: since their
+    strength varies, or since the weight cannot be written, for which `beside` maps the reasons to how many weights.
+    `dense_bytes` is what those cost that act beside by a dense Δ. `notes` maps what else is worth knowing of a place to
+    how many weights; `fixed` maps reasons why a strength could not vary,
     with what came of it, to how many weights.
     """
 
@@ -33,6 +36,10 @@ class LoraReport:
     fixed: Mapping[str, int] = field(default_factory=dict)
     images: frozenset[int] | None = None
     side: Side | None = None
+    merged: int = 0
+    beside: Mapping[str, int] = field(default_factory=dict)
+    dense_bytes: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return one line: strengths, coverage, places, and the reasons with their counts."""
@@ -45,8 +52,9 @@ class LoraReport:
         line += f": {self.used} of {self.keys} keys"
         if self.targets:
             line += " on " + ", ".join(f"{count} weights of {name}" for name, count in self.targets.items())
-        if self.live:
-            line += f", {self.live} of them live"
+        line += self._beside()
+        for note in self.notes:
+            line += f"; {note}"
         for reason, count in Counter(self.unused.values()).most_common(_REASONS):
             line += (
                 f"; {count} {'is' if count == 1 else 'are'} {reason}"
@@ -55,6 +63,16 @@ class LoraReport:
             )
         more = len(set(self.unused.values())) - _REASONS
         return line + (f"; and {more} more reasons in .unused" if more > 0 else "")
+
+    def _beside(self) -> str:
+        """Return how many of the weights act beside a layer, why, and what that costs."""
+        stored = sum(self.beside.values())
+        line = f", {self.live - stored} of them live" if self.live > stored else ""
+        for reason, count in Counter(self.beside).most_common(_REASONS):
+            line += f", {count} of them beside weights {reason}"
+        if self.dense_bytes:
+            line += f" ({self.dense_bytes / 1e6:.1f} MB for a dense Δ)"
+        return line
 
 
 _REASONS = 3  # a line stays readable; all of them are in LoraReport.unused
@@ -68,7 +86,7 @@ class Report:
     weights: int = 0
     bytes: int = 0
     model: str = ""
-    live: int = 0  # modules beside which adapters act, with strengths that vary
+    live: int = 0  # modules beside which adapters act
 
     def __str__(self) -> str:
         """Return the report as text, a line for each file."""
@@ -76,5 +94,5 @@ class Report:
             return "no LoRA applied"
         head = f"{self.weights} weights patched ({self.bytes / 1e6:.1f} MB) in {self.model}"
         if self.live:
-            head += f", {self.live} modules with a strength that varies"
+            head += f", {self.live} {'module' if self.live == 1 else 'modules'} with adapters beside"
         return "\n".join([head, *(f"  {lora}" for lora in self.loras)])

@@ -65,7 +65,7 @@ class Request:
             self.images,
             self.side,
             conditions.part,
-            None if text else self.place,
+            None if text or self.place is None or self.place.whole else self.place,
         )
         return constant if varying == Varying(constant) else varying
 

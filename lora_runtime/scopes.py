@@ -103,6 +103,8 @@ def scope_of(view: ModelView) -> Scope:
         if len(known) >= _KEPT:
             known.clear()
         scope = known[key] = Scope(view, reaches)
+    elif not scope.targets.fits(view):  # fused, hooked or stored otherwise since
+        scope.targets = Targets(view)
     return scope
 
 

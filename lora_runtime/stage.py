@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lora_runtime.families.base import Row, Sequence, Side
 from lora_runtime.prompt.strength import Curve, Moment, Turn, Window
 from lora_runtime.regions import Place
 
 __all__ = ["Call", "Row", "Run", "Side", "Stage", "Varying"]
 
 logger = logging.getLogger("lora_runtime")
-
-Side = Literal["positive", "negative"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +58,18 @@ class Varying:
         return self.images is not None or self.side is not None or self.part is not None
 
 
-class Row(NamedTuple):
-    """What one row of a batch belongs to."""
-
-    image: int = 0
-    side: Side = "positive"
-    part: int = 0
-
-
 _ONLY = Moment(0, 1)
+_PLACED_BY = ("grid", "text", "frames", "sequences")  # fields of a Call that tell where a region lies
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """What one call of a component is about.
 
-    `rows`: of its batch; one stands for all where the batch is of one kind. `grid`: height and width of the latents, in
-    the units of the finest layer; `text`: how many tokens of text stand before those of the picture in joint layers.
+    `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
+    and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
+    of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
+    grid, all the sequences that they see.
     """
 
     moment: Moment = _ONLY
@@ -82,6 +77,7 @@ class Call:
     grid: tuple[int, int] | None = None
     text: int = 0
     frames: int = 1
+    sequences: tuple[Sequence, ...] | None = None
 
 
 class Run(NamedTuple):
@@ -102,45 +98,62 @@ class Stage:
         self.call = Call()
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
+        self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
         self._said: set[str] = set()
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
-        if call != self.call:
-            self.call = call
-            self._known.clear()
+        if call == self.call:
+            return
+        before, self.call = self.call, call
+        self._known.clear()
+        if any(getattr(before, name) != getattr(call, name) for name in _PLACED_BY):
+            self._placed.clear()
+            self._masks.clear()
 
     def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[Run, ...]:
         """Return which rows of a batch need which terms; rows that need none are left out."""
         key = "runs", profile, batch
         if key not in self._known:
             values = [varying.at(self.call.moment) for varying in profile]
-            rows = self._rows(batch) if any(varying.by_row for varying in profile) else [Row()] * batch
+            rows = self._rows(batch) if any(varying.by_row for varying in profile) else [None] * batch
             active = [
-                tuple(i for i, varying in enumerate(profile) if values[i] != 0 and varying.means(row)) for row in rows
+                tuple(i for i, varying in enumerate(profile) if values[i] != 0 and _meant(varying, row)) for row in rows
             ]
             self._known[key] = tuple(_runs(active))
         known: tuple[Run, ...] = self._known[key]
         return known
 
-    def _rows(self, batch: int) -> Sequence[Row]:
-        """Return what each row of a module's batch is; a batch of frames or pictures has several rows for each."""
+    def _rows(self, batch: int) -> Several[Row | None]:
+        """Return what each row of a module's batch is; a batch of frames or pictures has several rows for each.
+
+        None where nobody can tell: what is meant for some rows alone must not act on the others.
+        """
         rows = self.call.rows
-        if batch % len(rows) == 0:
+        if rows and batch % len(rows) == 0:
             each = batch // len(rows)
             return [row for row in rows for _ in range(each)]
-        self._say(f"a batch of {batch} is no multiple of the {len(rows)} rows that are known; the first row counts")
-        return [rows[0]] * batch
+        if rows:
+            self._say(
+                f"a layer has a batch of {batch}, which is no multiple of the {len(rows)} rows of the call; "
+                "what is for some images or one side alone is left out there"
+            )
+        else:
+            self._say(
+                "which image and side each row of this batch belongs to cannot be told; what is for some of them alone "
+                "is left out"
+            )
+        return [None] * batch
 
     def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
         """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
         key = "scale", terms, like.device, like.dtype
         if key not in self._known:
             values = [varying.at(self.call.moment) for varying, _ in terms]
-            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
-            one = all(value == values[0] for value in values)
-            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
+            self._known[key] = (
+                values[0] if all(value == values[0] for value in values) else _filled(values, terms, like)
+            )
         known: Tensor | float = self._known[key]
         return known
 
@@ -149,24 +162,46 @@ class Stage:
 
         `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
         """
-        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._known:
+        key = place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
+        if key not in self._placed:
             found = self._found(place, shape, spatial)
-            self._known[key] = 0.0 if found is None else found.to(like)
-        known: Tensor | float = self._known[key]
-        return known
+            self._placed[key] = 0.0 if found is None else found.to(like)
+        return self._placed[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
-        if spatial:
-            return self._mask(place, shape[-2], shape[-1]) if len(shape) > 2 else None
-        if len(shape) == 2 and self.call.grid is not None:
-            for before in dict.fromkeys((0, self.call.text)):
-                for frames in dict.fromkeys((1, self.call.frames)):
-                    grid = _grid(self.call.grid, (shape[0] - before) / frames)
-                    if grid is not None:
-                        mask = self._mask(place, *grid).reshape(-1, 1)
-                        return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
+        if spatial and len(shape) > 2:
+            return self._mask(place, shape[-2], shape[-1])
+        found = None
+        if not spatial and len(shape) == 2 and self.call.grid is not None:
+            found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
+        if found is None:
+            layer = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
+            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there")
+        return found
+
+    def _halved(self, place: Place, tokens: int) -> Tensor | None:
+        """Return the mask of a layer that has the grid or halves it, with or without the text before it."""
+        assert self.call.grid is not None
+        for before in dict.fromkeys((0, self.call.text)):
+            for frames in dict.fromkeys((1, self.call.frames)):
+                grid = _grid(self.call.grid, (tokens - before) / frames)
+                if grid is not None:
+                    mask = self._mask(place, *grid).reshape(-1, 1)
+                    return torch.cat([mask.new_zeros(before, 1), mask.repeat(frames, 1)])
         return None
+
+    def _spanned(self, place: Place, tokens: int) -> Tensor | None:
+        """Return the mask of a layer that sees one of the call's sequences; text and reference pictures lie outside."""
+        assert self.call.grid is not None and self.call.sequences is not None
+        fitting = {sequence for sequence in self.call.sequences if sum(span.tokens for span in sequence) == tokens}
+        if len(fitting) != 1:
+            return None
+        mask = self._mask(place, *self.call.grid).reshape(-1, 1)
+        parts = [
+            mask.repeat(self.call.frames, 1) if span.kind == "picture" else mask.new_zeros(span.tokens, 1)
+            for span in fitting.pop()
+        ]
+        return torch.cat(parts)
 
     def _mask(self, place: Place, height: int, width: int) -> Tensor:
         key = place, height, width
@@ -180,7 +215,21 @@ class Stage:
             logger.warning("%s", message)
 
 
-def _runs(active: Sequence[tuple[int, ...]]) -> Iterator[Run]:
+def _filled(values: Several[float], terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor:
+    """Return each value as often as the rank of its term, written on the device: nothing is copied there."""
+    filled = torch.empty(sum(rank for _, rank in terms), dtype=like.dtype, device=like.device)
+    start = 0
+    for value, (_, rank) in zip(values, terms, strict=True):
+        filled[start : start + rank].fill_(value)
+        start += rank
+    return filled
+
+
+def _meant(varying: Varying, row: Row | None) -> bool:
+    return not varying.by_row if row is None else varying.means(row)
+
+
+def _runs(active: Several[tuple[int, ...]]) -> Iterator[Run]:
     """Yield the stretches of equal neighbours that are not empty."""
     for terms, group in groupby(range(len(active)), key=lambda row: active[row]):
         rows = list(group)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, fused, normalise, prefixes, spellings
+from lora_runtime.dialects import (
+    ANY,
+    DENOISERS,
+    WHOLE,
+    Part,
+    component_of,
+    denoiser_of,
+    fused,
+    normalise,
+    prefixes,
+    spellings,
+    unwrapped,
+)
 from lora_runtime.pipelines import ModelView
+from lora_runtime.routes import Facts, Route, fused_parts, route_of, stands_for_weight
+from lora_runtime.routes.facts import hooks_of
 
 __all__ = ["Target", "Targets"]
 
@@ -91,8 +107,12 @@ class Targets:
     def __init__(self, view: ModelView) -> None:
         self._kind = view.kind
         self._precise = view.precise
-        self._modules = tuple(weakref.ref(module) for module in _all_modules(view))
+        self._watched = tuple((weakref.ref(watched), detail) for watched, detail in _watch(view))
+        self._facts = Facts(module for root in view.components.values() for module in root.modules())
+        # What was found out for a file on these places, by the file; whoever finds it out keeps it here.
+        self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._components = tuple(view.components)
+        self._latents = {name: _latents(module) for name, module in view.components.items()}
         self._names = {name: _names(name, module) for name, module in view.components.items()}
         # Longest first, so that the most telling prefix decides where two components could be meant.
         self._prefixes = sorted(
@@ -101,21 +121,65 @@ class Targets:
         )
 
     def fits(self, view: ModelView) -> bool:
-        """Return whether the model still has just the modules that it had: a tenth of the time of building anew."""
-        modules = list(_all_modules(view))
-        return len(modules) == len(self._modules) and all(
-            reference() is module for reference, module in zip(self._modules, modules, strict=True)
-        )
+        """Return whether the model still has just the modules, parameters and hooks that it had, stored as they were.
+
+        A tenth of the time of building anew.
+        """
+        watched = self._watched
+        count = 0
+        for found, detail in _watch(view):
+            if count == len(watched) or watched[count][0]() is not found or watched[count][1] != detail:
+                return False
+            count += 1
+        return count == len(watched)
+
+    def attentions(self) -> Iterator[nn.Module]:
+        """Yield the attention layers that can run fused, as they are now."""
+        for reference, _ in self._watched:
+            module = reference()
+            if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
+                yield module
 
     def find(self, stem: str) -> Target | None:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)
         return found[0] if len(found) == 1 else None
 
+    def twins(self, stem: str) -> tuple[Target, ...]:
+        """Return the same place in the denoiser's other experts (`transformer_2`), for a name that says nothing of them.
+
+        A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
+        """
+        name, denoiser = normalise(stem), denoiser_of(self._components)
+        found: list[Target] = []
+        for expert in self._components:
+            if denoiser is None or not (expert.startswith(f"{denoiser}_") and expert[len(denoiser) + 1 :].isdigit()):
+                continue
+            places = {
+                id(target): target
+                for prefix, component in self._prefixes
+                if component == denoiser and name.startswith(prefix)
+                for target in self._names[expert].get(name[len(prefix) :], ())
+            }
+            found += places.values() if len(places) == 1 else ()
+        return tuple(found)
+
     def precise(self, target: Target, name: str) -> Tensor | None:
-        """Return the values of a parameter in more digits than it has itself, where the host keeps them, or None."""
-        values = getattr(target.module, self._precise.get(name, ""), None)
-        return values if isinstance(values, Tensor) else None
+        """Return the values of a parameter of 8 bits as the host keeps them in more digits, or None."""
+        module = target.module
+        parameter = module._parameters.get(name)
+        if not self._precise or parameter is None or parameter.element_size() > 1:
+            return None
+        values = getattr(module, self._precise.get(name, ""), None)
+        return values if isinstance(values, Tensor) and values.shape == parameter.shape else None
+
+    def latents(self, target: Target) -> tuple[int, ...]:
+        """Return how deep the latents of a place's component can be in its first layer, as far as its output tells."""
+        return self._latents.get(target.component, ())
+
+    def route(self, target: Target, name: str) -> Route:
+        """Return how adapters act on the parameter `name` of a place's module."""
+        return route_of(target.module, name, self._facts, self.precise(target, name))
 
     def reason(self, stem: str) -> str:
         """Return why `find` has no answer."""
@@ -125,7 +189,7 @@ class Targets:
         known = self._components
         component = component_of(stem)
         if component in DENOISERS:
-            component = next((name for name in known if name in DENOISERS), component)
+            component = denoiser_of(known) or component
         if component is None or ANY in known:
             return f"no module of that name in {', '.join(known)}"
         if component not in known:
@@ -133,7 +197,14 @@ class Targets:
         return f"no module of that name in {component}"
 
     def _matches(self, stem: str) -> list[Target]:
-        name = normalise(stem)
+        # Some trainers end a name with the joint to an ending that they leave out.
+        name = normalise(stem).rstrip("_")
+        for spelled in (name, *unwrapped(name, tuple(prefix for prefix, _ in self._prefixes))):
+            if found := self._named(spelled):
+                return found
+        return []
+
+    def _named(self, name: str) -> list[Target]:
         found: list[Target] = []
         for prefix, component in self._prefixes:
             if name.startswith(prefix):
@@ -143,19 +214,52 @@ class Targets:
         return found
 
 
-def _all_modules(view: ModelView) -> Iterator[nn.Module]:
-    for component in view.components.values():
-        yield from component.modules()
+def _watch(view: ModelView) -> Iterator[tuple[Any, object]]:
+    """Yield what tells whether a model is as it was: modules, their hooks, and parameters with how they are stored.
+
+    A parameter on the meta device is left out: an offloader puts a new one there after each call.
+    """
+    waiting: list[nn.Module] = list(view.components.values())
+    seen: set[int] = set()
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        own = module.__dict__
+        # The older attentions of diffusers keep their fused layers when they are taken apart.
+        yield module, type(own.get("processor")) if own.get("fused_projections") else len(module._buffers)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                precise = view.precise and id(own.get(view.precise.get(name, "")))
+                yield parameter, (parameter.dtype, precise) if precise else parameter.dtype
+        if "_diffusers_hook" in own or "_hf_hook" in own:
+            for hook in hooks_of(module):
+                yield hook, None
+        waiting += [child for child in module._modules.values() if child is not None]
+
+
+def _latents(root: nn.Module) -> tuple[int, ...]:
+    """Return the depth of what a denoiser predicts: by pixel of the latents, and by patch of them."""
+    config = getattr(root, "config", None)
+    depth = getattr(config, "out_channels", None) or root.__dict__.get("out_channels")
+    if depth is None and isinstance(root._modules.get("out"), nn.Sequential):  # LDM
+        depth = getattr(root._modules["out"][-1], "out_channels", None)  # type: ignore[index]
+    if not isinstance(depth, int):
+        return ()
+    patch = getattr(config, "patch_size", None)
+    sides = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    area = math.prod(side for side in sides if isinstance(side, int))
+    return (depth,) if area == 1 else (depth, depth * area)
 
 
 def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]]:
     """Return the targets of a component by normalised name; more than one where modules share it."""
     places: dict[str, Target] = {}
-    first: dict[tuple[int, str], Target] = {}  # a module reached by two paths is one place
-    for path, owner, parameter in _parameters(module):
-        key = id(owner), parameter
+    first: dict[tuple[int, str, Part], Target] = {}  # a module reached by two paths is one place
+    for path, owner, parameter, part in _parameters(module):
+        key = id(owner), parameter, part
         if key not in first:
-            part = _TRANSPOSED if _is_turned(owner) else WHOLE
             first[key] = Target(component, path, weakref.ref(owner), parameter, part)
         places[path] = first[key]
     parts: dict[tuple[int, Part], Target] = {}
@@ -163,12 +267,20 @@ def _names(component: str, module: nn.Module) -> Mapping[str, tuple[Target, ...]
     for path, spelling, part in spellings(tuple(places)):
         name, target = normalise(spelling), places[path]
         if part is not WHOLE:
-            target = parts.setdefault((id(target), part), replace(target, part=part))
+            target = parts.setdefault((id(target), part), replace(target, part=_within(target.part, part)))
         _add(names, name, target)
     for paths, spelling in fused(tuple(places)):
         above, *rest = (places[path] for path in paths)
         _add(names, normalise(spelling), replace(above, rest=tuple(rest)))
     return names
+
+
+def _within(outer: Part, part: Part) -> Part:
+    """Return a part of a part of a parameter; the names of a layer that runs fused mean its rows alone."""
+    if outer.count == 1:
+        return part
+    index, count = outer.index * part.count + outer.span * part.index, outer.count * part.count
+    return replace(part, index=index, count=count, span=outer.span * part.span)
 
 
 def _add(names: dict[str, tuple[Target, ...]], name: str, target: Target) -> None:
@@ -177,10 +289,11 @@ def _add(names: dict[str, tuple[Target, ...]], name: str, target: Target) -> Non
         names[name] = (*known, target)
 
 
-def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield (path, module, parameter) for all that files may name, as the model would call it without its wrappers.
+def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str, Part]]:
+    """Yield (path, module, parameter, part) for all that files may name, as the model would call it without wrappers.
 
-    Unlike `named_modules`, a module that is reached by two paths comes twice, since files use either.
+    Unlike `named_modules`, a module that is reached by two paths comes twice, since files use either. A layer that is
+    not called, since its attention runs a fused one, comes as its rows of that one.
     """
     waiting: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", root, ())]  # above: ids, against cycles
     while waiting:
@@ -189,13 +302,21 @@ def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         if id(module) in above:
             continue
         inner = f"{path}." if path else ""
+        part = _TRANSPOSED if _is_turned(module) else WHOLE
         if module._parameters or "parametrizations" in module._modules:
             for name in _BIASES:
                 if _owns(module, name):
-                    yield path if name in _OF_THEIR_MODULE else inner + name, module, name
+                    yield path if name in _OF_THEIR_MODULE else inner + name, module, name, part
+        elif stands_for_weight(module):
+            yield path, module, "weight", part
         above = (*above, id(module))
+        fused = fused_parts(module)
+        for name, found in fused.items():
+            yield inner + name, _unwrap(found.layer), "weight", found.part
         waiting += [
-            (inner + name, child, above) for name, child in reversed(module._modules.items()) if child is not None
+            (inner + name, child, above)
+            for name, child in reversed(module._modules.items())
+            if child is not None and name not in fused
         ]
 
 
@@ -215,6 +336,10 @@ def _owns(module: nn.Module, name: str) -> bool:
     if name == "scale" and "weight" in module._parameters:
         return False  # beside a weight it is no norm's
     if parameter is None:
-        parametrised = module._modules.get("parametrizations") if name == "weight" else None
-        return parametrised is not None and "weight" in parametrised._modules
+        if name != "weight":
+            return False
+        parametrised = module._modules.get("parametrizations")
+        return (parametrised is not None and "weight" in parametrised._modules) or (
+            "weight_g" in module._parameters or "weight_orig" in module._parameters or stands_for_weight(module)
+        )
     return isinstance(parameter, Tensor) and parameter.ndim > 0

@@ -63,30 +63,34 @@ def read_tensors(path: Path, hasher: ThreadPoolExecutor) -> tuple[Header, Tensor
     with open_file(path) as file:
         sha256 = hashlib.sha256()
         header, start, done = header_of(path, file, sha256), file.tell(), 0
-        buffer = _memory(path, header.size - start)
-        view = buffer.numpy().data
+        memory = _memory(path, header.size - start)
+        view = memoryview(memory)
         while count := file.readinto(view[done : done + _PIECE]):
             hasher.submit(sha256.update, view[done : done + count])
             done += count
-    if done != buffer.numel():
+    if done != len(view):
         raise CorruptFileError(f"{path}: was cut off while it was read, {start + done:,} of {header.size:,} bytes in")
+    # Not by way of numpy, whose second version torch 2.1 and 2.2 cannot use.
+    buffer = torch.frombuffer(memory, dtype=torch.uint8) if done else torch.empty(0, dtype=torch.uint8, device="cpu")
     return header, Tensors(header.tensors, buffer, start), hasher.submit(sha256.hexdigest).result
 
 
-def _memory(path: Path, size: int) -> Tensor:
+def _memory(path: Path, size: int) -> bytearray | mmap.mmap:
     """Return `size` bytes of new memory; LoraFileError where there are not so many.
 
-    Not a bytearray's, which would be filled with zeros first, and in huge pages where the system has them: a first
-    touch of 200 MB takes 100 ms in small pages, four times as long as reading them from a cached file.
+    Many are not a bytearray's, which would be filled with zeros first, and lie in huge pages where the system has them:
+    a first touch of 200 MB takes 100 ms in small pages, four times as long as reading them from a cached file.
     """
     try:
-        if size < _HUGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty(size, dtype=torch.uint8, device="cpu")
+        if size < _HUGE_PAGES:
+            return bytearray(size)
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return mmap.mmap(-1, size)
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel that was built without
             memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.uint8)
-    except (RuntimeError, OSError) as error:
+        return memory
+    except (MemoryError, OSError, OverflowError) as error:
         raise LoraFileError(f"{path}: cannot be read: there is no memory for its {size:,} bytes") from error
 
 

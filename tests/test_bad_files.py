@@ -100,10 +100,10 @@ GOOD = frame(
 HEADER = len(GOOD) - 80
 
 
-def zipped() -> bytes:
+def zipped(name: str = "archive/data.pkl") -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x")
+        archive.writestr(name, b"x")
     return content.getvalue()
 
 
@@ -120,16 +120,16 @@ BIG = 2**62
 CORRUPT: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "it is empty"),
     "cut within the length": (GOOD[:5], "it is only 5 bytes long"),
-    "cut after the length": (GOOD[:8], "is it cut off?"),
-    "cut within the header": (GOOD[: HEADER // 2], "is it cut off?"),
+    "cut after the length": (GOOD[:8], "it is cut off"),
+    "cut within the header": (GOOD[: HEADER // 2], "it is cut off"),
     "cut after the header": (GOOD[:HEADER], "the file is cut off"),
     "cut within the first tensor": (GOOD[: HEADER + 5], "the file is cut off"),
     "cut between the tensors": (GOOD[: HEADER + 48], "the file is cut off"),
     "cut by one byte": (GOOD[:-1], "the file is cut off"),
     "one byte more": (GOOD + b"x", "bytes that belong to no tensor"),
-    "zeros": (bytes(100), "the header does not begin with {"),
+    "zeros": (bytes(100), "its first 100 bytes are zeros: the download was not finished"),
     "a length of 2⁶⁴ − 1": (b"\xff" * 8 + GOOD[8:], "header should have 18,446,744,073,709,551,615 bytes"),
-    "a length beyond the file": (struct.pack("<Q", len(GOOD)) + GOOD[8:], "is it cut off?"),
+    "a length beyond the file": (struct.pack("<Q", len(GOOD)) + GOOD[8:], "it is cut off"),
     "a length one short": (struct.pack("<Q", HEADER - 9) + GOOD[8:], "the header is not JSON"),
     "overlapping": (
         frame({"a.lora_up.weight": tensor("F32", [2]), "b.lora_up.weight": tensor("F32", [2], 4)}, bytes(12)),
@@ -194,7 +194,32 @@ CORRUPT: dict[str, tuple[bytes, str]] = {
     "a web page without a head": (b"<html><body>Log in", "it is a web page, not the file"),
     "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run `git lfs pull`"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(100), "it is a GGUF file, which is not read: look for the same LoRA as"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a valid safetensors file: "),
+    "a xet pointer": (
+        b"# xet version 0\nfilesize = 7\nhash = 'ab'\n",
+        "it is a xet pointer, not the file: run `git lfs pull`",
+    ),
+    "an error in JSON": (
+        b'{"error": "Unauthorized",\n "message": "log in"}' + bytes(0),
+        'it is a message in JSON, not the file ({"error": "Unauthorized", "message": "log in"}): the download probably',
+    ),
+    "an error in XML": (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        "it is XML, not the file (<?xml",
+    ),
+    "a line of text": (
+        "Entrée invalide: accès refusé".encode(),
+        "it is text, not the file (Entrée invalide: accès refusé)",
+    ),
+    "a zip archive": (
+        zipped("my lora.safetensors"),
+        'it is a zip archive, which begins with "my lora.safetensors": unpack it',
+    ),
+    "a 7z archive": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "it is a 7z archive: unpack it"),
+    "what macOS keeps beside a file": (
+        b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(100),
+        "(AppleDouble), not the file: delete it",
+    ),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "it is a picture (PNG). Download it again"),
     "random bytes": (bytes(range(7, 256)), "not a valid safetensors file: "),
 }
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -204,9 +229,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no tensors": (frame({}), "holds no tensors"),
-    "a checkpoint": (
-        frame({"model.diffusion_model.out.2.weight": tensor("F16", [2])}, bytes(4)),
-        "no adapter has keys",
+    "a key of no algorithm": (
+        frame({"first.weight": tensor("F16", [2])}, bytes(4)),
+        "first.weight: no adapter has keys",
     ),
     "an unknown algorithm": (frame({"first.psoft_R.weight": tensor("F16", [2])}, bytes(4)), "PSOFT is not supported"),
     "only an alpha": (frame({"first.alpha": tensor("F32", [])}, bytes(4)), "first.alpha: an alpha without factors"),
@@ -255,7 +280,73 @@ def test_a_corrupt_file_says_what_to_do_next(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(CORRUPT[name][0])
     message = str(error_of(path, load_lora))
-    assert any(word in message for word in ("Download it again", "look for", "git lfs pull", "asks for a login"))
+    assert any(
+        word in message
+        for word in ("ownload it again", "look for", "git lfs pull", "asks for a login", "unpack it", "delete it")
+    )
+
+
+FOREIGN = {
+    "a checkpoint": (
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": [4, 4, 3, 3],
+            "first_stage_model.encoder.conv_in.weight": [4],
+        },
+        "a whole model (a checkpoint), not a LoRA: load it as the model",
+    ),
+    "a checkpoint's denoiser": ({"model.diffusion_model.out.2.weight": [2]}, "a model's own weights (a denoiser)"),
+    "a denoiser of diffusers": (
+        {"transformer_blocks.0.attn.to_q.weight": [4, 4]},
+        "a model's own weights (a denoiser)",
+    ),
+    "an embedding of SD": ({"emb_params": [4, 768]}, "a textual inversion (an embedding), not a LoRA: load it as an"),
+    "an embedding of SDXL": ({"clip_l": [1, 768], "clip_g": [1, 1280]}, "a textual inversion (an embedding)"),
+    "an embedding of diffusers": ({"<cat-toy>": [768]}, "a textual inversion (an embedding)"),
+    "a VAE": ({"encoder.conv_in.weight": [4, 3, 3, 3], "decoder.conv_out.weight": [3, 4, 3, 3]}, "a VAE, not a LoRA"),
+    "a Control-LoRA": (
+        {"lora_controlnet": [0], "input_blocks.1.1.transformer_blocks.0.attn1.to_q.up": [4, 1]},
+        "a Control-LoRA, which holds the factors of a ControlNet and changes no model: load it as a ControlNet",
+    ),
+    "a ControlNet": (
+        {"controlnet_cond_embedding.conv_in.weight": [4, 3, 3, 3], "down_blocks.0.x.weight": [1]},
+        "a ControlNet",
+    ),
+    "an IP-Adapter": (
+        {"image_proj.norm.weight": [4], "ip_adapter.1.to_k_ip.weight": [4, 4]},
+        "an IP-Adapter, not a LoRA",
+    ),
+    "a text encoder": ({"text_model.encoder.layers.0.mlp.fc1.weight": [4, 4]}, "a text encoder, not a LoRA"),
+    "an upscaler": ({"conv_first.weight": [4, 3, 3, 3]}, "an upscaler, not a LoRA"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_is_named_and_told_where_it_belongs(name: str, tmp_path: Path) -> None:
+    keys, kind = FOREIGN[name]
+    path = write(tmp_path / "bad.safetensors", {key: ("F32", shape) for key, shape in keys.items()})
+    for read in (load_lora, outline, lambda path: lora_runtime.LoraCatalog(path.parent).resolve("bad")):
+        assert str(error_of(path, read)).startswith(f"{path}: this is {kind}")
+    assert lora_runtime.LoraCatalog(tmp_path).entries == ()
+
+
+def test_a_file_with_one_adapter_is_a_lora_whatever_else_it_holds(tmp_path: Path) -> None:
+    keys = {
+        "first.lora_up.weight": ("F32", [6, 2]),
+        "first.lora_down.weight": ("F32", [2, 4]),
+        "text_model.encoder.x": ("F32", [1]),
+    }
+    path = write(tmp_path / "both.safetensors", keys)
+    assert list(load_lora(path).adapters) == ["first"]
+    assert lora_runtime.LoraCatalog(tmp_path).resolve("both").path == path
+
+
+@pytest.mark.parametrize("ending", [".part", ".crdownload", ".aria2"])
+def test_a_download_that_is_not_finished_is_named_as_such(ending: str, loras: Path) -> None:
+    (loras / f"new.safetensors{ending}").write_bytes(GOOD[:50])
+    catalog = lora_runtime.LoraCatalog(loras)
+    for name in ("new", f"new.safetensors{ending}"):
+        with pytest.raises(LoraFileError, match="this download is not finished; wait for it, or start it again"):
+            catalog.resolve(name)
 
 
 def test_an_error_that_nobody_foresaw_costs_only_its_own_tag(loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +603,19 @@ def test_bad_keys_leave_the_rest_of_their_file(name: str, loras: Path) -> None:
     assert report.used == 2
 
 
+def test_packed_factors_are_told_from_plain_ones_by_their_shapes(tmp_path: Path) -> None:
+    """Nunchaku's are (out, rank) and (in, rank); its ending is somebody's for plain factors too."""
+    up, down = factors(1)
+    plain = write(tmp_path / "plain.safetensors", {"first.lora_up": raw(up), "first.lora_down": raw(down)})
+    (adapter,) = load_lora(plain).adapters["first"]
+    found = adapter.factors()
+    assert found is not None
+    assert torch.equal(found.up @ found.down, up @ down)
+    packed = write(tmp_path / "packed.safetensors", {"first.lora_up": raw(up), "first.lora_down": raw(down.T)})
+    with pytest.raises(CorruptFileError, match="Nunchaku's packed LoRA cannot be used: its factors are padded"):
+        load_lora(packed)
+
+
 def test_a_mixed_file_is_used_key_by_key(tmp_path: Path) -> None:
     tensors: dict[str, Any] = module("third", 4)
     reasons = {}
@@ -646,7 +750,7 @@ def test_of_a_large_file_that_is_no_lora_only_the_header_is_read(
     error_of(path, load_lora)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), OSError(12, "Cannot allocate memory")])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory")])
 def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -659,9 +763,26 @@ def test_tensors_that_no_memory_holds_are_an_error_of_the_file(
     def none_left(*_: object, **__: object) -> Tensor:
         raise error
 
-    monkeypatch.setattr(tensors.torch, "empty", none_left)
     monkeypatch.setattr(tensors.mmap, "mmap", none_left)
     assert "there is no memory for its 16,777,216 bytes" in str(error_of(path, load_lora))
+
+
+@pytest.mark.parametrize("columns", [4, 1 << 20])
+def test_a_file_is_read_without_numpy(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.1 and 2.2 have none where numpy 2 is installed."""
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    up, down = factors(1, 6, columns)
+    path = write(tmp_path / "a.safetensors", {"x.lora_up.weight": raw(up), "x.lora_down.weight": raw(down)})
+    monkeypatch.setattr(Tensor, "numpy", missing)
+    monkeypatch.setattr(torch, "from_numpy", missing)
+    (adapter,) = load_lora(path).adapters["x"]
+    found = adapter.factors()
+    assert found is not None
+    assert torch.equal(found.up, up)
+    assert torch.equal(found.down, down)
 
 
 @pytest.mark.parametrize("kernel_has_them", [False, True])

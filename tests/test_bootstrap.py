@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "bootstrap.py"
 
@@ -22,12 +29,14 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bootstrap", module)  # where dataclasses look for it
     spec.loader.exec_module(module)
-    for name in ("MAIN", "WEBUI"):
+    for name in ("MAIN", "NEWEST", "WEBUI", "OLDEST"):
         env = dataclasses.replace(getattr(module, name), folder=tmp_path / getattr(module, name).name)
         monkeypatch.setattr(module, name, env)
         env.python.parent.mkdir(parents=True)
     monkeypatch.setenv("PIP_NO_COMPILE", "1")  # the tool sets it; afterwards it is as it was
-    monkeypatch.setattr(module.install, "__defaults__", (module.MAIN,))
+    monkeypatch.setattr(module.install, "__defaults__", (module.MAIN, sys.executable))
+    lacking = [("lark", "1.3.1", "")]
+    monkeypatch.setattr(module, "differences", lambda env, locks: lacking)
     return module
 
 
@@ -44,6 +53,7 @@ def asked(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
             return int(any(word in words for word in failing))
 
         monkeypatch.setattr(bootstrap, "try_run", record)
+        monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": "2.13.0+cpu"})
         return commands
 
     return script
@@ -52,11 +62,11 @@ def asked(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 @pytest.mark.parametrize(
     ("failing", "last"),
     [
-        ((), "-m pip install torch==2.13.0+cpu"),
-        (("+cpu",), "--torch-backend=cpu torch==2.13.0"),
+        ((), "-m pip install torch==2.13.0+cpu --constraint=locks/bench.txt"),
+        (("+cpu",), "--torch-backend=cpu torch==2.13.0 --constraint=locks/bench.txt"),
         (("+cpu", "torch==2.13.0"), "--torch-backend=cpu torch>=2.1"),
-        (("+cpu", "torch-backend"), "-m pip install torch>=2.1"),
-        (("+cpu", "install uv"), "-m pip install torch>=2.1"),
+        (("+cpu", "torch-backend"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "install uv", "torch==2.13.0"), "-m pip install torch>=2.1"),
     ],
 )
 def test_on_linux_without_a_gpu_the_large_build_of_torch_is_the_last_resort(
@@ -70,7 +80,7 @@ def test_on_linux_without_a_gpu_the_large_build_of_torch_is_the_last_resort(
     monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
     commands = asked(*failing)
     bootstrap.install_torch(bootstrap.MAIN)
-    assert commands[0] == "-m pip install torch==2.13.0+cpu"
+    assert commands[0].startswith("-m pip install torch==2.13.0+cpu ")
     assert commands[-1].endswith(last)
 
 
@@ -80,9 +90,14 @@ def test_elsewhere_pip_takes_the_build_for_the_machine(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(bootstrap, "has_gpu", lambda: gpu)
+    exact = "-m pip install torch==2.13.0 --constraint=locks/bench.txt"
     commands = asked()
     bootstrap.install_torch(bootstrap.MAIN)
-    assert commands == ["-m pip install torch>=2.1"]
+    assert commands == [exact]
+
+    commands = asked("torch==2.13.0")  # not built for this machine
+    bootstrap.install_torch(bootstrap.MAIN)
+    assert commands == [exact, "-m pip install torch>=2.1"]
 
 
 @pytest.mark.parametrize(
@@ -96,19 +111,19 @@ def test_a_torch_that_is_new_enough_and_works_is_kept(
     failing: tuple[str, ...],
     kept: bool,
 ) -> None:
-    monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": torch})
     asked(*failing)
+    monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": torch})
     assert bootstrap.working_torch(bootstrap.MAIN) is kept
 
 
 def test_a_second_run_asks_for_nothing_until_the_project_changes(
     bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": "2.13.0+cpu"})
     bootstrap.MAIN.python.touch()
     commands = asked()
     bootstrap.install("test")
-    assert any(word.startswith("-m pip install --editable .[test,demo]") for word in commands)
+    assert any(command.endswith("--no-build-isolation --editable .") for command in commands)
+    assert bootstrap.MAIN.requirements.read_text() == "lark==1.3.1\n"
     assert bootstrap.MAIN.constraints.read_text() == "torch==2.13.0+cpu\n"
 
     commands = asked()
@@ -116,16 +131,37 @@ def test_a_second_run_asks_for_nothing_until_the_project_changes(
     bootstrap.install("demo")  # the tests need all that the demo needs
     assert commands == []
 
-    monkeypatch.setattr(bootstrap, "stamp_key", lambda: "of another pyproject.toml")
+    monkeypatch.setattr(bootstrap, "stamp_key", lambda env: "of another pyproject.toml")
     bootstrap.install("demo")
     assert commands
 
 
-def test_a_venv_that_does_not_start_is_made_anew(
-    bootstrap: ModuleType, asked: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+def test_where_all_is_there_already_nothing_is_asked_of_the_network(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bootstrap, "differences", lambda env, locks: [])
+    commands = asked()
+    bootstrap.install("test")
+    [install] = [command for command in commands if "pip install" in command]
+    assert install == "-m pip install --quiet --no-deps --no-build-isolation --editable ."
+
+
+def test_an_install_is_repeated_when_its_own_lock_changes(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    for name in bootstrap.LOCKS:
+        (tmp_path / "locks" / f"{name}.txt").write_text("")
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    main, webui = bootstrap.stamp_key(bootstrap.MAIN), bootstrap.stamp_key(bootstrap.WEBUI)
+    (tmp_path / "locks" / "test.txt").write_text("lark==1.3.1\n")
+    assert bootstrap.stamp_key(bootstrap.MAIN) != main
+    assert bootstrap.stamp_key(bootstrap.WEBUI) == webui
+
+
+def test_a_venv_that_does_not_start_is_made_anew(bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     bootstrap.MAIN.python.write_text("not a program")
-    asked()
     assert not bootstrap.working_venv(bootstrap.MAIN)
     assert ".venv does not start" in capsys.readouterr().out
 
@@ -139,21 +175,17 @@ WEBUI_PYTHON = pytest.mark.skipif(
 def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
     bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": "2.13.0+cpu"})
     commands = asked()
     bootstrap.test([])
-    assert any(word.startswith("-m pip install --editable .[webui] ") for word in commands)
     assert commands[-1] == "-m pytest tests/extension"
-    pins = bootstrap.WEBUI.constraints.read_text().split()
-    assert pins[0] == "torch==2.13.0+cpu"
-    assert {"gradio==3.41.2", "fastapi==0.94.0", "lark==1.1.2", "numpy==1.26.2"} < set(pins)
-    assert bootstrap.MAIN.constraints.read_text() == "torch==2.13.0+cpu\n"
+    assert bootstrap.WEBUI.constraints.read_text() == "torch==2.13.0+cpu\n"
+    pins = {"gradio==3.41.2", "fastapi==0.94.0", "lark==1.1.2", "numpy==1.26.2", "transformers==4.30.2"}
+    assert pins < set(bootstrap.lock_lines("webui"))
 
 
 def test_arguments_are_for_the_tests_in_the_first_environment(
     bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "probe", lambda env: {"python": "3.11.7", "pip": "24.0", "torch": "2.13.0+cpu"})
     commands = asked()
     bootstrap.test(["-k", "parse"])
     assert commands[-1].endswith("-k parse")
@@ -172,6 +204,159 @@ def test_where_the_webui_s_versions_cannot_be_had_one_line_says_so(
     assert commands == []
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("== Left out: the extension")
+
+
+def python(tmp_path: Path, name: str, prints: str) -> str:
+    """Write a program that says which Python it is, or does not start, and return its path."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{prints}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the programs are shell scripts")
+def test_a_python_is_found_that_starts_and_is_of_the_version(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", python(tmp_path, "this", "echo 3 13"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.delenv("PYTHON310", raising=False)
+    python(tmp_path, "bin/python3.10", "exit 127")
+    assert bootstrap.find_python((3, 10)) is None
+
+    managed = python(tmp_path, "pyenv/versions/3.10.13/bin/python3.10", "echo 3 10")
+    assert bootstrap.find_python((3, 10)) == managed
+    monkeypatch.setenv("PYTHON310", python(tmp_path, "named", "echo 3 10"))
+    assert bootstrap.find_python((3, 10)) == str(tmp_path / "named")
+    monkeypatch.setenv("PYTHON310", python(tmp_path, "named", "echo 3 9"))
+    assert bootstrap.find_python((3, 10)) == managed
+
+
+def test_the_oldest_stack_has_its_own_torch_and_tests(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.10")
+    monkeypatch.setenv("PYTHONPATH", "")
+    commands = asked("+cpu", "torch-backend")
+    there = {"python": "3.10.13", "pip": "24.0", "torch": "2.13.0"}
+    monkeypatch.setattr(bootstrap, "probe", lambda env: there)
+    bootstrap.test_oldest(["-k", "parse"])
+    lock = "--constraint=locks/oldest.txt"
+    assert [command for command in commands if "torch==" in command and "uv" not in command] == [
+        f"-m pip install torch==2.1.2+cpu {lock}",
+        f"-m pip install torch==2.1.2 {lock}",
+    ]
+    assert not any("torch>=" in command for command in commands)
+    assert commands[-1] == "-m pytest -p oldest -k parse"
+
+
+def test_without_its_python_the_oldest_stack_is_left_out_but_not_in_ci(
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: None)
+    commands = asked()
+    monkeypatch.delenv("CI", raising=False)
+    bootstrap.test_oldest([])
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("== Left out: the tests on the oldest stack need a Python 3.10")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(bootstrap.Failed, match=r"Python 3\.10"):
+        bootstrap.test_oldest([])
+    assert commands == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_what_the_advice_is_about(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap.os, "access", lambda path, mode: False)
+    assert bootstrap.venv_advice(bootstrap.MAIN).startswith("This folder cannot be written to")
+    monkeypatch.setattr(bootstrap.os, "access", lambda path, mode: True)
+    assert bootstrap.venv_advice(bootstrap.MAIN) == ""
+    monkeypatch.setattr(bootstrap.importlib.util, "find_spec", lambda name: None)
+    assert "apt install python3-venv" in bootstrap.venv_advice(bootstrap.MAIN)
+
+
+def test_commands_are_shown_as_one_would_type_them_in_the_project_s_folder(bootstrap: ModuleType) -> None:
+    words = [bootstrap.MAIN.python, "-m", "pip", bootstrap.ROOT / "locks" / "test.txt"]
+    assert [bootstrap.shown(word) for word in words] == ["python", "-m", "pip", str(Path("locks", "test.txt"))]
+
+
+def test_the_newest_versions_are_compared_with_the_lock_and_what_broke_is_named(
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bootstrap, "differences", lambda env, locks: [("lark", "1.3.1", "2.0"), ("hatchling", "1", "")])
+    commands = asked("mypy")
+    (bootstrap.NEWEST.folder / "results.xml").write_text("of the run before")
+    with pytest.raises(bootstrap.Failed):
+        bootstrap.test_newest([])
+    assert any("--upgrade-strategy=eager --editable .[test]" in command for command in commands)
+    lines = capsys.readouterr().out.splitlines()
+    assert "==     lark 2.0 (locked: 1.3.1)" in lines
+    assert not any("hatchling" in line for line in lines)
+    assert lines[-1] == "== Broken: types"
+
+
+def test_failed_tests_are_read_from_pytest_s_own_file(bootstrap: ModuleType, tmp_path: Path) -> None:
+    results = tmp_path / "results.xml"
+    results.write_text(
+        "<testsuites><testsuite>"
+        '<testcase classname="tests.test_a" name="test_one[x]"><failure/></testcase>'
+        '<testcase classname="tests.test_a" name="test_two"><skipped/></testcase>'
+        '<testcase classname="tests.test_b" name="test_three"><error/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    assert bootstrap.failed_tests(results) == ["tests/test_a.py::test_one[x]", "tests/test_b.py::test_three"]
+
+
+LOCKS = TOOL.parent.parent / "locks"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def locked(name: str, python: str) -> dict[str, str]:
+    """Return package → version in a lock, for a Python on Linux."""
+    here = {"python_version": python, "python_full_version": f"{python}.7", "sys_platform": "linux"}
+    lines = (LOCKS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {r.name: str(r.specifier)[2:] for r in wanted if r.marker is None or r.marker.evaluate(here)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LOCKS.glob("*.txt")))
+def test_a_lock_has_exact_versions_and_no_torch(name: str) -> None:
+    for line in (LOCKS / f"{name}.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        assert re.fullmatch(r"[a-z\d-]+==[\w.]+( ; .*)?", line)
+        assert not re.match(r"torch==|torchvision|triton|nvidia|cuda", line)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_locks_are_within_the_project_s_ranges_and_of_one_mind(python: str) -> None:
+    project = tomllib.loads((TOOL.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for name in ("demo", "test", "bench"):
+        versions = locked(name, python)
+        for text in [*project["dependencies"], *extras[name], *extras["demo"]]:
+            wanted = Requirement(text)
+            if wanted.name in ("torch", "lora-runtime"):
+                continue
+            assert wanted.specifier.contains(versions[wanted.name.lower()]), text
+        assert locked("demo", python).items() <= versions.items()
+    both = locked("test", python).keys() & locked("bench", python).keys()
+    assert all(locked("test", python)[name] == locked("bench", python)[name] for name in both)
+
+
+def test_the_oldest_stack_is_what_the_webui_installs() -> None:
+    versions = locked("oldest", "3.10")
+    assert (versions["numpy"], versions["transformers"], versions["gradio"]) == ("1.26.2", "4.30.2", "3.41.2")
+    assert (versions["lark"], versions["safetensors"]) == ("1.1.2", "0.4.2")
 
 
 def test_versions_compare_as_numbers(bootstrap: ModuleType) -> None:

@@ -411,25 +411,49 @@ class TestRefused:
 
 
 class TestLinks:
-    def test_a_link_out_of_the_folder_is_refused(self, loras: Path, tmp_path: Path) -> None:
+    def test_links_may_lead_out_of_the_folder(self, loras: Path, tmp_path: Path) -> None:
+        target = write(tmp_path / "elsewhere" / "mine.safetensors")
+        write(tmp_path / "elsewhere/deep/pen.safetensors", {"a": ("U8", [1], b"5")})
+        link(loras / "one.safetensors", target)
+        link(loras / "away", target.parent, folder=True)
+        catalog = LoraCatalog(loras)
+        assert not catalog.refused
+        assert catalog.resolve("one").path == loras / "one.safetensors"
+        assert catalog.resolve("away/deep/pen").path == loras / "away/deep/pen.safetensors"
+        assert catalog.resolve("pen").relative == "away/deep/pen"
+        target.unlink()
+        with pytest.raises(UnknownLoraError):
+            catalog.resolve("one")
+
+    def test_links_can_be_kept_within_the_folder(self, loras: Path, tmp_path: Path) -> None:
         target = write(tmp_path / "elsewhere/secret.safetensors")
         link(loras / "leak.safetensors", target)
         link(loras / "away", target.parent, folder=True)
-        catalog = LoraCatalog(loras)
+        catalog = LoraCatalog(loras, links_out=False)
         assert len(catalog.entries) == 4
         assert set(catalog.refused) == {loras / "leak.safetensors", loras / "away"}
         assert all("outside the folder" in reason for reason in catalog.refused.values())
         assert "outside the folder" in failure(catalog, "leak")
         failure(catalog, "away/secret")
 
-    def test_a_link_to_a_file_may_lead_anywhere_where_that_is_asked_for(self, loras: Path, tmp_path: Path) -> None:
-        target = write(tmp_path / "elsewhere" / "secret.safetensors")
-        link(loras / "leak.safetensors", target)
-        catalog = LoraCatalog(loras, linked_files=True)
-        assert catalog.resolve("leak").path == loras / "leak.safetensors"
-        target.unlink()
-        with pytest.raises(UnknownLoraError):
-            catalog.resolve("leak")
+    def test_linked_folders_make_no_loops(self, loras: Path, tmp_path: Path) -> None:
+        away = tmp_path / "elsewhere"
+        write(away / "pen.safetensors", {"a": ("U8", [1], b"5")})
+        link(loras / "away", away, folder=True)
+        link(away / "again", away, folder=True)
+        link(away / "home", loras, folder=True)
+        link(away / "all", tmp_path, folder=True)
+        catalog = LoraCatalog(loras)
+        assert [entry.relative for entry in catalog.entries] == [
+            *("ink", "away/pen", "style/ink", "style/wash", "style/deep/oil")
+        ]
+        assert catalog.refused == {loras / "away/all": f"a link to {tmp_path}, which this folder lies in"}
+
+    def test_a_name_never_leaves_the_folder_though_a_link_may(self, loras: Path, tmp_path: Path) -> None:
+        target = write(tmp_path / "elsewhere" / "mine.safetensors")
+        link(loras / "away", target.parent, folder=True)
+        for name in ("../elsewhere/mine", "away/../../elsewhere/mine", "style/../away/mine"):
+            assert "it leads out of the folders with '..'" in failure(LoraCatalog(loras), name)
 
     def test_a_link_into_another_folder_of_the_catalog_is_followed(self, loras: Path, tmp_path: Path) -> None:
         target = write(tmp_path / "more/pen.safetensors")
@@ -453,7 +477,7 @@ class TestLinks:
         assert "a link that leads nowhere" in failure(catalog, "broken")
 
     def test_a_file_replaced_by_a_link_out_is_noticed(self, loras: Path, tmp_path: Path) -> None:
-        catalog = LoraCatalog(loras)
+        catalog = LoraCatalog(loras, links_out=False)
         path = catalog.resolve("oil").path
         path.replace(tmp_path / "oil.safetensors")  # keeps size and mtime
         link(path, tmp_path / "oil.safetensors")
@@ -463,6 +487,36 @@ class TestLinks:
         link(tmp_path / "linked", loras, folder=True)
         entry = LoraCatalog(tmp_path / "linked").resolve("style/wash")
         assert entry.path == tmp_path / "linked/style/wash.safetensors"
+
+
+class TestFilesOfFolders:
+    """What programs call every file that they save goes by the name of its folder."""
+
+    @pytest.mark.parametrize("stem", ["adapter_model", "adapters", "pytorch_lora_weights"])
+    def test_such_a_file_has_the_name_of_its_folder(self, stem: str, loras: Path) -> None:
+        write(loras / f"new/watercolour/{stem}.safetensors", {"a": ("U8", [1], b"5")})
+        catalog = LoraCatalog(loras)
+        for name in ("watercolour", "new/watercolour", f"new/watercolour/{stem}", stem):
+            entry = catalog.resolve(name)
+            assert (entry.name, entry.relative) == ("watercolour", f"new/watercolour/{stem}")
+
+    def test_two_such_files_share_no_name_but_that_of_their_program(self, loras: Path) -> None:
+        for number, folder in enumerate(("one", "two")):
+            write(loras / folder / "pytorch_lora_weights.safetensors", {"a": ("U8", [1], bytes([number]))})
+        catalog = LoraCatalog(loras)
+        assert catalog.resolve("two").relative == "two/pytorch_lora_weights"
+        message = failure(catalog, "pytorch_lora_weights", AmbiguousLoraError)
+        assert message.endswith('write one of "one/pytorch_lora_weights" or "two/pytorch_lora_weights"')
+
+    @pytest.mark.parametrize("given", ["", "snapshots", "snapshots/COMMIT"])
+    def test_the_cache_of_huggingface_hub_goes_by_the_name_of_the_repository(self, given: str, tmp_path: Path) -> None:
+        root, commit = tmp_path / "models--someone--ink-style", "0" * 40
+        blob = write(root / "blobs" / ("ab" * 32), {"a": ("U8", [1], b"5")})
+        (root / "snapshots" / commit).mkdir(parents=True)
+        link(root / "snapshots" / commit / "pytorch_lora_weights.safetensors", f"../../blobs/{blob.name}")
+        catalog = LoraCatalog(root / given.replace("COMMIT", commit))
+        for name in ("ink-style", "pytorch_lora_weights"):
+            assert catalog.resolve(name).name == "ink-style"
 
 
 class TestChanges:

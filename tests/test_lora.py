@@ -214,7 +214,7 @@ def test_a_key_that_is_not_used_has_its_reason(
         (
             {"x.psoft_R.vector_a": UP, "x.psoft_R.vector_b": UP},
             LoraFileError,
-            "x.psoft_R.vector_a (and 1 more keys): PSOFT is not supported yet",
+            "x.psoft_R.vector_a (and 1 more key): PSOFT is not supported yet",
         ),
         ({"x.lora_up.weight": UP}, CorruptFileError, "an up factor without its down factor"),
         ({"x.lora_up.weight": UP * float("inf"), "x.lora_down.weight": DOWN}, CorruptFileError, "NaN or infinity"),

@@ -93,3 +93,22 @@ def test_a_copy_of_a_file_shares_its_memory_under_its_own_name(tmp_path: Path) -
     assert first.adapters is second.adapters
     assert [(lora.name, lora.path) for lora in (first, second)] == [("a", path), ("b", copy)]
     assert (cache.load(path), cache.load(copy)) == (first, second)
+
+
+def test_what_is_in_use_is_kept_whatever_the_limit(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.safetensors", value) for value, name in enumerate("abcd")]
+    cache = LoraCache(limit=1)
+    loaded = [cache.load(path, trim=False) for path in paths]
+    cache.trim(keep=set(paths[:3]))
+    assert [cache.load(path, trim=False) is lora for path, lora in zip(paths, loaded, strict=True)] == [True] * 3 + [
+        False
+    ]
+    cache.trim()
+    assert not cache._loras
+
+
+def test_clearing_drops_everything(tmp_path: Path) -> None:
+    cache, path = LoraCache(), write(tmp_path / "a.safetensors", 1)
+    before = cache.load(path)
+    cache.clear()
+    assert cache.load(path) is not before

@@ -36,6 +36,7 @@ ERRORS = {
 NAMES = {
     "apply",
     "restore",
+    "clear_cache",
     "parse_prompt",
     "Prompt",
     "LoraTag",

@@ -75,7 +75,8 @@ def test_a_lora_acts_beside_a_weight_that_cannot_be_written(
     with lora_runtime.apply(model, "<lora:ink:0.5>", loras=tmp_path) as applied:
         assert applied.report.loras[0].used == 2
         assert applied.report.live == 1
-        assert "1 of them live" in str(applied.report)
+        assert "1 of them beside weights" in str(applied.report)
+        assert applied.report.loras[0].dense_bytes == 0
         weight = model.first.values().double() + 0.5 * UP.double() @ DOWN.double()
         expected = functional.linear(inputs.double(), weight, model.first.bias.double())
         epsilon = torch.finfo(dtype).eps
@@ -86,16 +87,35 @@ def test_a_lora_acts_beside_a_weight_that_cannot_be_written(
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [(Packed, "stored as int8, which is never rewritten"), (Offloaded, "offloaded piece by piece")]
+    ("kind", "reason"), [(Packed, "stored as int8"), (Offloaded, "offloaded piece by piece (meta device)")]
 )
-def test_what_has_no_factors_is_left_out_with_the_reason(kind: type[Any], reason: str, tmp_path: Path) -> None:
-    tensors = {f"first.hada_{name}": torch.ones(8, 2) for name in ("w1_a", "w2_a")}
-    tensors |= {f"first.hada_{name}": torch.ones(2, 6) for name in ("w1_b", "w2_b")}
-    save_file(tensors | {"first.diff_b": torch.ones(8)}, tmp_path / "loha.safetensors")
-    model = Model(kind)
-    applied = lora_runtime.apply(model, "<lora:loha>", loras=tmp_path)
-    assert reason in applied.report.loras[0].unused["first.hada_w1_a"]
-    assert applied.report.live == 0
+def test_what_has_no_two_factors_acts_beside_too_and_the_report_says_why(
+    kind: type[Any], reason: str, tmp_path: Path
+) -> None:
+    factors = {f"first.hada_w{i}_a": torch.randn(8, 2) for i in "12"}
+    factors |= {f"first.hada_w{i}_b": torch.randn(2, 6) for i in "12"}
+    save_file(factors, tmp_path / "loha.safetensors")
+    model, inputs = Model(kind), torch.randn(5, 6)
+    f = {key.removeprefix("first.hada_"): value.double() for key, value in factors.items()}
+    delta = (f["w1_a"] @ f["w1_b"]) * (f["w2_a"] @ f["w2_b"])
+    with lora_runtime.apply(model, "<lora:loha:0.5>", loras=tmp_path) as applied:
+        weight = model.first.values().double() + 0.5 * delta
+        expected = functional.linear(inputs.double(), weight, model.first.bias.double())
+        torch.testing.assert_close(model(inputs).double(), expected, rtol=1e-5, atol=1e-5)
+        assert applied.report.loras[0].beside == {reason: 1}
+        assert applied.report.loras[0].merged == 0
+
+
+def test_what_depends_on_the_weight_gets_the_dequantised_one(tmp_path: Path) -> None:
+    length = torch.rand(8) + 0.5
+    tensors = {"first.lora_A.weight": DOWN, "first.lora_B.weight": UP, "first.lora_magnitude_vector": length}
+    save_file(tensors, tmp_path / "dora.safetensors")
+    model, inputs = Model(Packed), torch.randn(5, 6)
+    turned = model.first.values().double() + UP.double() @ DOWN.double()
+    weight = turned * (length.double() / turned.norm(dim=1)).unsqueeze(1)
+    with lora_runtime.apply(model, "<lora:dora>", loras=tmp_path):
+        expected = functional.linear(inputs.double(), weight, model.first.bias.double())
+        torch.testing.assert_close(model(inputs).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_lora_of_another_shape_is_told_from_the_layers_own_and_not_from_how_it_is_stored(tmp_path: Path) -> None:

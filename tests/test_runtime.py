@@ -348,29 +348,24 @@ def test_what_is_no_model_is_an_error() -> None:
         lora_runtime.apply("no model", "a")
 
 
-def test_tied_weights_are_patched_once(tmp_path: Path) -> None:
+def test_each_layer_of_a_shared_weight_has_its_own_adapters(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
             self.two.weight = self.one.weight
 
-    model = Tied()
+    model, inputs = Tied(), torch.randn(3, 6)
     before = model.one.weight.detach().clone()
     up, down = torch.randn(6, 2), torch.randn(2, 6)
-    save_file(
-        {
-            f"{name}.lora_{side}.weight": value.clone()
-            for name in ("one", "two")
-            for side, value in (("B", up), ("A", down))
-        },
-        tmp_path / "tied.safetensors",
-    )
+    save_file({"one.lora_B.weight": up, "one.lora_A.weight": down}, tmp_path / "tied.safetensors")
     with lora_runtime.apply(model, "<lora:tied>", loras=tmp_path) as applied:
-        assert torch.allclose(model.two.weight, before + up @ down, atol=1e-6)
-        assert model.one.weight is model.two.weight
-        assert "for a weight that one of the same file changes already" in str(applied.report)
-    assert torch.equal(model.two.weight, before)
+        expected = inputs.double() @ (before.double() + up.double() @ down.double()).t()
+        torch.testing.assert_close(model.one(inputs).double(), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(model.two(inputs), inputs @ before.t())
+        assert torch.equal(model.one.weight, before)
+        assert "1 of them beside weights shared by 2 layers (Linear, Linear)" in str(applied.report)
+    assert torch.equal(model.one(inputs), inputs @ before.t())
 
 
 def test_what_reads_text_is_left_out_of_a_region_and_said(pipe: Any, folder: Path) -> None:

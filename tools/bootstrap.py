@@ -1,22 +1,31 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-webui, bench, train, format, venv, clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, bench, train, format, lock, venv, clean.
 
-A second one, `.venv-webui`, has the versions that the AUTOMATIC1111 WebUI pins: the tests of its extension run there.
+What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
+Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
+WebUI pins, and the tests of its extension run there; `.venv-oldest` has these with the WebUI's own Python and torch;
+`.venv-newest` has the newest versions within the ranges.
+
 Needs Python 3.10 or newer and nothing else. Safe to repeat: what is there is kept, what is missing or broken is made,
-and a command starts at once when `pyproject.toml` has not changed since the last install. The Makefile calls this file.
+and a command starts at once when neither `pyproject.toml` nor the lock has changed since the last install. Where all is
+installed, no network is needed. The Makefile calls this file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import xml.etree.ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +35,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment: its folder, and what must be importable there with the package that has it."""
+    """A virtual environment: its folder, its locks, and what must be importable there with the package that has it."""
 
     folder: Path
+    locks: tuple[str, ...]
     imports: dict[str, str]
+    pythons: tuple[tuple[int, int], ...] = ()  # none: each from 3.10 on
+    torch: str = ""  # the only version that will do
 
     @property
     def name(self) -> str:
@@ -43,8 +55,13 @@ class Environment:
 
     @property
     def stamp(self) -> Path:
-        """What was installed, and from which pyproject.toml."""
+        """What was installed, and from which pyproject.toml and locks."""
         return self.folder / "lora-runtime-install.json"
+
+    @property
+    def requirements(self) -> Path:
+        """What pip was last asked for: the lines of a lock that were missing."""
+        return self.folder / "lora-runtime-requirements.txt"
 
     @property
     def constraints(self) -> Path:
@@ -60,17 +77,34 @@ _IMPORTS = {
     "transformers": "transformers",
     "PIL.Image": "Pillow",
 }
-MAIN = Environment(ROOT / ".venv", {**_IMPORTS, "diffusers": "diffusers"})
-WEBUI = Environment(ROOT / ".venv-webui", {**_IMPORTS, "gradio": "gradio", "fastapi": "fastapi"})
-WEBUI_PYTHONS = ((3, 10), (3, 11))  # those for which the WebUI's versions of numpy, Pillow and tokenizers were built
+MAIN = Environment(ROOT / ".venv", ("demo", "test", "bench"), {**_IMPORTS, "diffusers": "diffusers"})
+NEWEST = Environment(ROOT / ".venv-newest", ("test",), MAIN.imports)
+# numpy, Pillow and tokenizers were built for these Pythons, in the versions that the WebUI has.
+WEBUI = Environment(
+    ROOT / ".venv-webui",
+    ("webui",),
+    {**_IMPORTS, "gradio": "gradio", "fastapi": "fastapi"},
+    ((3, 10), (3, 11)),
+)
+OLDEST = Environment(ROOT / ".venv-oldest", ("oldest",), WEBUI.imports, ((3, 10),), torch="2.1.2")
+ENVIRONMENTS = (MAIN, NEWEST, WEBUI, OLDEST)
 
-TORCH = "2.13.0"  # the CPU build of this version is taken where there is no GPU: 0.2 GB instead of several
-TORCH_OLDEST = (2, 1)
+TORCH = "2.13.0"  # the CPU build is taken where there is no GPU: 0.2 GB instead of several
+TORCH_OLDEST = "2.1"
 PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project in place
 
-# Each set of extras names those whose packages it brings along, so that `make demo` after `make test` installs nothing.
-EXTRAS = {"demo": ("demo",), "test": ("test", "demo"), "bench": ("bench", "demo"), "all": ("test", "bench", "demo")}
-EXTRAS["webui"] = ("webui",)
+# Each names the locks that it needs and those that these bring along: `make demo` after `make test` installs nothing.
+NEEDS = {"demo": ("demo",), "test": ("test", "demo"), "bench": ("bench", "demo"), "all": ("test", "bench", "demo")}
+NEEDS |= {"webui": ("webui",), "oldest": ("oldest",)}
+
+# What each lock is made from, by uv: the project's extras and the files locks/*.in.
+LOCKS = {"demo": ("demo",), "test": ("test",), "bench": ("bench",), "webui": ("webui.in",), "oldest": ("oldest.in",)}
+# torch and what belongs to its builds for GPUs stay out of the locks.
+NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
+
+
+# What pip says where its sources do not have a version, or a constraint of the user's own forbids it.
+NOT_THERE = ("No matching distribution", "ResolutionImpossible")
 
 
 class Failed(Exception):
@@ -82,10 +116,13 @@ def main(arguments: list[str]) -> int:
     commands = {
         "demo": demo,
         "test": test,
+        "test-oldest": test_oldest,
+        "test-newest": test_newest,
         "test-webui": test_webui,
         "bench": bench,
         "train": train,
         "format": reformat,
+        "lock": lock,
         "venv": venv,
         "clean": clean,
     }
@@ -134,13 +171,87 @@ def test(arguments: list[str]) -> None:
 
 def test_extension() -> None:
     """Run the tests of the WebUI's extension with the WebUI's versions, where these can be had."""
-    if sys.version_info[:2] not in WEBUI_PYTHONS:
+    if sys.version_info[:2] not in WEBUI.pythons:
         say("Left out: the extension with the WebUI's own versions, which need Python 3.10 or 3.11")
         return
     # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
     run(WEBUI.python, "-m", "pytest", "tests/extension")
+
+
+def test_oldest(arguments: list[str]) -> None:
+    """Run the tests on the oldest stack that is supported, those whose judges are there; needs a Python 3.10."""
+    python = find_python(OLDEST.pythons[0])
+    if python is None:
+        lacking = "the tests on the oldest stack need a Python 3.10. PYTHON310=/path/to/python3.10 names one"
+        if os.environ.get("CI"):
+            raise Failed(f"None found, but {lacking}")
+        say(f"Left out: {lacking}")
+        return
+    os.environ["PIP_NO_COMPILE"] = "0"  # as in test_extension
+    install("oldest", OLDEST, python)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    run(OLDEST.python, "-m", "pytest", "-p", "oldest", *arguments)
+
+
+def find_python(wanted: tuple[int, int]) -> str | None:
+    """Return a Python of this version that starts: named in the environment, this one, on PATH, one of pyenv's."""
+    name = "python" + ".".join(map(str, wanted))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates = [
+        os.environ.get("PYTHON" + "".join(map(str, wanted))),
+        sys.executable,
+        shutil.which(name),  # a version manager leaves names on PATH that do not start
+        *(str(path) for path in sorted(pyenv.glob(f"{name[6:]}.*/bin/{name}"), reverse=True)),
+    ]
+    for candidate in filter(None, candidates):
+        try:
+            code = "import sys; print(*sys.version_info[:2])"
+            done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if done.stdout.split() == [str(part) for part in wanted]:
+            return candidate
+    return None
+
+
+def test_newest(arguments: list[str]) -> None:
+    """Install what is newest within the ranges, run lint, types and tests, and say what differs and what broke."""
+    install_newest()
+    results = NEWEST.folder / "results.xml"
+    results.unlink(missing_ok=True)
+    broken = [
+        name
+        for name, *command in (("lint", "ruff", "check", "."), ("types", "mypy"))
+        if try_run(NEWEST.python, "-m", *command)
+    ]
+    status = try_run(NEWEST.python, "-m", "pytest", f"--junit-xml={results}", *arguments)
+    failed = failed_tests(results)
+    if status and not failed:
+        broken.append("pytest itself (see above)")
+    say(f"torch {probe(NEWEST)['torch']}; what else differs from the lock:")
+    for name, locked, newest in differences(NEWEST, NEWEST.locks):
+        if newest:
+            say(f"    {name} {newest} (locked: {locked})")
+    if failed:
+        broken.append(f"{len(failed)} tests")
+    say(f"Broken: {', '.join(broken) or 'nothing'}")
+    for line in failed:
+        say(f"    {line}")
+    if broken:
+        raise Failed("")
+
+
+def failed_tests(results: Path) -> list[str]:
+    """Return the tests that failed or broke, one line each, from pytest's file of results."""
+    if not results.exists():
+        return []
+    return [
+        f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+        for case in xml.etree.ElementTree.parse(results).iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
 
 
 def test_webui(arguments: list[str]) -> None:
@@ -173,6 +284,44 @@ def reformat(arguments: list[str]) -> None:
     run(MAIN.python, "-m", "ruff", "format", *(arguments or ["."]))
 
 
+def lock(arguments: list[str]) -> None:
+    """Write the locks: versions that still fit are kept, except with --upgrade, or --upgrade-package NAME."""
+    folder = ROOT / "locks"
+    with tempfile.TemporaryDirectory() as temporary:
+        env = Environment(Path(temporary) / "venv", (), {})
+        make_venv(env)
+        pip(env, "install", "--quiet", "uv")
+
+        def solve(output: Path, sources: Sequence[str], *more: str | Path) -> None:
+            inputs = [name for name in sources if name.endswith(".in")]
+            extras = [f"--extra={name}" for name in sources if name not in inputs]
+            run(
+                *(env.python, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.10"),
+                *("--no-config", "--no-header", "--no-annotate", f"--output-file={output}"),
+                *("pyproject.toml", "locks/build.in", *(f"locks/{name}" for name in inputs), *extras),
+                *("--constraint=locks/held-back.in", *more, *arguments),
+            )
+
+        def torch(of: Environment) -> str:
+            path = Path(temporary) / f"torch{of.name}.in"
+            path.write_text(f"torch=={of.torch or TORCH}\n", encoding="utf-8")
+            return f"--constraint={path}"
+
+        # The environments that share .venv must agree: they are solved as one first.
+        together = Path(temporary) / "together.txt"
+        known = {line for name in MAIN.locks for line in lock_lines(name)}
+        together.write_text("".join(f"{line}\n" for line in sorted(known)), encoding="utf-8")
+        solve(together, [source for name in MAIN.locks for source in LOCKS[name]], torch(MAIN))
+        for name, sources in LOCKS.items():
+            output = folder / f"{name}.txt"
+            agreed = {"webui": torch(WEBUI), "oldest": torch(OLDEST)}.get(name, f"--constraint={together}")
+            solve(output, sources, agreed)
+            lines = [line for line in output.read_text(encoding="utf-8").splitlines() if not NOT_LOCKED.match(line)]
+            header = "# Written by `make lock`. torch and what comes with its GPU builds: see tools/bootstrap.py."
+            output.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+            say(f"locks/{name}.txt: {len(lines)} lines")
+
+
 def venv(arguments: list[str]) -> None:
     """Make .venv with everything in it."""
     install("all")
@@ -180,9 +329,9 @@ def venv(arguments: list[str]) -> None:
 
 
 def clean(arguments: list[str]) -> None:
-    """Remove both environments, caches and what the commands wrote; sources and trained weights stay."""
+    """Remove the environments, caches and what the commands wrote; sources and trained weights stay."""
     names = ("out", "dist", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
-    for path in [MAIN.folder, WEBUI.folder, *(ROOT / name for name in names)]:
+    for path in [*(env.folder for env in ENVIRONMENTS), *(ROOT / name for name in names)]:
         if path.is_dir():
             say(f"Removing {path.name}/")
             shutil.rmtree(path)
@@ -193,29 +342,60 @@ def clean(arguments: list[str]) -> None:
 # Installing
 
 
-def install(extra: str, env: Environment = MAIN) -> None:
-    """Leave an environment with the project and the packages of `extra` in it; returns at once if they are there."""
+def install(what: str, env: Environment = MAIN, python: str = sys.executable) -> None:
+    """Leave an environment with the project and what the lock `what` has in it; returns at once if all is there."""
     stamp = read_stamp(env)
-    wanted = EXTRAS[extra]
-    if env.python.exists() and stamp.get("key") == stamp_key() and set(wanted) <= set(stamp.get("extras", ())):
+    wanted = NEEDS[what]
+    key = stamp_key(env)
+    if env.python.exists() and stamp.get("key") == key and set(wanted) <= set(stamp.get("locks", ())):
         return
     started = time.monotonic()
-    env.stamp.unlink(missing_ok=True)
+    prepare(env, python)
+    say(f"Installing the project and the versions in locks/{wanted[0]}.txt")
+    # A lock is whole, so pip has nothing to look up: what is there already is not asked for, and the build, with the
+    # builder from the lock, is not isolated. Where nothing is missing, this works without a network.
+    lacking = [f"{name}=={locked}" for name, locked, _ in differences(env, wanted)]
+    if lacking:
+        env.requirements.write_text("".join(f"{line}\n" for line in lacking), encoding="utf-8")
+        pip(env, "install", "--no-deps", "--requirement", env.requirements, "--constraint", env.constraints)
+    pip(env, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+    check_imports(env)
+    before = set(stamp["locks"]) if stamp.get("key") == key else set()
+    env.stamp.write_text(json.dumps({"key": key, "locks": sorted(before | set(wanted))}), encoding="utf-8")
+    say(f"Installed in {time.monotonic() - started:.0f} s")
+
+
+def install_newest() -> None:
+    """Leave .venv-newest with the newest versions that the ranges in pyproject.toml allow."""
+    prepare(NEWEST)
+    newest_torch = ("install", "--upgrade", f"torch>={TORCH_OLDEST}")
+    command: tuple[str | Path, ...] = ("pip", *newest_torch)
+    if sys.platform.startswith("linux") and not has_gpu():
+        pip(NEWEST, "install", "uv")
+        command = ("uv", "pip", *newest_torch, "--python", NEWEST.python, "--torch-backend=cpu")
+    if try_run(NEWEST.python, "-m", *command):
+        say("The newest torch could not be had: the one that is there is kept")
+    pin_torch(NEWEST)
+    say("Installing the newest versions within the ranges of pyproject.toml")
+    newest = ("--upgrade", "--upgrade-strategy=eager")
+    pip(NEWEST, "install", *newest, "--editable", ".[test]", "--constraint", NEWEST.constraints)
+    check_imports(NEWEST)
+
+
+def prepare(env: Environment, python: str = sys.executable) -> None:
+    """Leave an environment with pip and torch in it, and a file of constraints that keeps this torch."""
+    if env.folder.exists():
+        env.stamp.unlink(missing_ok=True)
     if not working_venv(env):
-        make_venv(env)
+        make_venv(env, python)
     if not working_torch(env):
         install_torch(env)
-    # Without the constraint pip could exchange a CPU or a hand-built torch for the registry's.
-    # And what a repair below takes must be the version that is wanted here: exact ones are only the WebUI's.
-    pins = re.findall(r'"([\w-]+==[\w.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    fixed = [f"torch=={probe(env)['torch']}", *(pins if env is WEBUI else ())]
-    env.constraints.write_text("".join(f"{pin}\n" for pin in fixed), encoding="utf-8")
-    say(f"Installing the project with its {' and '.join(wanted)} packages")
-    pip(env, "install", "--editable", f".[{','.join(wanted)}]", "--constraint", env.constraints)
-    check_imports(env)
-    before = set(stamp["extras"]) if stamp.get("key") == stamp_key() else set()
-    env.stamp.write_text(json.dumps({"key": stamp_key(), "extras": sorted(before | set(wanted))}), encoding="utf-8")
-    say(f"Installed in {time.monotonic() - started:.0f} s")
+    pin_torch(env)
+
+
+def pin_torch(env: Environment) -> None:
+    """Write the constraint without which pip could exchange a CPU or a hand-built torch for the registry's."""
+    env.constraints.write_text(f"torch=={probe(env)['torch']}\n", encoding="utf-8")
 
 
 def working_venv(env: Environment) -> bool:
@@ -223,8 +403,9 @@ def working_venv(env: Environment) -> bool:
     if not env.folder.exists():
         return False
     found = probe(env)
-    if version(found.get("python", "")) < (3, 10):
-        say(f"{env.name} does not start, or its Python is older than 3.10: making it anew")
+    has = version(found.get("python", ""))[:2]
+    if has < (3, 10) or (env.pythons and has not in env.pythons):
+        say(f"{env.name} does not start, or with a Python that will not do: making it anew")
         return False
     if not found["pip"]:
         try_run(env.python, "-m", "ensurepip")  # half made, or made by a tool that puts no pip in
@@ -232,15 +413,25 @@ def working_venv(env: Environment) -> bool:
     return version(probe(env)["pip"]) >= PIP_OLDEST
 
 
-def make_venv(env: Environment) -> None:
-    """Make it from nothing with the Python that runs this file."""
-    say(f"Making {env.name} with Python {sys.version.split()[0]}")
-    if try_run(sys.executable, "-m", "venv", "--clear", env.folder):
-        raise Failed(
-            "Python could not make a virtual environment (see above). On Debian and Ubuntu the part that does so is a "
-            "package of its own: apt install python3-venv. Then run the same command again."
-        )
+def make_venv(env: Environment, python: str = sys.executable) -> None:
+    """Make it from nothing."""
+    found = sys.version.split()[0] if python == sys.executable else ".".join(map(str, env.pythons[0]))
+    say(f"Making {env.name} with Python {found}")
+    if try_run(python, "-m", "venv", "--clear", env.folder):
+        raise Failed(f"Python could not make a virtual environment (see above). {venv_advice(env)}".rstrip())
     bring_pip_up_to_date(env)
+
+
+def venv_advice(env: Environment) -> str:
+    """Return what helps where no virtual environment can be made, "" if that is not known."""
+    if not os.access(env.folder if env.folder.exists() else env.folder.parent, os.W_OK):
+        return "This folder cannot be written to: copy the project to one of your own, and run the same command there."
+    if importlib.util.find_spec("ensurepip") is None:
+        return (
+            "On Debian and Ubuntu the part that does so is a package of its own: apt install python3-venv. "
+            "Then run the same command again."
+        )
+    return ""
 
 
 def bring_pip_up_to_date(env: Environment) -> None:
@@ -255,8 +446,11 @@ def working_torch(env: Environment) -> bool:
     found = probe(env)
     if not found["torch"]:
         return False
-    if version(found["torch"]) < TORCH_OLDEST:
-        say(f"torch {found['torch']} is older than 2.1")
+    if env.torch and version(found["torch"]) != version(env.torch):
+        say(f"torch {found['torch']} is not {env.torch}")
+        return False
+    if version(found["torch"]) < version(TORCH_OLDEST):
+        say(f"torch {found['torch']} is older than {TORCH_OLDEST}")
         return False
     if try_run(env.python, "-c", "import torch", quiet=True):
         say(f"torch {found['torch']} in {env.name} cannot be imported (a broken install?): taking it out")
@@ -268,23 +462,33 @@ def working_torch(env: Environment) -> bool:
 
 def install_torch(env: Environment) -> None:
     """Put torch in: the CPU build on Linux without a GPU, else the one the registry has for this machine."""
+    lock = f"--constraint=locks/{env.locks[-1]}.txt"  # for what torch needs, so that nothing is installed twice
+    exact = f"torch=={env.torch or TORCH}"
+    others = () if env.torch else (f"torch>={TORCH_OLDEST}",)  # where the exact one was not built for this machine
+
+    def ordinary() -> None:
+        if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE if others else ()):
+            if not others:
+                raise Failed("")
+            pip(env, "install", *others)
+
     if not sys.platform.startswith("linux") or has_gpu():
         say("Installing torch")
-        pip(env, "install", f"torch>={'.'.join(map(str, TORCH_OLDEST))}")
+        ordinary()
         return
-    say(f"No GPU found: installing the CPU build of torch {TORCH}")
+    say(f"No GPU found: installing the CPU build of {exact.replace('==', ' ')}")
     # Where pip's sources carry the CPU build under its own name, pip takes it; where they do not, this fails before
     # anything is downloaded. uv knows where the CPU builds are.
-    if try_run(env.python, "-m", "pip", "install", f"torch=={TORCH}+cpu", expect="No matching distribution") == 0:
+    if try_run(env.python, "-m", "pip", "install", f"{exact}+cpu", lock, expect=NOT_THERE) == 0:
         return
     say("The CPU build is not among pip's own sources: asking uv for it")
     if try_run(env.python, "-m", "pip", "install", "uv") == 0:
-        for wanted in (f"torch=={TORCH}", "torch>=2.1"):  # the second for a Python that this version was not built for
-            command = ("uv", "pip", "install", "--python", env.python, "--torch-backend=cpu", wanted)
-            if try_run(env.python, "-m", *command) == 0:
+        for wanted in ((exact, lock), others):
+            command = ("uv", "pip", "install", "--python", env.python, "--torch-backend=cpu", *wanted)
+            if wanted and try_run(env.python, "-m", *command) == 0:
                 return
     say("No CPU build could be had: installing the ordinary build. On Linux this is a download of several gigabytes.")
-    pip(env, "install", "torch>=2.1")
+    ordinary()
 
 
 def has_gpu() -> bool:
@@ -302,7 +506,8 @@ def check_imports(env: Environment) -> None:
     broken = [name for name in imports if try_run(python, "-W", "ignore", "-c", f"import {name}", quiet=True)]
     say(f"Installing again, as they cannot be imported: {', '.join(broken)}")
     packages = [imports[name] for name in broken]
-    pip(env, "install", "--force-reinstall", "--no-deps", *packages, "--constraint", env.constraints)
+    locks = [] if env is NEWEST else [f"--constraint=locks/{name}.txt" for name in env.locks]
+    pip(env, "install", "--force-reinstall", "--no-deps", *packages, *locks, "--constraint", env.constraints)
     for name in broken:
         if try_run(python, "-c", f"import {name}"):
             raise Failed(f"{name} cannot be imported (see above). Remove {env.name} and run the same command again.")
@@ -336,9 +541,40 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def stamp_key() -> str:
-    """Return what an install depends on: the project's file, this file, and where they lie (installs are in place)."""
-    parts = [(ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), str(ROOT).encode()]
+def differences(env: Environment, locks: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return name, locked version and installed version, "" if none, of each package that is not as the locks say."""
+    code = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+from pip._vendor.packaging.requirements import Requirement
+found = {}
+for line in sys.stdin.read().splitlines():
+    wanted = Requirement(line)
+    if wanted.marker is None or wanted.marker.evaluate():
+        try:
+            there = version(wanted.name) or ""
+        except PackageNotFoundError:
+            there = ""
+        if not there or not wanted.specifier.contains(there, prereleases=True):
+            found[wanted.name] = (str(wanted.specifier)[2:], there)
+print(json.dumps([(name, *versions) for name, versions in found.items()]))
+"""
+    lines = "\n".join(line for name in locks for line in lock_lines(name))
+    done = subprocess.run([env.python, "-c", code], input=lines, capture_output=True, text=True, check=True)
+    return [(name, locked, there) for name, locked, there in json.loads(done.stdout)]
+
+
+def lock_lines(name: str) -> list[str]:
+    """Return the requirements in a lock, none if there is no such file yet."""
+    path = ROOT / "locks" / f"{name}.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def stamp_key(env: Environment) -> str:
+    """Return what an install depends on: the project's file, the locks, this file, and where they lie."""
+    files = [ROOT / "pyproject.toml", *(ROOT / "locks" / f"{name}.txt" for name in env.locks), Path(__file__)]
+    parts = [*(path.read_bytes() for path in files), str(ROOT).encode()]  # the project is installed in place
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -370,18 +606,24 @@ def run(*command: str | Path) -> None:
         raise Failed("")
 
 
-def try_run(*command: str | Path, quiet: bool = False, expect: str = "") -> int:
-    """Run a command, say which, and return its exit status; a foreseen error, with `expect` in it, is not shown."""
-    words = ["python" if word in (MAIN.python, WEBUI.python, sys.executable) else str(word) for word in command]
+def try_run(*command: str | Path, quiet: bool = False, expect: Sequence[str] = ()) -> int:
+    """Run a command, say which, and return its exit status; a foreseen error, with one of `expect`, is not shown."""
     if quiet:
         return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
-    print("$", " ".join(words), flush=True)
+    print("$", " ".join(shown(word) for word in command), flush=True)
     if not expect:
         return subprocess.run(command).returncode
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-    if expect not in done.stderr:
+    if not any(text in done.stderr for text in expect):
         print(done.stderr, end="", file=sys.stderr, flush=True)
     return done.returncode
+
+
+def shown(word: str | Path) -> str:
+    """Return a word of a command as a person would type it in the project's folder."""
+    if word == sys.executable or Path(word).name in ("python", "python.exe"):
+        return "python"
+    return str(word).replace(f"{ROOT}{os.sep}", "")
 
 
 if __name__ == "__main__":

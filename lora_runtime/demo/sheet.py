@@ -138,5 +138,15 @@ def weights_hash(pipe: Any) -> str:
         if isinstance(component, torch.nn.Module):
             for key, value in component.state_dict().items():
                 digest.update(f"{name}.{key}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(_bytes_of(value))
     return digest.hexdigest()
+
+
+def _bytes_of(value: Any) -> Any:
+    """Return a copy of a tensor's bytes; not by way of numpy, whose second version torch 2.1 and 2.2 cannot use."""
+    import torch
+
+    copy = bytearray(value.numel() * value.element_size())
+    if copy:
+        torch.frombuffer(copy, dtype=torch.uint8).copy_(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
+    return copy

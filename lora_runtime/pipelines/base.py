@@ -16,7 +16,7 @@ from lora_runtime.errors import ModelError
 __all__ = ["Host", "ModelView", "WeakView", "compiled", "compiled_later", "plain"]
 
 
-def _nothing() -> None:
+def _nothing(_: str) -> None:
     return None
 
 
@@ -34,12 +34,18 @@ class ModelView:
     family: str = "unknown"  # SD1, SD2, SDXL, …, as far as the denoiser tells
     # Where a module keeps a parameter in more digits than the parameter itself has: "weight" → name of the attribute.
     precise: Mapping[str, str] = field(default_factory=dict)
-    # The pipeline's scheduler as it is now; None where the host has none or tells the steps otherwise.
-    scheduler: Callable[[], Any] = _nothing
     # Whether torch.compile made code of a part of it, which knows nothing of hooks that are added later.
     compiled: Callable[[], bool] = _never
-    # Whether the pipeline paints with classifier-free guidance now; None where it does not say.
-    guided: Callable[[], bool | None] = _nothing
+    # An attribute of the pipeline as it is now, such as its scheduler; None where it has none of that name.
+    ask: Callable[[str], Any] = _nothing
+    # The names of the pipeline's class and of those that it is made from.
+    titles: tuple[str, ...] = ()
+    # Components as the pipeline calls them, where they are wrapped, in torch.compile's module for instance.
+    wrapped: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def outer(self, component: str) -> nn.Module:
+        """Return a component as its pipeline calls it."""
+        return self.wrapped.get(component, self.components[component])
 
 
 class WeakView:
@@ -47,8 +53,9 @@ class WeakView:
 
     def __init__(self, view: ModelView) -> None:
         self.description = view.description
-        self._rest = replace(view, components={})
+        self._rest = replace(view, components={}, wrapped={})
         self._components = {name: weakref.ref(component) for name, component in view.components.items()}
+        self._wrapped = {name: weakref.ref(component) for name, component in view.wrapped.items()}
 
     def view(self) -> ModelView:
         """Return the view again; ModelError where a component is gone."""
@@ -56,7 +63,8 @@ class WeakView:
         found = {name: component for name, component in components.items() if component is not None}
         if len(found) < len(components):
             raise ModelError(f"{self.description} is gone: apply to a model that there is")
-        return replace(self._rest, components=MappingProxyType(found))
+        wrapped = {name: outer for name, reference in self._wrapped.items() if (outer := reference()) is not None}
+        return replace(self._rest, components=MappingProxyType(found), wrapped=MappingProxyType(wrapped))
 
 
 class Host(Protocol):
@@ -90,9 +98,11 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def compiled(*modules: nn.Module) -> bool:
-    """Return whether torch.compile, or the method of that name, made code of a module or of one inside it."""
+    """Return whether torch.compile, or the method of that name, made code of one of the modules inside, or of its `forward`."""
     return any(
-        "_orig_mod" in inner._modules or getattr(inner, "_compiled_call_impl", None)
+        "_orig_mod" in inner._modules
+        or getattr(inner, "_compiled_call_impl", None)
+        or hasattr(getattr(inner, "forward", None), "_torchdynamo_orig_callable")
         for module in modules
         for inner in module.modules()
     )

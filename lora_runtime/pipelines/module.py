@@ -25,7 +25,14 @@ def view_module(model: Any) -> ModelView | None:
     family = family_of(module)
     title = type(module).__name__
     description = f"{title} ({name})" if family == "unknown" else f"{title} ({family}: {name})"
-    return ModelView(MappingProxyType({name: module}), description, "model", family, compiled=compiled_later(model))
+    return ModelView(
+        MappingProxyType({name: module}),
+        description,
+        "model",
+        family,
+        compiled=compiled_later(model),
+        wrapped=MappingProxyType({} if model is module else {name: model}),
+    )
 
 
 def _component_name(module: nn.Module) -> str:

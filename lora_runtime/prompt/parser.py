@@ -111,7 +111,8 @@ class _Reader:
         text = "".join(self.text)
         tags = tuple(self.in_scope(text))
         self.diagnostics.sort(key=lambda diagnostic: diagnostic.span)
-        return Prompt(self.source, text, tags, tuple(self.others), tuple(self.diagnostics), self.dialect, self.scope)
+        others, diagnostics, places = tuple(self.others), tuple(self.diagnostics), tuple(self.places)
+        return Prompt(self.source, text, tags, others, diagnostics, self.dialect, self.scope, places)
 
     def in_scope(self, text: str) -> Iterator[LoraTag]:
         """Yield the tags with the conditions that the text around them makes, if the scope is that of the text."""

@@ -289,6 +289,26 @@ def test_rows_fit_a_table_that_has_them(tmp_path: Path) -> None:
         assert adapter.misfit(torch.Size(shape)) == reason
 
 
+def test_a_renamed_file_keeps_the_configuration_beside_it(tmp_path: Path) -> None:
+    """The alpha is nowhere else. Beside a second file it would be a guess whose it is."""
+    path = folder(tmp_path / "style", {"peft_type": "LORA", "r": 2, "lora_alpha": 4})
+    (path / "adapter_model.safetensors").unlink()
+    factors = {
+        "base_model.model.x.lora_A.weight": torch.ones(2, 4),
+        "base_model.model.x.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(factors, path / "mine.safetensors")
+    cache = LoraCache()
+    (adapter,) = cache.load(path / "mine.safetensors").adapters["base_model.model.x"]
+    assert (adapter.alpha, adapter.scale) == (4, 2)
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 8}))
+    (adapter,) = cache.load(path / "mine.safetensors").adapters["base_model.model.x"]
+    assert adapter.alpha == 8
+    save_file(factors, path / "other.safetensors")
+    (adapter,) = load_lora(path / "mine.safetensors").adapters["base_model.model.x"]
+    assert adapter.alpha is None
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     *[
         ({"peft_type": kind}, "changes no weight")

@@ -113,4 +113,4 @@ def test_keys_that_no_model_would_use_have_their_reasons(command: Command, tmp_p
     assert f"  not used    2: {reason}" in command("inspect", path).out.splitlines()
     assert json.loads(command("inspect", "--json", path).out)["unused"] == {reason: 2}
     path = write(tmp_path / "b.safetensors", strange, {})
-    assert "no adapter in it can be used: y.strange (and 1 more keys)" in command("inspect", path).out
+    assert "no adapter in it can be used: y.strange (and 1 more key)" in command("inspect", path).out

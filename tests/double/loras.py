@@ -105,10 +105,11 @@ def write(
     only: str = "",
     metadata: Mapping[str, str] | None = None,
     more: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> File:
     """Write a LoRA with random factors for the modules with `only` in their names.
 
-    `plain` has the checkpoint's weights, of which the shapes are taken.
+    `plain` has the checkpoint's weights, of which the shapes are taken. The factors returned are those in the file.
     """
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -118,8 +119,8 @@ def write(
             continue
         shape = plain[key].shape
         rows = shape[0] if third is None else shape[0] // 3
-        up = torch.randn(rows, RANK, *(1 for _ in shape[2:]), generator=generator)
-        down = torch.randn(RANK, *shape[1:], generator=generator)
+        up = torch.randn(rows, RANK, *(1 for _ in shape[2:]), generator=generator).to(dtype)
+        down = torch.randn(RANK, *shape[1:], generator=generator).to(dtype)
         factors[name] = up, down
         if name.startswith("lora_"):
             tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}

@@ -116,15 +116,21 @@ class WebUI:
         lora_dir: bool = True,
         medvram: bool = False,
         half: bool = False,
+        login: tuple[str, str] | None = None,
+        api: bool = False,
+        api_auth: str = "",
     ) -> None:
-        """Start with these extensions, loaded in this order; `lora_dir`: whether the command line knows --lora-dir."""
+        """Start with these extensions, loaded in this order; `lora_dir`: whether the command line knows --lora-dir.
+
+        `login` is that of --gradio-auth, `api` and `api_auth` ("name:password") are the options of these names.
+        """
         self.loras = data / "models" / "Lora"
         self.loras.mkdir(parents=True, exist_ok=True)
-        self.half = half
+        self.half, self.login, self.api = half, login, api
         self.extensions = list(extensions)
         paths, shared, sd_models = self.module("paths"), self.module("shared"), self.module("sd_models")
         paths.script_path, paths.data_path, paths.models_path = str(data), str(data), str(data / "models")
-        shared.cmd_opts = SimpleNamespace(medvram=medvram, no_half=not half)
+        shared.cmd_opts = SimpleNamespace(medvram=medvram, no_half=not half, api_auth=api_auth)
         if lora_dir:
             shared.cmd_opts.lora_dir = str(self.loras)
             shared.cmd_opts.lyco_dir_backcompat = str(data / "models" / "LyCORIS")
@@ -172,9 +178,22 @@ class WebUI:
         pages.initialize()
         self.module("extra_networks").initialize()
         callbacks.before_ui_callback()
-        self.app = FastAPI()
+        self.app = FastAPI() if self.login is None else self._gradio_app(self.login)
+        if self.api:
+            self.module("api").Api(self.app)
         pages.add_pages_to_demo(self.app)
         callbacks.app_started_callback(None, self.app)
+
+    @staticmethod
+    def _gradio_app(login: tuple[str, str]) -> Any:
+        """Return gradio's app with its login."""
+        import gradio as gr
+        from gradio.routes import App
+
+        with gr.Blocks() as demo:
+            gr.Markdown("the program")
+        demo.auth, demo.auth_message = [login], None
+        return App.create_app(demo)
 
     def reload_ui(self) -> None:
         """Do what the button Reload UI does: scripts are loaded anew, the model stays."""
@@ -187,6 +206,19 @@ class WebUI:
 
         with gr.Blocks():
             return self.module("ui_extra_networks").create_ui("txt2img")
+
+    def configuration(self) -> bytes:
+        """Return what the browser gets first: all components, the settings' too, as the program sends them."""
+        import gradio as gr
+        import orjson
+
+        with gr.Blocks() as demo:
+            self.module("ui_extra_networks").create_ui("txt2img")
+            for option in self.module("shared").options_templates.values():
+                if option.component is not None:
+                    given = option.component_args
+                    option.component(label=option.label, **((given() if callable(given) else given) or {}))
+        return orjson.dumps(demo.get_config_file(), option=orjson.OPT_NON_STR_KEYS, default=str)
 
     def client(self) -> Any:
         """Return a client of the HTTP API."""
@@ -222,6 +254,18 @@ class WebUI:
         found = {"Prompt": prompt, **{name.replace("_", " "): text for name, text in fields.items()}}
         self.module("script_callbacks").infotext_pasted_callback("", found)
         return found
+
+    def replay(self, done: Any) -> Any:
+        """Paint again what a picture's parameters say: its settings go into the job as far as they differ."""
+        written = {name: str(value) for name, value in done.extra_generation_params.items() if name != "LoRA notices"}
+        fields = self.paste(done.p.all_prompts[0], Steps="4", Negative_prompt=done.p.all_negative_prompts[0], **written)
+        labels = self.options.data_labels
+        overrides = {
+            key: fields[option.infotext]
+            for key, option in labels.items()
+            if option.infotext in fields and fields[option.infotext] != getattr(self.options, key)
+        }
+        return self.generate(fields["Prompt"], negative_prompt=fields["Negative prompt"], override_settings=overrides)
 
     def owner(self, tag: str) -> Any:
         """Return who owns a tag."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +58,23 @@ def test_a_file_that_is_damaged_since_is_listed_without_metadata(webui: WebUI, i
     client.get("/sdapi/v1/loras")
     ink.path.write_bytes(b"gone")
     assert client.get("/sdapi/v1/loras").json()[0]["metadata"] == {}
+
+
+def test_a_search_that_finds_nothing_is_answered_in_words(webui: WebUI, ink: loras.File, client: Any) -> None:
+    found = client.get("/lora-runtime/cards", params={"q": "nobody"}).json()
+    assert found["total"] == 0
+    assert "Nothing found for “nobody”" in found["html"]
+    assert "Nothing found" not in client.get("/lora-runtime/cards").json()["html"]
+
+
+def test_cards_follow_the_chosen_checkpoint_and_not_the_refiner(start: Callable[..., WebUI]) -> None:
+    webui = start(checkpoint="a", options={"sd_checkpoints_limit": 2})
+    loras.write(webui.loras / "ink.safetensors", plain(), metadata={"ss_base_model_version": "sd_v1"})
+    webui.generate("a", refiner_checkpoint="sdxl")
+    assert webui.model.sd_checkpoint_info.name == "sdxl"
+    assert "lora-runtime-other" not in webui.client().get("/lora-runtime/cards").json()["html"]
+    webui.choose_checkpoint("sdxl")
+    assert "lora-runtime-other" in webui.client().get("/lora-runtime/cards").json()["html"]
 
 
 # --- explain ---
@@ -128,6 +148,143 @@ def test_explain_bears_whatever_is_sent(client: Any, body: dict[str, Any], statu
     assert answer.status_code == status
     if status == 200:
         assert all(tag["file"] is None for tag in answer.json()["tags"])
+
+
+def test_explain_reads_headers_only_and_keeps_nothing(
+    webui: WebUI, ink: loras.File, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wash = loras.write(webui.loras / "wash.safetensors", plain(), seed=1)
+    webui.generate("a")
+    session = webui.owner("lora").session
+    monkeypatch.setattr(type(session.cache), "load", lambda *_, **__: pytest.fail("read whole"))
+    found = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink><lora:wash:0@0,1@0.5><lora:ink>"}).json()
+    assert [tag["used"] for tag in found["tags"]] == [3 * len(ink.factors), 3 * len(wash.factors), 3 * len(ink.factors)]
+    assert found["weights"] == len(ink.places | wash.places)
+    assert "cannot vary" in "".join(notice["message"] for notice in found["notices"])  # on the text encoder
+
+
+def test_explain_without_known_hashes_tells_files_apart(
+    webui: WebUI, ink: loras.File, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras.write(webui.loras / "wash.safetensors", plain(), seed=1, only="unet")
+    webui.generate("a")
+    monkeypatch.setattr("lora_runtime.folder.hashes", _raises)
+    first, second = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink><lora:wash>"}).json()["tags"]
+    assert first["sha256"] is second["sha256"] is None
+    assert second["used"] == second["keys"] < first["keys"] == first["used"]
+
+
+def _raises(path: Path) -> Any:
+    from lora_runtime.errors import LoraFileError  # that of the double's process
+
+    raise LoraFileError(f"{path}: gone")
+
+
+def test_explain_looks_at_no_more_than_fifty_files(webui: WebUI, client: Any) -> None:
+    ink = loras.write(webui.loras / "0.safetensors", plain())
+    for number in range(1, 52):
+        (webui.loras / f"{number}.safetensors").write_bytes(ink.path.read_bytes())
+    webui.generate("a")
+    prompt = "".join(f"<lora:{number}:0.1>" for number in range(52))
+    found = client.post("/lora-runtime/explain", json={"prompt": prompt}).json()
+    assert sum(tag["file"] is not None for tag in found["tags"]) == 50
+    assert [notice["message"] for notice in found["notices"]] == [
+        "not looked at: only the first 50 files of a prompt are"
+    ] * 2
+
+
+def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    scans: list[int] = []
+    catalog = sys.modules["lora_runtime.catalog"].LoraCatalog
+    scan = catalog._scan
+    monkeypatch.setattr(catalog, "_scan", lambda self: (scans.append(1), scan(self)))
+    return scans
+
+
+def test_names_that_nobody_has_make_explain_look_through_the_folders_at_most_once(
+    webui: WebUI, ink: loras.File, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webui.generate("a <lora:ink>")
+    scans = count_scans(monkeypatch)
+    for _ in range(3):
+        prompt = "".join(f"<lora:nobody{number}>" for number in range(200))
+        found = client.post("/lora-runtime/explain", json={"prompt": prompt}).json()
+        assert len(found["notices"]) == 200
+    assert len(scans) <= 1
+
+
+def test_names_that_nobody_has_make_a_job_look_through_the_folders_once(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webui.generate("a <lora:ink>")
+    scans = count_scans(monkeypatch)
+    done = webui.generate("a <lora:nobody> <lora:imk> <lora:0123456789ab>", n_iter=2, enable_hr=True)
+    assert len(scans) == 1
+    assert len(done.comments) == 3
+    new = loras.write(webui.loras / "new.safetensors", plain())
+    webui.generate("a <lora:new>")
+    assert webui.job.comments == {}
+    assert loras.differences(webui.job.passes[0].weights, plain(), loras.patched(plain(), [(new, 1.0)])) == []
+
+
+def test_a_picture_is_painted_while_explain_reads_files(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And cards are listed; the editor hashes a file in the same way."""
+    webui.generate("a <lora:ink>")
+    loras.write(webui.loras / "wash.safetensors", plain(), seed=1)
+    webui.client().post("/sdapi/v1/refresh-loras")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Any:
+        reading.set()
+        assert go_on.wait(60)
+        return hashes(path)
+
+    hashes = sys.modules["lora_runtime.folder"].hashes
+    monkeypatch.setattr("lora_runtime.folder.hashes", slow)
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(webui.client().post("/lora-runtime/explain", json={"prompt": "<lora:#0123456789ab>"}))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert reading.wait(60)
+        webui.options.lora_add_hashes_to_infotext = False
+        webui.generate("b <lora:ink:0.5>")
+        assert webui.client().get("/lora-runtime/cards").json()["total"] == 2
+        webui.client().post("/sdapi/v1/refresh-loras")
+    finally:
+        go_on.set()
+        thread.join(60)
+    assert answers[0].json()["notices"][0]["severity"] == "error"
+    assert loras.differences(webui.job.passes[0].weights, plain(), loras.patched(plain(), [(ink, 0.5)])) == []
+
+
+def test_those_who_ask_for_explanations_do_not_take_all_threads(
+    webui: WebUI, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes = sys.modules[f"{type(webui.owner('lora')).__module__.rpartition('.')[0]}.routes"]
+    go_on = threading.Event()
+    monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
+    monkeypatch.setattr(routes, "explanation", lambda *_: {"ok": go_on.wait(60)})
+    statuses: list[int] = []
+
+    def ask() -> None:
+        answer = webui.client().post("/lora-runtime/explain", json={"prompt": "a"})
+        statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[:]:
+        thread.join(0.5)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(statuses) == [200, 200, 503, 503, 503]
 
 
 # --- pasted prompts ---

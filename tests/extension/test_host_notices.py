@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,77 @@ def test_two_lora_files_of_one_name_are_said(webui: WebUI, ink: loras.File) -> N
     assert "ink" in done.comments[0]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_files_of_every_precision_are_applied(webui: WebUI, dtype: str) -> None:
+    """On the WebUI's own torch, 2.1, a CPU cannot do everything with halves."""
+    import torch
+
+    file = loras.write(webui.loras / "ink.safetensors", plain(), dtype=getattr(torch, dtype))
+    assert webui.generate("a <lora:ink:0.5>").comments == []
+    assert shows(webui, file, 0.5)
+
+
+def test_what_one_file_does_to_the_library_costs_that_file_alone(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras.write(webui.loras / "odd.safetensors", plain(), seed=3)
+    cache = webui.owner("lora").session.cache
+    load = type(cache).load
+
+    def fail(self: Any, path: Any, **kwargs: Any) -> Any:
+        if path.stem == "odd":
+            raise RuntimeError("not implemented for 'Half'")
+        return load(self, path, **kwargs)
+
+    monkeypatch.setattr(type(cache), "load", fail)
+    done = webui.generate("a <lora:odd:1> <lora:ink:0.5>")
+    assert done.comments == ["LoRA error: column 3: \"odd\" cannot be used: RuntimeError: not implemented for 'Half'"]
+    assert shows(webui, ink, 0.5)
+
+
+def test_prompts_encoded_without_a_lora_are_not_kept_as_if_they_had_been_with_it(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_runtime import patcher
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(patcher, "merge_into", fail)
+        webui.generate("a <lora:ink>")
+    done = webui.generate("a <lora:ink>")
+    assert webui.changed(done.passes[0].conditioning.weights)
+
+
+def test_an_embedding_that_the_program_cannot_read_costs_itself_alone(webui: WebUI) -> None:
+    import torch
+
+    more = {"bundle_emb.bad.string_to_param.a": torch.zeros(1, 12), "bundle_emb.bad.string_to_param.b": torch.zeros(1)}
+    ink = loras.write(webui.loras / "ink.safetensors", plain(), more=more)
+    webui.module("textual_inversion.textual_inversion").create_embedding_from_data = _raises
+    done = webui.generate("a <lora:ink:0.5>")
+    assert done.comments == ['LoRA error: the embedding "bad" in "ink" cannot be used: ValueError: no embedding']
+    assert shows(webui, ink, 0.5)
+
+
+def _raises(*_: Any, **__: Any) -> Any:
+    raise ValueError("no embedding")
+
+
+@pytest.mark.parametrize(
+    ("written", "applied", "severity"),
+    [("4", 4.0, None), ("7", 7.0, "note"), ("-7", -7.0, "note"), ("1e3", 0.0, "error"), ("0@0,500@1", 0.0, "error")],
+)
+def test_a_strength_that_can_hardly_be_meant_is_said(
+    webui: WebUI, ink: loras.File, written: str, applied: float, severity: str | None
+) -> None:
+    done = webui.generate(f"a <lora:ink:{written}>")
+    said = [comment for comment in done.comments if "a strength of" in comment]
+    assert [comment.split()[1] for comment in said] == ([f"{severity}:"] if severity else [])
+    assert shows(webui, ink, applied) if applied else webui.changed(done.passes[0].weights) == []
+
+
 # --- prompts that ask for what the program cannot do ---
 
 
@@ -133,6 +205,29 @@ def test_the_negative_prompt_of_the_hires_pass_is_looked_at_too(webui: WebUI, in
     assert ["<lora:ink:0.1> in the negative prompt" in comment for comment in done.comments] == [True]
 
 
+@pytest.mark.parametrize("comments", [True, False])
+def test_a_tag_that_the_program_takes_for_a_comment_is_said(webui: WebUI, ink: loras.File, comments: bool) -> None:
+    webui.options.enable_prompt_comments = comments
+    digits = webui.owner("lora").session.shelf.short_hash(webui.owner("lora").session.shelf.entry("ink"))
+    done = webui.generate(f"a <lora:#{digits}:0.5> sketch\nby hand", enable_hr=True)
+    said = [comment for comment in done.comments if '"#"' in comment]
+    assert len(said) == int(comments)
+    assert bool(webui.changed(done.passes[0].weights)) is not comments
+    explained = webui.client().post("/lora-runtime/explain", json={"prompt": f"a <lora:#{digits}> sketch"}).json()
+    assert ["a comment" in notice["message"] for notice in explained["notices"]] == [True] * comments
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
+def test_what_a_click_writes_for_an_odd_name_is_no_comment(webui: WebUI) -> None:
+    odd = loras.write(webui.loras / "no. #1: best.safetensors", plain())
+    webui.client().post("/sdapi/v1/refresh-loras")
+    page = webui.module("ui_extra_networks").extra_pages[0]
+    tag = page.card(page.shelf.entry("no. #1: best")).tag_name
+    done = webui.generate(f"a <lora:{tag}:0.5> sketch")
+    assert done.comments == []
+    assert shows(webui, odd, 0.5)
+
+
 def test_a_script_that_changes_the_prompts_is_followed(webui: WebUI, ink: loras.File) -> None:
     """What the WebUI hands over counts, whatever is in `all_prompts`."""
     scripts = webui.module("scripts")
@@ -175,6 +270,23 @@ def test_the_console_has_it_where_the_settings_say_so(
     webui.options.lora_not_found_warning_console = on
     webui.generate("a <lora:nobody>", n_iter=2)
     assert capsys.readouterr().out.count('no LoRA named "nobody"') == int(on)
+
+
+def test_a_console_without_the_characters_loses_no_notice(
+    webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    written = io.BytesIO()
+    console = io.TextIOWrapper(written, encoding="cp1252", write_through=True)
+    webui.options.lora_not_found_warning_console = True
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", console)
+        done = webui.generate("a <lora:日本:1> <lora:nobody> <lora:ink:0.5>")
+    lines = written.getvalue().decode("cp1252").splitlines()
+    assert len(done.comments) == len(lines) == 2
+    assert "\\u65e5\\u672c" in lines[0]
+    assert shows(webui, ink, 0.5)
 
 
 @pytest.mark.parametrize("on", [False, True])

@@ -121,3 +121,67 @@ def test_identity_is_of_content_and_strengths_in_any_order(session: Any) -> None
     assert first == identity(requests(session, "<lora:wash> <lora:ink:0.5>"))
     assert first != identity(requests(session, "<lora:ink:0.6> <lora:wash>"))
     assert identity([]) == ""
+
+
+# --- what nobody foresaw ---
+
+
+def fails_for(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, broken: str) -> None:
+    """Make a function raise where it is given something of the LoRA `broken`."""
+    original = getattr(target, name)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        loras = [request.lora for part in args[:1] if isinstance(part, (list, tuple)) for request in part]
+        if broken in [getattr(args[0], "stem", ""), *(lora.name for lora in loras)]:
+            raise RuntimeError("\"aminmax_cpu\" not implemented for 'Half'")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, function)
+
+
+def test_any_error_while_a_file_is_read_costs_that_tag_alone(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_for(monkeypatch, session.cache, "load", "ink")
+    text = "a <lora:ink:1> <lora:wash:1>"
+    found, notices = session.load(parse_prompt(text).tags, text)
+    assert [request.lora.name for request in found] == ["wash"]
+    (notice,) = notices
+    assert (notice.severity, notice.column) == ("error", 3)
+    assert notice.message == '"ink" cannot be used: RuntimeError: "aminmax_cpu" not implemented for \'Half\''
+
+
+@pytest.mark.parametrize("text", ["a <lora:ink:1> <lora:wash:1>", "a <lora:wash:1> <lora:ink:1>"])
+def test_any_error_while_a_file_is_applied_costs_that_tag_alone(
+    session: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    model, other = tiny_ldm.model("sd1"), tiny_ldm.model("sd1")
+    asked = requests(session, text)
+    session.show(other, requests(session, "<lora:wash:1>"))
+    fails_for(monkeypatch, session_module, "make_plan", "ink")
+    report, notices = session.show(model, asked, lambda _: text)
+    assert torch.equal(_weight(model), _weight(tiny_ldm.model("sd1"))) is False
+    assert [lora.name for lora in report.loras] == [request.lora.name for request in session.wanted] == ["wash"]
+    (notice,) = notices
+    assert (notice.severity, notice.column) == ("error", text.index("<lora:ink") + 1)
+    assert notice.message.startswith('"ink" cannot be applied: RuntimeError: ')
+    alone = tiny_ldm.model("sd1")
+    session.show(alone, requests(session, "<lora:wash:1>"))
+    wash = _weight(alone).clone()
+    session.show(model, asked, lambda _: text)
+    assert torch.equal(_weight(model), wash)
+
+
+def test_where_none_can_be_applied_weights_are_whole_and_that_is_said_once(
+    session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_ldm.model("sd1")
+    before = _weight(model).clone()
+    asked = requests(session, "<lora:ink> <lora:wash>")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(session_module, "make_plan", fail)
+    _, notices = session.show(model, asked)
+    assert [notice.message for notice in notices] == ["no LoRA is applied: MemoryError: no memory left"]
+    assert session.wanted == ()
+    assert torch.equal(_weight(model), before)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from extension_package import module
 from handmade import write
 
+from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import AmbiguousLoraError, RefusedFileError, UnknownLoraError
 
 shelf_module = module("shelf")
@@ -186,7 +188,7 @@ def test_a_name_that_no_tag_can_hold_is_written_as_a_hash(folder: Path, name: st
     path = lora(folder / f"{name}.safetensors")
     shelf = Shelf([folder])
     written = shelf.tag_name(shelf.entry(name), prefer_alias=False)
-    assert written == "#" + hashlib.sha256(ONE_TENSOR).hexdigest()[:12]
+    assert written == hashlib.sha256(ONE_TENSOR).hexdigest()[:12]
     assert shelf.find(written)[0].path == path
 
 
@@ -332,13 +334,15 @@ def test_the_hash_of_nothing_finds_nothing(folder: Path) -> None:
     assert shelf.by_hash(digits[:12]) is shelf.by_hash(digits) is None
 
 
-def test_an_unknown_hash_never_costs_more_than_its_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_hash_never_costs_more_than_its_time(folder: Path) -> None:
     for number in range(5):
         lora(folder / f"{number}.safetensors", content=bytes([number] * 8))
-    monkeypatch.setattr(shelf_module, "_SECONDS_TO_HASH", -1.0)
+    impatient = shelf_module.Patience(seconds_to_hash=0)
     shelf = Shelf([folder])
     digits = hashlib.sha256(bytes([3] * 8)).hexdigest()
-    assert shelf.by_hash(digits) is None
+    assert shelf.by_hash(digits, impatient) is None
+    with pytest.raises(UnknownLoraError, match="5 files were not read for it yet"):
+        shelf.find(f"#{digits}", impatient)
     shelf.short_hash(shelf.entry("3"))
     assert shelf.by_hash(digits).name == "3"
     # Another process of the same user knows it too.
@@ -353,3 +357,100 @@ def test_a_file_that_has_changed_is_not_found_by_its_old_hash(folder: Path) -> N
     shelf.refresh()
     assert shelf.known_short_hash(shelf.entry("ink")) == ""
     assert shelf.by_hash(old) is None
+
+
+def test_digits_of_a_hash_mean_the_file_without_a_sign_that_begins_a_comment(folder: Path) -> None:
+    """The WebUI takes "#" and the rest of the line out of a prompt."""
+    odd = lora(folder / "a#1.safetensors", content=b"odd.file")
+    digits = hashlib.sha256(b"odd.file").hexdigest()[:12]
+    shelf = Shelf([folder])
+    entry = shelf.entry("a#1")
+    assert shelf.tag_name(entry, False) == digits
+    assert {digits, f"#{digits}"} <= set(shelf.names_for(entry))
+    for written in (digits, digits.upper(), digits[:8], f"#{digits}"):
+        assert shelf.find(written)[0].path == odd
+
+
+def test_a_name_of_digits_comes_before_a_hash(folder: Path) -> None:
+    odd = lora(folder / "a#1.safetensors", content=b"odd.file")
+    digits = hashlib.sha256(b"odd.file").hexdigest()[:12]
+    named = lora(folder / f"{digits}.safetensors", content=b"another.")
+    shelf = Shelf([folder])
+    assert shelf.tag_name(shelf.entry("a#1"), False) == f"#{digits}"
+    assert shelf.find(digits)[0].path == named
+    assert shelf.find(f"#{digits}")[0].path == odd
+
+
+def test_files_are_not_read_for_what_may_be_a_date(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora(folder / "ink.safetensors")
+    monkeypatch.setattr("lora_runtime.folder.hashes", lambda path: pytest.fail("read"))
+    with pytest.raises(UnknownLoraError, match='no LoRA named "20231201"'):
+        Shelf([folder]).find("20231201")
+
+
+def test_a_name_may_begin_and_end_with_blanks(folder: Path) -> None:
+    odd = lora(folder / " ink .safetensors")
+    shelf = Shelf([folder])
+    assert shelf.find(" ink ")[0].path == odd
+    plain = lora(folder / "ink.safetensors", content=b"x" * 8)
+    shelf.refresh()
+    assert [shelf.find(name)[0].path for name in ("ink", "  ink", " ink ")] == [plain, plain, odd]
+
+
+def test_the_names_of_one_question_look_through_the_folders_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora(folder / "ink.safetensors")
+    shelf = Shelf([folder])
+    shelf.names()
+    scans, nearest = [], []
+    scan, near = LoraCatalog._scan, LoraCatalog._nearest
+    monkeypatch.setattr(LoraCatalog, "_scan", lambda self: (scans.append(1), scan(self)))
+    monkeypatch.setattr(LoraCatalog, "_nearest", lambda self, name: nearest.append(1) or near(self, name))
+    patience = shelf_module.Patience(suggestions=3)
+    for number in range(8):
+        with pytest.raises(UnknownLoraError):
+            shelf.find(f"imk{number}", patience)
+    assert (len(scans), len(nearest)) == (1, 3)
+    new = lora(folder / "wash.safetensors", content=b"y" * 8)
+    assert shelf.find("wash")[0].path == new
+
+
+def test_others_ask_for_names_while_a_file_is_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ink", "wash"):
+        lora(folder / f"{name}.safetensors", content=name.encode().ljust(8))
+    shelf = Shelf([folder])
+    shelf.names()
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Any:
+        reading.set()
+        assert go_on.wait(30)
+        return hashes(path)
+
+    hashes = sys.modules["lora_runtime.folder"].hashes
+    monkeypatch.setattr("lora_runtime.folder.hashes", slow)
+    for ask in (lambda: shelf.short_hash(shelf.entry("ink")), lambda: shelf.by_hash("0123456789ab")):
+        reading.clear()
+        go_on.clear()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            assert reading.wait(30)
+            assert shelf.search("wash") == ["wash"]
+            assert shelf.find("ink")[0].name == "ink"
+            shelf.refresh()
+        finally:
+            go_on.set()
+            thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_refresh_sees_new_pictures_in_a_folder_that_keeps_its_time(folder: Path) -> None:
+    path = lora(folder / "ink.safetensors")
+    shelf = Shelf([folder])
+    entry = shelf.entry("ink")
+    assert shelf.neighbours(entry) == {"ink.safetensors"}
+    before = folder.stat().st_mtime_ns
+    path.with_suffix(".png").write_bytes(b"")
+    os.utime(folder, ns=(before, before))
+    shelf.refresh()
+    assert shelf.neighbours(entry) == {"ink.safetensors", "ink.png"}

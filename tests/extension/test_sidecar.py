@@ -129,6 +129,54 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(lora: Path, monkeyp
     assert json.loads(lora.with_suffix(".json").read_text("utf-8")) == WRITTEN_BY_THE_WEBUI
 
 
+def as_on_windows(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Let the first renames fail as for a file that is open elsewhere, and read-only files stay where they are."""
+    rename, unlink, left = Path.replace, Path.unlink, [failures]
+
+    def replace(self: Path, target: Path) -> Path:
+        if left[0]:
+            left[0] -= 1
+            raise PermissionError(13, "Access is denied")
+        return rename(self, target)
+
+    def remove(self: Path, missing_ok: bool = False) -> None:
+        if self.exists() and not self.stat().st_mode & 0o200:
+            raise PermissionError(13, "Access is denied")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", remove)
+    monkeypatch.setattr(sidecar, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(sidecar, "_ON_WINDOWS", True)
+
+
+def test_a_file_that_is_open_for_a_moment_is_written_after_it(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(lora, {})
+    as_on_windows(monkeypatch, failures=2)
+    sidecar.write(lora, sidecar.Sidecar(notes="new"))
+    assert sidecar.read(lora).notes == "new"
+
+
+def test_a_read_only_file_on_windows_is_an_error_and_leaves_no_draft(
+    lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(lora, {})
+    lora.with_suffix(".json").chmod(0o444)
+    as_on_windows(monkeypatch, failures=99)
+    with pytest.raises(PermissionError):
+        sidecar.write(lora, sidecar.Sidecar())
+    assert [path.name for path in lora.parent.iterdir()] == ["ink.json"]
+
+
+def test_a_folder_without_modes_takes_notes_too(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", fail)
+    sidecar.write(lora, sidecar.Sidecar(notes="new"))
+    assert sidecar.read(lora).notes == "new"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 def test_others_can_read_the_notes_where_they_could_before(lora: Path) -> None:
     put(lora, {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Query
 from fastapi.responses import JSONResponse, Response
+
+from ...cards import nothing_found_html
 
 __all__ = ["add_routes", "replace_routes"]
 
@@ -15,14 +17,17 @@ _SORTS = ("default", "name", "date_created", "date_modified")
 _MAX_CARDS = 300
 
 
-def replace_routes(app: Any, method: str, routes: Mapping[str, Callable[..., Any]]) -> None:
-    """Add functions at these paths, in place of whatever answers there: the built-in, or we before a Reload UI."""
+def replace_routes(app: Any, method: str, routes: Mapping[str, Callable[..., Any]], guards: Sequence[Any]) -> None:
+    """Add functions at these paths, in place of whatever answers there: the built-in, or we before a Reload UI.
+
+    `guards` are the dependencies that say who may call them.
+    """
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in routes]
     for path, function in routes.items():
-        app.add_api_route(path, function, methods=[method])
+        app.add_api_route(path, function, methods=[method], dependencies=list(guards))
 
 
-def add_routes(app: Any, page: Any) -> None:
+def add_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
     """Add the routes for a LoraPage."""
     # Plain functions, not coroutines: FastAPI runs these in threads, so that a slow disk does not stop the UI.
 
@@ -44,8 +49,8 @@ def add_routes(app: Any, page: Any) -> None:
         )
         part = names[offset : offset + limit]
         answer = {"total": len(names), "shown": offset + len(part), "html": page.cards_html(_tab(tabname), part)}
-        if not names and not q and not folder:
-            answer["html"] = page.nothing_html()
+        if not names:
+            answer["html"] = nothing_found_html(q, folder) if q.strip() or folder else page.nothing_html()
         if offset + len(part) >= len(names):
             answer["note"] = page.refused_html()
         return JSONResponse(answer)
@@ -73,7 +78,7 @@ def add_routes(app: Any, page: Any) -> None:
         "/lora-runtime/files": files,
         "/lora-runtime/cover": cover,
     }
-    replace_routes(app, "GET", routes)
+    replace_routes(app, "GET", routes, guards)
 
 
 def _tab(given: str) -> str:

@@ -10,6 +10,8 @@ from modules.textual_inversion import textual_inversion
 
 from lora_runtime.requests import Request
 
+from ...notices import Notice
+
 
 class BundledEmbeddings:
     """The embeddings of the LoRAs that are shown, registered with the WebUI."""
@@ -17,18 +19,20 @@ class BundledEmbeddings:
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], Any] = {}  # (name of the embedding, hash of the file) → the WebUI's object
 
-    def show(self, requests: Iterable[Request], model: Any, *, listed: bool = True) -> None:
+    def show(self, requests: Iterable[Request], model: Any, *, listed: bool = True) -> list[Notice]:
         """Register the embeddings of just these files; a name that the user has an own embedding for stays that.
 
-        `listed`: the WebUI writes the LoRA's name as the embedding's hash into the infotext.
+        `listed`: the WebUI writes the LoRA's name as the embedding's hash into the infotext. Returns what there is to
+        say about those that the WebUI cannot use.
         """
+        notices: list[Notice] = []
         wanted = {
             (name, request.lora.sha256): (request.lora, tensors)
             for request in requests
             for name, tensors in request.lora.embeddings.items()
         }
         if not wanted and not self._shown:
-            return
+            return notices
         database = sd_hijack.model_hijack.embedding_db
         for key in [key for key in self._shown if key not in wanted]:
             embedding = self._shown.pop(key)
@@ -38,15 +42,21 @@ class BundledEmbeddings:
             name, known = key[0], self._shown.get(key)
             registered = database.word_embeddings.get(name)
             if registered is None or (known is not None and registered is not known):  # new, or lost in a reload of all
-                known = textual_inversion.create_embedding_from_data(
-                    _as_saved(tensors), name, filename=f"{lora.path}/{name}"
-                )
-                if database.expected_shape not in (-1, known.shape):
-                    continue  # for a text encoder of another width
-                database.register_embedding(known, model)
+                try:
+                    known = textual_inversion.create_embedding_from_data(
+                        _as_saved(tensors), name, filename=f"{lora.path}/{name}"
+                    )
+                    if database.expected_shape not in (-1, known.shape):
+                        continue  # for a text encoder of another width
+                    database.register_embedding(known, model)
+                except Exception as error:  # the WebUI's code, with what a stranger's file holds
+                    why = f"{type(error).__name__}: {error}"
+                    notices.append(Notice("error", f'the embedding "{name}" in "{lora.name}" cannot be used: {why}'))
+                    continue
                 self._shown[key] = known
             if known is not None:
                 known.shorthash = lora.name if listed else ""
+        return notices
 
     @staticmethod
     def _forget(database: Any, name: str, model: Any) -> None:

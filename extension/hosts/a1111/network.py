@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,15 +18,18 @@ from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
 
+from ...console import say
 from ...infotext import HASHES_FIELD, format_hashes
 from ...notices import Notice, Notices, notice_of
 from ...session import Session, identity
+from ...shelf import Patience
 from . import prompts, takeover
 from .embeddings import BundledEmbeddings
 from .settings import Settings
 
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
+_SECONDS_A_LOOK_LASTS = 5.0
 
 
 class LoraNetwork(extra_networks.ExtraNetwork):
@@ -45,6 +49,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self._presets = presets
         self._builtin_may_have_patched = False
         self._told_of_loractl = False
+        self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
     # --- what the WebUI calls ---
@@ -86,6 +91,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_batch(self, p: Any) -> None:
         """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
+        if self._stopped:
+            return
         if not self.settings.stand_back_for_loractl and takeover.takes_back(self) and not self._told_of_loractl:
             self._told_of_loractl = True
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
@@ -102,7 +109,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_conditioning(self, p: Any) -> None:
         """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
-        if not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
+        if self._stopped or not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
             return
         if getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
             p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
@@ -118,6 +125,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def stop(self) -> None:
         """Give everything back: the extension is being unloaded."""
+        self._stopped = True
         self.session.forget()
         self._embeddings.show((), _loaded_model())
 
@@ -127,7 +135,11 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         """Return how a prompt is read, which files it means and what they would do to the checkpoint that is loaded."""
         prompt = self._parse(text)
         notices = [notice_of(diagnostic, text) for diagnostic in _worth_saying(prompt)]
-        requests, more = self.session.load(prompt.tags, text)
+        notices += prompts.about_comments([text]) if self.settings.comments else []
+        # Folders that were looked at a moment ago are good enough, and nobody waits for hashes: anybody may ask this
+        # as often as they like, while somebody else paints.
+        patience = Patience(time.monotonic() - _SECONDS_A_LOOK_LASTS, seconds_to_hash=1.0, suggestions=3)
+        requests, more = self.session.read(prompt.tags, text, patience)
         notices += more
         model = _loaded_model()
         if model is None:
@@ -136,8 +148,10 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         return prompt, requests, report, notices + more
 
     def coverage(self, entry: Any) -> str | None:
-        """Return how much of a file fits the checkpoint that is loaded, or None where all of it does."""
-        model = _loaded_model()
+        """Return how much of a file fits the checkpoint that is chosen, or None where all of it does."""
+        from .page import chosen_model
+
+        model = chosen_model()
         return None if model is None else self.session.coverage(model, entry)
 
     # --- the way of a prompt ---
@@ -151,14 +165,18 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             notices += [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
         notices += prompts.about_changed_prompts(p, batch, hires)
         notices += [] if acting else prompts.about_negative_tags(p, hires)
-        batch = replace(batch, prompts=self._with_always_on(p, batch, notices))
+        if self.settings.comments:
+            names = ("prompt", "hr_prompt", *(("negative_prompt", "hr_negative_prompt") if acting else ()))
+            notices += prompts.about_comments(getattr(p, name, "") for name in names)
+        patience = _patience_of(p)
+        batch = replace(batch, prompts=self._with_always_on(p, batch, notices, patience))
         tags = [tag for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)) for tag in prompt.tags]
         limit = self.settings.files_in_memory
         self.session.cache.files = max(limit, len(tags)) if limit else None
         seeds = prompts.seeds_of(p, len(batch.prompts))
         requests = [
-            *self._load(batch.prompts, seeds, hires, None, notices, known="" if batch.changed else None),
-            *self._load(batch.negatives, seeds, hires, "negative", notices),
+            *self._load(batch.prompts, seeds, hires, None, notices, patience, known="" if batch.changed else None),
+            *self._load(batch.negatives, seeds, hires, "negative", notices, patience),
         ]
         model = shared.sd_model
         if self._builtin_may_have_patched:
@@ -166,8 +184,12 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             self._builtin_may_have_patched = False
         _, said = self.session.show(model, requests, batch.text_of)
         notices += said
-        self._show_embeddings(requests, model)
-        self._write_hashes(p, tags, hires)
+        # Without those that could not be shown: what is encoded now must not be kept as if they had been.
+        requests = list(self.session.wanted)
+        notices += self._show_embeddings(requests, model)
+        self._write_hashes(p, tags, hires, patience)
+        if tags or prompts.has_tags(p, hires):
+            p.extra_generation_params.update(self.settings.in_infotext())
         return requests
 
     def _parse(self, text: str) -> Prompt:
@@ -180,6 +202,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         hires: bool,
         side: Side | None,
         notices: list[Notice],
+        patience: Patience,
         *,
         known: str | None = None,
     ) -> tuple[Request, ...]:
@@ -191,26 +214,30 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             key = prompt, seed if drawn else None
             if key not in loaded:
                 source = prompt.source if known is None else known
-                loaded[key], said = self.session.load(prompt.tags, source, hires=hires, seed=seed, side=side)
+                loaded[key], said = self.session.load(
+                    prompt.tags, source, hires=hires, seed=seed, side=side, patience=patience
+                )
                 notices += said
             asked.append(loaded[key])
         return of_batch(asked)
 
-    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> None:
-        self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
+    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> list[Notice]:
+        return self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
 
-    def _with_always_on(self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice]) -> tuple[Prompt, ...]:
+    def _with_always_on(
+        self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice], patience: Patience
+    ) -> tuple[Prompt, ...]:
         """Give each prompt the LoRA that every prompt gets, unless it has it; the texts then show it too."""
         name, strength = self.settings.always_on, self.settings.default_strength
         if name is None:
             return batch.prompts
-        path = self._file(name)
+        path = self._file(name, patience)
         if path is None:
             notices.append(Notice("error", f'there is no file for the always-on LoRA "{name}"', "change the setting"))
             return batch.prompts
 
         def has_it(prompt: Prompt) -> bool:
-            return any(self._file(tag.name) == path for tag in prompt.tags)
+            return any(self._file(tag.name, patience) == path for tag in prompt.tags)
 
         written = f"<lora:{name}:{strength:g}>"
         added = LoraTag(name, strength, strength)
@@ -228,14 +255,14 @@ class LoraNetwork(extra_networks.ExtraNetwork):
                 ]
         return tuple(given[prompt] for prompt in batch.prompts)
 
-    def _file(self, name: str) -> Path | None:
+    def _file(self, name: str, patience: Patience) -> Path | None:
         """Return the file that a name means, or None."""
         try:
-            return self.session.shelf.find(name)[0].path
+            return self.session.shelf.find(name, patience)[0].path
         except LoraError:
             return None
 
-    def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool) -> None:
+    def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool, patience: Patience) -> None:
         """Write name and hash of each file that is used into the picture's parameters."""
         if not self.settings.hashes_in_infotext:
             return
@@ -243,9 +270,12 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             p.lora_hashes = {}  # of this batch: both its passes add to it
         for tag in tags:
             try:
-                p.lora_hashes[tag.name] = self.session.shelf.short_hash(self.session.shelf.find(tag.name)[0])
+                entry, _ = self.session.shelf.find(tag.name, patience)
+                p.lora_hashes[tag.name] = self.session.shelf.short_hash(entry)
             except LoraError:
                 continue  # said already
+            except Exception:  # the picture has its LoRAs, and is worth more than this line
+                errors.report(f'[lora-runtime] no hash of "{tag.name}" for the infotext', exc_info=True)
         p.extra_generation_params.pop(HASHES_FIELD, None)
         if p.lora_hashes:
             p.extra_generation_params[HASHES_FIELD] = format_hashes(p.lora_hashes)
@@ -259,9 +289,17 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         for notice in sorted(said.add(notices), key=lambda new: (not new.column, new.line, new.column)):
             p.comment(str(notice))
             if self.settings.warn_in_console:
-                print(f"[lora-runtime] {notice}")
+                say(str(notice))
             if self.settings.warn_in_popup and notice.severity == "error":
                 gr.Warning(str(notice))
+
+
+def _patience_of(p: Any) -> Patience:
+    """Return what this job's names may cost: the folders are looked through once for all its passes and batches."""
+    patience: Patience | None = getattr(p, "lora_runtime_patience", None)
+    if patience is None:
+        patience = p.lora_runtime_patience = Patience()
+    return patience
 
 
 def _loaded_model() -> Any | None:

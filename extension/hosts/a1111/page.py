@@ -17,6 +17,7 @@ import binascii
 import contextlib
 import html
 import json
+import os
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -32,6 +33,7 @@ from lora_runtime.header import read_header
 from ...cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
 from ...shelf import Shelf
 from ...sidecar import Sidecar, find_description, find_preview
+from ...whole import shown_path, whole
 from .editor import LoraEditor
 
 __all__ = ["LoraPage"]
@@ -70,6 +72,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         self._warm = False
         self._covers: dict[Path, tuple[tuple[int, int], str]] = {}
 
+    def check(self) -> None:
+        """Raise AttributeError where this WebUI does not have what a page is made of."""
+        for name in ("pane_tpl", "pane_content_tree_tpl", "pane_content_dirs_tpl", "extra_networks_tabname"):
+            if not hasattr(self, name):
+                raise AttributeError(f"this WebUI's pages have no {name}; those of versions 1.9.4 and later have")
+
     # --- what the WebUI calls ---
 
     def refresh(self) -> None:
@@ -102,13 +110,13 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "shorthash": self.shelf.known_short_hash(entry),
             "preview": card.preview or None,
             "description": card.description,
-            "search_terms": [card.place, entry.alias or ""],
+            "search_terms": [*card.terms, entry.alias or ""],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
             "metadata": self.metadata_of(name) or {},
             "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
             "sd_version": _stated(notes) or entry.family,
             "user_metadata": {
-                **notes.rest,
+                **whole(dict(notes.rest)),
                 "description": notes.description,
                 "sd version": notes.sd_version,
                 "activation text": notes.activation_text,
@@ -217,13 +225,15 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         rows = []
         for path, reason in self.shelf.refused.items():
             top = next((folder for folder in folders if path.is_relative_to(folder)), None)
-            rows.append((path.relative_to(top).as_posix() if top else path.name, reason))
+            shown = path.relative_to(top).as_posix() if top else path.name
+            rows.append((shown_path(shown), whole(reason)))
         return refused_html(rows)
 
     def nothing_html(self) -> str:
         """Return what stands in an empty page: where to put files."""
         template: str = shared.html("extra-networks-no-cards.html")
-        return template.format(dirs="".join(f"<li>{html.escape(str(folder))}</li>" for folder in self.shelf.folders))
+        folders = map(shown_path, self.shelf.folders)
+        return template.format(dirs="".join(f"<li>{html.escape(folder)}</li>" for folder in folders))
 
     def card(self, entry: Entry) -> Card:
         """Return the card of a file, with its notes as they are now."""
@@ -237,7 +247,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             name=self.shelf.name_of(entry),
             tag_name=tag_name,
             names=tuple(dict.fromkeys([tag_name, *self.shelf.names_for(entry)])),
-            path=str(entry.path),
+            path=shown_path(entry.path),
             place=self.shelf.place_of(entry),
             weight=notes.preferred_weight,
             activation_text=notes.activation_text,
@@ -248,7 +258,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             other_family=self._differs(entry, notes),
             preview=self.preview_url(entry),
             problem=notes.problem,
+            terms=self._terms(entry),
         )
+
+    def _terms(self, entry: Entry) -> tuple[str, ...]:
+        digits = self.shelf.known_short_hash(entry)
+        return (self.shelf.path_from_root(entry), *([digits] if digits else []))
 
     def look(self, tabname: str) -> Look:
         """Return how the options want cards to look."""
@@ -373,10 +388,21 @@ class _OnDemand(MutableMapping[str, Any]):
         self._kept.clear()
 
 
+def chosen_model() -> Any | None:
+    """Return the checkpoint that the user has chosen, if it is loaded, else the one that was used last; None without.
+
+    After a refiner, or a checkpoint for the second pass, these differ. Asking `shared.sd_model` would load one.
+    """
+    chosen = getattr(shared.opts, "sd_model_checkpoint", None)
+    for model in sd_models.model_data.loaded_sd_models:
+        if getattr(getattr(model, "sd_checkpoint_info", None), "title", "") == chosen:
+            return model
+    return sd_models.model_data.sd_model
+
+
 def loaded_family() -> str:
     """Return the family of the model that is loaded, or "" while there is none."""
-    # Not shared.sd_model: asking for that loads a model.
-    model = sd_models.model_data.sd_model
+    model = chosen_model()
     if model is None:
         return ""
     families = (("is_sdxl", "SDXL"), ("is_sd3", "SD3"), ("is_sd2", "SD2"), ("is_sd1", "SD1"))
@@ -399,7 +425,7 @@ def _picture_url(path: Path) -> str:
         mtime = path.stat().st_mtime_ns
     except OSError:
         mtime = 0
-    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(path.as_posix())}&mtime={mtime}"
+    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(os.fsencode(path.as_posix()))}&mtime={mtime}"
 
 
 def _raw_header(path: Path) -> bytes:

@@ -7,20 +7,24 @@ from typing import Any
 from modules import scripts
 
 from ...infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
-from ...shelf import Shelf
-from .settings import Settings
+from ...shelf import Patience, Shelf
+from .settings import INFOTEXT, Settings
 
 _PROMPTS = ("Prompt", "Hires prompt")
 
 
 def paste(fields: dict[str, Any], shelf: Shelf, settings: Settings) -> None:
     """Mend the prompts in the fields of an infotext, in place."""
+    patience = Patience()
     hashes = parse_hashes(str(fields.get(HASHES_FIELD) or ""))
 
     def local_name(digits: str) -> str | None:
-        entry = shelf.by_hash(digits)
+        entry = shelf.by_hash(digits, patience)
         return None if entry is None else shelf.tag_name(entry, settings.prefer_alias)
 
+    if "Steps" in fields:  # the parameters of a picture, and not just a prompt
+        for field, (_, usual) in INFOTEXT.items():
+            fields.setdefault(field, usual)
     if hashes:
         for key in _PROMPTS:
             if fields.get(key):

@@ -12,6 +12,8 @@ from modules import paths
 
 from lora_runtime.prompt.presets import common_presets, load_presets
 
+from ...console import say
+
 _OF_BLOCK_WEIGHT = ("lbwpresets.txt", "elempresets.txt")
 _OWN = "lora_runtime_presets.txt"
 
@@ -25,10 +27,19 @@ class Presets:
 
     def __call__(self) -> Mapping[str, str]:
         """Return the lists and rules by name."""
-        stamps = {path: (status.st_mtime_ns, status.st_size) for path in _files() for status in [path.stat()]}
+        stamps = {path: stamp for path in _files() for stamp in [_stamp(path)] if stamp}
         if stamps != self._stamps:
             self._stamps, self._known = stamps, _read(stamps)
         return self._known
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is written again, or None where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _files() -> list[Path]:
@@ -48,9 +59,9 @@ def _read(files: Mapping[Path, object]) -> Mapping[str, str]:
         try:
             presets, reasons = load_presets(path)
         except OSError as error:
-            print(f"[lora-runtime] {path} cannot be read: {error.strerror}")
+            say(f"{path} cannot be read: {error.strerror}")
             continue
         found |= presets
         for reason in reasons if path.name == _OWN else ():  # the other's file is its own business
-            print(f"[lora-runtime] {path}: {reason}")
+            say(f"{path}: {reason}")
     return found

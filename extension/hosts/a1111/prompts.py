@@ -7,8 +7,9 @@ p.negative_prompts, p.hr_negative_prompts    of this batch; the WebUI leaves tag
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,11 @@ def about_changed_prompts(p: Any, batch: BatchPrompts, hires: bool) -> list[Noti
     ]
 
 
+def has_tags(p: Any, hires: bool) -> bool:
+    """Return whether the negative prompts of this batch hold tags, whatever these do there."""
+    return any(written_tags(text) for text in negative_texts(p, hires))
+
+
 def about_negative_tags(p: Any, hires: bool) -> list[Notice]:
     """Say so where the negative prompt holds tags and they are left there, where they are read as words."""
     texts = (getattr(p, "all_hr_negative_prompts", None) if hires else None) or getattr(p, "all_negative_prompts", None)
@@ -115,6 +121,27 @@ def about_negative_tags(p: Any, hires: bool) -> list[Notice]:
             'to apply it to the negative side, change the setting "LoRA tags in the negative prompt"',
         )
     ]
+
+
+_IN_COMMENT = re.compile(rf"<(?:{'|'.join(KINDS)}):[^<>\n]*?#[^\n]*")
+
+
+def about_comments(texts: Iterable[Any]) -> list[Notice]:
+    """Say so where a tag has a "#" in it, with which the WebUI's comments begin: it takes the rest of the line away."""
+    found = [text for given in texts for text in (given if isinstance(given, list) else [given]) if text]
+    lost = dict.fromkeys(match[0] for text in found for match in _IN_COMMENT.finditer(str(text)))
+    return [
+        Notice(
+            "error",
+            f'the WebUI takes "{_cut(rest)}" for a comment from its "#" on: the tag and the rest of its line are lost',
+            'write the digits of a hash without "#", or switch off the setting "Enable comments"',
+        )
+        for rest in lost
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _of_batch(p: Any, name: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -15,8 +16,15 @@ from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
 from lora_runtime.report import LoraReport
 
+from ...session import sha256_of
+from ...whole import shown_path, whole
 from .card_routes import add_routes, replace_routes
+from .guards import Guards
 from .network import LoraNetwork
+
+# FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
+_AT_ONCE = 2
+_SECONDS_IN_LINE = 2.0
 
 
 def add(app: Any, network: LoraNetwork, page: Any) -> None:
@@ -32,17 +40,32 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
         """Look at the folders again."""
         shelf.refresh()
 
+    asking = threading.BoundedSemaphore(_AT_ONCE)
+
     def explain(prompt: str = Body(..., embed=True, max_length=100_000)) -> Any:
         """Say how a prompt is read and what it would do to the checkpoint that is loaded, without painting."""
-        return JSONResponse(explanation(network, prompt))
+        if not asking.acquire(timeout=_SECONDS_IN_LINE):
+            return JSONResponse({"detail": "other prompts are being explained; ask again"}, status_code=503)
+        try:
+            return JSONResponse(explanation(network, prompt))
+        finally:
+            asking.release()
 
-    replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras})
-    replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras, "/lora-runtime/explain": explain})
-    add_routes(app, page)
+    guards = Guards(app)
+    before = list(app.router.routes)
+    try:
+        replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
+        replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
+        replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
+        add_routes(app, page, guards.page)
+    except Exception:
+        app.router.routes[:] = before
+        raise
 
 
 def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:
     """Return what `network.explain` says, as JSON can hold it."""
+    text = whole(text)
     prompt, requests, report, notices = network.explain(text)
     by_span = {request.span: request for request in requests}
     reports = {lora.sha256: lora for lora in report.loras}
@@ -69,8 +92,8 @@ def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) 
         "te": _as_json(tag.te),
         "unet": _as_json(tag.unet),
         "dyn": tag.dyn,
-        "file": str(lora.path) if lora else None,
-        "sha256": lora.sha256 if lora else None,
+        "file": shown_path(lora.path) if lora else None,
+        "sha256": sha256_of(lora) if lora else None,
         "family": lora.family if lora else None,
         "keys": report.keys if report else None,
         "used": report.used if report else None,
@@ -91,4 +114,4 @@ def _described(shelf: Any, name: str) -> dict[str, Any]:
         metadata: dict[str, Any] = dict(read_header(entry.path).metadata)
     except LoraError:  # gone or damaged since the folders were looked at
         metadata = {}
-    return {"name": name, "alias": entry.alias or entry.name, "path": str(entry.path), "metadata": metadata}
+    return {"name": name, "alias": entry.alias or entry.name, "path": shown_path(entry.path), "metadata": metadata}

@@ -5,6 +5,7 @@ The order of calls is the program's, for it is what the extension depends on.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -235,8 +236,20 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
             setattr(shared.opts, key, value)
 
 
+_COMMENT = re.compile(r"#[^\n]*(?:\n|$)")
+
+
+def _take_comments_out(p: StableDiffusionProcessing) -> None:
+    """Leave out what stands behind a "#", to the end of its line, unless the options say otherwise."""
+    if shared.opts.enable_prompt_comments:
+        for texts in (p.all_prompts, p.all_negative_prompts, p.all_hr_prompts, p.all_hr_negative_prompts):
+            if texts:
+                texts[:] = [_COMMENT.sub("\n", text) for text in texts]
+
+
 def _process(p: StableDiffusionProcessing) -> Processed:
     p.setup_prompts()
+    _take_comments_out(p)
     p.scripts.run("process", p)
     for number in range(p.n_iter):
         p.iteration = number

@@ -54,7 +54,7 @@ def digest(tensors):
 
 def record_calls():
     """Keep what live modules are told from now on; Reload UI brings new ones."""
-    stage = sys.modules["lora_runtime.live"].Stage
+    stage = sys.modules["lora_runtime.stage"].Stage
     if not hasattr(stage.begin, "kept"):
 
         def begin(self, call, begin=stage.begin):

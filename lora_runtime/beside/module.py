@@ -1,0 +1,117 @@
+"""What runs after each call of one module, and adds to its output."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_runtime.beside.compiled import compiling, handle_of, make_anew, may_be_compiled, operators, run_as_operator
+from lora_runtime.beside.layers import is_convolution, is_linear
+from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
+from lora_runtime.beside.prepare import prepare
+from lora_runtime.beside.terms import Base, Keeper, LiveTerm
+from lora_runtime.hooks import hook_after
+from lora_runtime.stage import Stage
+
+__all__ = ["Attached", "attach"]
+
+_NO_BASES: Mapping[str, Base] = MappingProxyType({})
+
+
+def attach(
+    module: nn.Module,
+    stage: Stage,
+    terms: Mapping[str, Sequence[LiveTerm]],
+    keeper: Keeper,
+    *,
+    bases: Mapping[str, Base] = _NO_BASES,
+    unmerged: frozenset[str] = frozenset(),
+    compiled: bool = False,
+) -> Attached:
+    """Let these terms act beside a module from now on; return what ends it with `detach`.
+
+    `terms` are by the name of the module's parameter; `bases` and `unmerged` as in a LiveModule; `compiled`: whether
+    there may be compiled code that runs the module. Factors and deltas are copied once, in the dtype and to the device
+    of the weight, and follow the module where it goes.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        parts = prepare(module, terms, keeper, bases, unmerged)
+    return Attached(module, stage, parts, compiled=compiled)
+
+
+class Attached:
+    """What acts beside one module: the hook that runs after each of its calls."""
+
+    def __init__(self, module: nn.Module, stage: Stage, parts: Sequence[Adding], *, compiled: bool = False) -> None:
+        """Act from now on."""
+        self._module = weakref.ref(module)
+        self._stage = stage
+        self._parts = parts
+        self._biases: dict[str, Tensor] = {}
+        self._needs_product = any(isinstance(part, Mapped) and part.form.of == "output" for part in parts)
+        kernel = getattr(module, "kernel_size", None)
+        pixels = is_convolution(module) or isinstance(kernel, tuple)
+        self._channel = 1 if pixels or isinstance(module, nn.GroupNorm) else -1
+        # How many dimensions a batch has at least; an input with fewer is a batch of one.
+        self._least = len(kernel) + 2 if isinstance(kernel, tuple) else 2 if is_linear(module) else 1
+        operators()
+        self._handle = handle_of(self)
+        self._endings: list[Callable[[], None]] = [hook_after(module, self)]
+        if compiled or may_be_compiled():
+            self._endings.append(make_anew(module))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module; ReferenceError where it is gone."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module that this acts beside is gone")
+        return module
+
+    def beside(self, module: nn.Module) -> bool:
+        """Return whether it acts beside this very module, and no other that has its id by now."""
+        return self._module() is module
+
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of the changes that have no cheaper form than a weight."""
+        return sum(part.nbytes for part in self._parts if isinstance(part, Dense))
+
+    def detach(self) -> None:
+        """Act no more."""
+        while self._endings:
+            self._endings.pop()()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        """Return the output with what acts beside the module."""
+        if compiling():
+            return run_as_operator(self._handle, args, kwargs, output)
+        if self._stage.paused:
+            return output
+        # Nobody else has the output yet, so it may be written; autograd, and a second run of the module, need it.
+        if torch.is_grad_enabled() and output.requires_grad:
+            return self.act(module, args, kwargs, output, fresh=False)
+        return self.act(module, args, kwargs, output, fresh=not any(isinstance(part, Dense) for part in self._parts))
+
+    def act(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, *, fresh: bool = True
+    ) -> Tensor:
+        """Return the output with what acts beside the module; where it is `fresh`, it is written."""
+        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        before = output
+        if not fresh or any(isinstance(part, Dense) for part in self._parts):
+            output = output.clone()
+        changed = output
+        if inputs.ndim < self._least:
+            inputs, output = inputs[None], output[None]
+        call = ModuleCall(self._stage, module, args, dict(kwargs), inputs, output, before, self._channel, self._biases)
+        if self._needs_product:
+            call.product = call.without_bias(output.clone())
+        for part in self._parts:
+            part.add(call)
+        return changed

@@ -1,0 +1,104 @@
+"""What acts beside the modules of one model now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lora_runtime.beside.module import Attached, attach
+from lora_runtime.beside.terms import Keeper, LiveModule
+from lora_runtime.stage import Call, Stage
+
+__all__ = ["Live"]
+
+
+class _Known(NamedTuple):
+    """What acts beside a module, and what it was made of."""
+
+    attached: Attached
+    identity: tuple[object, ...]
+
+    def is_for(self, live: LiveModule, keeper: Keeper) -> bool:
+        """Return whether it is what would be made for that again."""
+        return self.attached.beside(live.module) and self.identity == _identity(live, keeper)
+
+
+class Live:
+    """What acts beside the modules of one model now."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.stages: dict[str, Stage] = {}  # by component, of those that have live modules
+        self._known: dict[int, _Known] = {}  # by id(module)
+        self._endings: list[Callable[[], None]] = []
+
+    @property
+    def count(self) -> int:
+        """The number of modules beside which something acts."""
+        return len(self._known)
+
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of all changes that have no cheaper form than a weight."""
+        return sum(known.attached.dense_bytes for known in self._known.values())
+
+    def apply(self, modules: Sequence[LiveModule], keeper: Keeper, *, compiled: bool = False) -> None:
+        """Let just these act from now on; `compiled` as in a ModelView."""
+        self._end()
+        wanted = {id(live.module): live for live in modules}
+        for key, known in list(self._known.items()):
+            live = wanted.get(key)
+            if live is None or not known.is_for(live, keeper):
+                known.attached.detach()
+                del self._known[key]
+        components = {live.component for live in modules}
+        self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
+        for key, live in wanted.items():
+            if key not in self._known:
+                attached = attach(
+                    live.module,
+                    self.stages[live.component],
+                    live.terms,
+                    keeper,
+                    bases=live.bases,
+                    unmerged=live.unmerged,
+                    compiled=compiled,
+                )
+                self._known[key] = _Known(attached, _identity(live, keeper))
+        for stage in self.stages.values():
+            stage.begin(Call())
+
+    def until_then(self, ending: Callable[[], None]) -> None:
+        """Have this called when what acts now ends: by another `apply`, or `clear`."""
+        self._endings.append(ending)
+
+    def clear(self) -> None:
+        """Let nothing act any more."""
+        self._end()
+        for known in self._known.values():
+            known.attached.detach()
+        self._known.clear()
+        self.stages = {}
+
+    def _end(self) -> None:
+        while self._endings:
+            self._endings.pop()()
+
+
+def _identity(live: LiveModule, keeper: Keeper) -> tuple[object, ...]:
+    """Return what tells these terms from others; of those that depend on W₀, its place and its count of writes too.
+
+    The count is the parameter's: what it shows may be another tensor, but who writes weights writes there.
+    """
+    weights = [
+        (
+            id(parameter) if name in live.bases else keeper.original(parameter).data_ptr(),
+            0 if parameter.is_inference() else parameter._version,
+        )
+        for name, terms in live.terms.items()
+        for term in terms
+        if term.adapter.base_dependent
+        for parameter in (live.module._parameters.get(name), *(piece.parameter for piece in term.pieces))
+        if parameter is not None
+    ]
+    return *live.identity, live.unmerged, *weights

@@ -1,0 +1,35 @@
+"""Qwen-Image, and its models that edit: pictures and text in layers of their own, what is edited behind the picture.
+
+The call says the size of each picture. Qwen-Image-Layered paints several of one size, all but the last.
+"""
+
+from __future__ import annotations
+
+from lora_runtime.families.base import IN_TWO_CALLS, Family, Given, Grid, Reading, pieces
+from lora_runtime.families.reading import packed
+
+__all__ = ["QWEN_IMAGE"]
+
+
+def _read(given: Given) -> Reading | None:
+    shapes = given.get("img_shapes")
+    if not shapes:
+        return packed(given, None)
+    first = list(shapes[0]) if isinstance(shapes[0], list) else [shapes[0]]
+    frames, height, width = map(int, first[0])
+    if given.setting("use_layer3d_rope", False):
+        frames *= max(1, len(first) - 1)
+    return packed(given, Grid(height, width, frames))
+
+
+QWEN_IMAGE = Family(
+    "Qwen-Image",
+    classes=("QwenImageTransformer2DModel",),
+    titles=("qwen",),
+    marks=(pieces("transformer.blocks.0.img.mlp"), pieces("transformer.blocks.0.img.mod")),
+    read=_read,
+    no_place=r"time_text_embed|img_mod",
+    no_rows=r"time_text_embed|img_mod",  # with `zero_cond_t` they see every row twice, a second time for what is edited
+    guidance=IN_TWO_CALLS,
+    dialects=("newer",),
+)
