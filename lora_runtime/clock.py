@@ -12,6 +12,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Clock:
     def __init__(
         self, model: ModelView, stages: Mapping[str, Stage], images: int = 1, texts: Texts | None = None
     ) -> None:
-        self._model = model
+        self._model = replace(model, components={}, wrapped={})  # what is applied must not keep the model
         self._images = images
         self._texts = texts or Texts(model.ask)
         self._stages = stages

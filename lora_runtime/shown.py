@@ -238,8 +238,8 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
     weights = scope.weights()
     _give_back_copies(scope, weights)
     if top is not None:
-        asked = [weight.asks[top] for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
-        PATCHER.apply(asked, top.originals, weights)
+        own = [weight for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
+        PATCHER.apply([weight.asks[top] for weight in own], top.originals, weights, own)
     else:
         for owner, own in _by_owner(weights):
             asked = [] if owner is None else [weight.asks[owner] for weight in own if owner in weight.asks]

@@ -107,7 +107,7 @@ class Targets:
     def __init__(self, view: ModelView) -> None:
         self._kind = view.kind
         self._precise = view.precise
-        self._watched = tuple((weakref.ref(watched), detail) for watched, detail in _watch(view))
+        self._watched = tuple((_name_of(watched), detail) for watched, detail in _watch(view))
         self._facts = Facts(module for root in view.components.values() for module in root.modules())
         # What was found out for a file on these places, by the file; whoever finds it out keeps it here.
         self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -128,7 +128,10 @@ class Targets:
         watched = self._watched
         count = 0
         for found, detail in _watch(view):
-            if count == len(watched) or watched[count][0]() is not found or watched[count][1] != detail:
+            if count == len(watched) or watched[count][1] != detail:
+                return False
+            known = watched[count][0]
+            if known != id(found) if isinstance(known, int) else known() is not found:
                 return False
             count += 1
         return count == len(watched)
@@ -136,7 +139,7 @@ class Targets:
     def attentions(self) -> Iterator[nn.Module]:
         """Yield the attention layers that can run fused, as they are now."""
         for reference, _ in self._watched:
-            module = reference()
+            module = None if isinstance(reference, int) else reference()
             if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
                 yield module
 
@@ -212,6 +215,14 @@ class Targets:
                     if target not in found:
                         found.append(target)
         return found
+
+
+def _name_of(watched: Any) -> weakref.ref[Any] | int:
+    """Return what tells a thing from others without keeping it: of a parameter its id.
+
+    torch swaps no tensors that have a weak reference. Whoever keeps places keeps the parameters too, so no id is reused.
+    """
+    return id(watched) if isinstance(watched, nn.Parameter) else weakref.ref(watched)
 
 
 def _watch(view: ModelView) -> Iterator[tuple[Any, object]]:
