@@ -115,6 +115,7 @@ def show(
     """
     if is_on(owner) and owner.scope is not None and not scope.covers(owner.scope):
         leave(owner)
+    _drop([other for other in _snapshot() if other.scope is not None and other.scope.is_gone()])
     with _lock:
         replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
         if owner in _owners:
@@ -254,7 +255,7 @@ def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
     """Let no change stay in layers that somebody has fused out of patched ones."""
     if any(weight.patched for weight in weights):
         with torch.no_grad():
-            give_back_copies(scope.targets.attentions(), PATCHER.original)
+            give_back_copies(scope.attentions(), PATCHER.original)
 
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
