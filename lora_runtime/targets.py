@@ -146,12 +146,12 @@ class Targets:
         return found[0] if len(found) == 1 else None
 
     def twins(self, stem: str) -> tuple[Target, ...]:
-        """Return the same place in the denoiser's other experts (`transformer_2`), for a name that says nothing of them.
+        """Return the same place in the other experts of the denoiser (`transformer_2`), for a name without an expert.
 
         A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
         """
         name, denoiser = normalise(stem), denoiser_of(self._components)
-        found = []
+        found: list[Target] = []
         for expert in self._components:
             if denoiser is None or not (expert.startswith(f"{denoiser}_") and expert[len(denoiser) + 1 :].isdigit()):
                 continue
