@@ -85,7 +85,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
         for m in merged.values()
         if m.place.parameter is not None
     )
-    lives = tuple(one.module_of(merged) for one in live.values())
+    lives = tuple(one.module_of(merged, targets) for one in live.values())
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives)
 
@@ -114,8 +114,12 @@ class _Live:
         if place.route.base is not None:
             self.bases[place.name] = place.route.base
 
-    def module_of(self, merged: Mapping[int, object]) -> LiveModule:
+    def module_of(self, merged: Mapping[int, object], targets: Targets) -> LiveModule:
         parameters = self.module._parameters
+        if self.bases and "bias" not in self.bases and parameters.get("bias") is not None:
+            kept = targets.route(self.target, "bias").base  # an offloader has the bias too
+            if kept is not None:
+                self.bases["bias"] = kept
         return LiveModule(
             self.target.component,
             self.module,

@@ -149,7 +149,7 @@ class Targets:
         return found[0] if len(found) == 1 else None
 
     def twins(self, stem: str) -> tuple[Target, ...]:
-        """Return the same place in the denoiser's other experts (`transformer_2`), for a name that says nothing of them.
+        """Return the same place in the other experts of the denoiser (`transformer_2`), for a name without an expert.
 
         A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
         """

@@ -41,18 +41,28 @@ def attach(
     """
     with torch.inference_mode(False), torch.no_grad():
         parts = prepare(module, terms, keeper, bases, unmerged)
-    return Attached(module, stage, parts, compiled=compiled)
+        # What an offloader gives and takes away again is gone when a hook runs after the call.
+        biases = {"bias": bases["bias"]()} if "bias" in bases and parts else {}
+    return Attached(module, stage, parts, biases, compiled=compiled)
 
 
 class Attached:
     """What acts beside one module: the hook that runs after each of its calls."""
 
-    def __init__(self, module: nn.Module, stage: Stage, parts: Sequence[Adding], *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        stage: Stage,
+        parts: Sequence[Adding],
+        biases: dict[str, Tensor],
+        *,
+        compiled: bool = False,
+    ) -> None:
         """Act from now on."""
         self._module = weakref.ref(module)
         self._stage = stage
         self._parts = parts
-        self._biases: dict[str, Tensor] = {}
+        self._biases = biases
         self._needs_product = any(isinstance(part, Mapped) and part.form.of == "output" for part in parts)
         kernel = getattr(module, "kernel_size", None)
         pixels = is_convolution(module) or isinstance(kernel, tuple)

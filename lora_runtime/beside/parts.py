@@ -47,7 +47,7 @@ class ModuleCall:
         bias = own_bias(self.module)
         if bias is None:
             return output
-        if bias.is_meta:  # an offloader has it; the layer's output for zeros tells
+        if bias.is_meta or "bias" in self.biases:  # an offloader has it; the layer's output for zeros tells
             if "bias" not in self.biases:
                 zeros = self.module.forward(torch.zeros_like(self.inputs[:1]))
                 self.biases["bias"] = zeros.movedim(self.channel, -1).reshape(-1, zeros.shape[self.channel])[0].clone()
