@@ -98,7 +98,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def compiled(*modules: nn.Module) -> bool:
-    """Return whether torch.compile, or the method of that name, made code of one of the modules inside, or of its `forward`."""
+    """Return whether torch.compile, or the method of that name, made code of a module inside, or of its `forward`."""
     return any(
         "_orig_mod" in inner._modules
         or getattr(inner, "_compiled_call_impl", None)

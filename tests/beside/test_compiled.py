@@ -98,7 +98,7 @@ def _fresh() -> Iterator[None]:
 
 def lora(shape: torch.Size, seed: int = 0) -> Adapter:
     tensors = {"up": rand(shape[0], 2, seed=seed), "down": rand(2, shape[1], seed=seed + 1)}
-    return BUILDERS["lora"](Group("x", tensors, ("x",)))[0]
+    return BUILDERS["lora"](Group("x", tensors, ("x",), key_of={"up": "x.up", "down": "x.down"}))[0]
 
 
 def oft(shape: torch.Size, seed: int = 0) -> Adapter:
