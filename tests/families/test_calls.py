@@ -128,7 +128,8 @@ def hunyuan_video() -> tuple[nn.Module, dict[str, Any]]:
 def cogvideox() -> tuple[nn.Module, dict[str, Any]]:
     net = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
-        text_embed_dim=16, num_layers=1, sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=9, max_text_seq_length=WORDS,
+        text_embed_dim=16, num_layers=1, sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=9,
+        max_text_seq_length=WORDS,
     )  # fmt: skip
     return net, {
         "hidden_states": rand(1, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH),
