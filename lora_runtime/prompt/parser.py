@@ -34,8 +34,8 @@ _KINDS = ("lora", "lyco", "loractl")
 _OPENER = re.compile(r"<\s*(?:lora|lyco|loractl)\s*[:>]", re.IGNORECASE)
 # Text that was meant as a LoRA tag: blanks, the word, what follows, and the ">" if it is there.
 _MEANT = re.compile(r"<(\s*)(lora|lyco|loractl)\b([^<>]*)(>?)", re.IGNORECASE)
-# Text that was meant as a LoRA tag and has other brackets: full-width ones, HTML's, curly ones, half of them, or those of
-# another program's spelling. A name and a number, since "lora: ink" may be meant as words.
+# Text that was meant as a LoRA tag and has other brackets: full-width ones, HTML's, curly ones, half of them, or those
+# of another program. A name and a number, since "lora: ink" may be meant as words.
 _ELSEWHERE = re.compile(
     r"(?:＜|&lt;|\{|(?<![<\w]))\s{0,2}(?:lora|lyco)\s{0,2}[:：]\s{0,2}"
     r"([^<>＜＞{}&:：,\n]{1,200})[:：]\s*([-+]?[\d.]{1,20})\s{0,2}(?:＞|&gt;|\}|>)"
