@@ -1,4 +1,4 @@
-"""Block weights that speak of blocks which a model does not have: they change nothing, so the tag acts there in full."""
+"""Block weights for blocks that a model does not have: they change nothing, so the tag acts there in full."""
 
 from __future__ import annotations
 

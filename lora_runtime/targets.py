@@ -220,7 +220,7 @@ class Targets:
 def _name_of(watched: Any) -> weakref.ref[Any] | int:
     """Return what tells a thing from others without keeping it: of a parameter its id.
 
-    torch swaps no tensors that have a weak reference. Whoever keeps places keeps the parameters too, so no id is reused.
+    torch swaps no tensors that have a weak reference. Who keeps places keeps the parameters too: no id is reused.
     """
     return id(watched) if isinstance(watched, nn.Parameter) else weakref.ref(watched)
 

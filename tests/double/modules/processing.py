@@ -5,9 +5,9 @@ The order of calls is the program's, for it is what the extension depends on.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,7 +178,7 @@ class StableDiffusionProcessing:
         self.passes.append(Pass(name, self.iteration, checkpoint, _now(model), c, uc, effective))
 
 
-@cache
+@functools.cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Return whether this torch multiplies such matrices: 2.1 no halves on a CPU, on which nobody paints with them."""
     try:
