@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Card", "Look", "card_html", "dirs_html", "files_html", "refused_html", "tree_html"]
+__all__ = [
+    "Card",
+    "Look",
+    "card_html",
+    "dirs_html",
+    "files_html",
+    "nothing_found_html",
+    "refused_html",
+    "tree_html",
+]
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class Card:
 
     `names` are all the names that mean the file in a tag. `weight` 0 stands for the WebUI's default multiplier.
     `coverage` says what of the file fits the model that is loaded, "" where all does; `other_family` whether the file
-    is known to be for another one.
+    is known to be for another one. `terms` are what the WebUI searches, and what other extensions find a file by.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Card:
     other_family: bool = False
     preview: str = ""
     problem: str = ""
+    terms: tuple[str, ...] = ()
 
     @property
     def weight_text(self) -> str:
@@ -68,7 +78,8 @@ def card_html(card: Card, look: Look) -> str:
     return (
         f'<div class="{" ".join(classes)}" style="{escape(look.style)}" {_attributes(card)} title="{_title(card)}">'
         f'{preview}<div class="button-row">{_buttons(card, look)}</div>{_badge(card)}'
-        f'<div class="actions"><div class="additional"></div><span class="name">{escape(card.name)}</span>'
+        f'<div class="actions"><div class="additional">{_terms(card)}</div>'
+        f'<span class="name">{escape(card.name)}</span>'
         f'<span class="description">{description}</span></div></div>'
     )
 
@@ -79,7 +90,7 @@ def dirs_html(folders: Mapping[str, int], total: int, *, slash: bool = False) ->
         return ""
     rows = [_dir_button("", "all", total, "search-all")]
     rows += [_dir_button(folder, f"{'/' if slash else ''}{folder}/", count) for folder, count in folders.items()]
-    return "".join(rows)
+    return "\n".join(rows)  # a blank between them, as between the WebUI's own
 
 
 def tree_html(folders: Mapping[str, int]) -> str:
@@ -106,6 +117,13 @@ def files_html(cards: Iterable[Card], left_out: int, look: Look) -> str:
     return "".join(rows)
 
 
+def nothing_found_html(words: str, folder: str) -> str:
+    """Return what stands in place of cards where a search finds none."""
+    searched = f" for “{escape(words.strip())}”" if words.strip() else ""
+    where = f" in {escape(folder)}" if folder else ""
+    return f'<div class="lora-runtime-note">Nothing found{searched}{where}.</div>'
+
+
 def refused_html(reasons: Sequence[tuple[str, str]], limit: int = 100) -> str:
     """Return what files are there and cannot be used, and why; "" where all can."""
     if not reasons:
@@ -130,6 +148,10 @@ def _attributes(card: Card) -> str:
         "data-negative": card.negative_text,
     }
     return " ".join(f'{key}="{escape(value)}"' for key, value in values.items())
+
+
+def _terms(card: Card) -> str:
+    return "".join(f'<span class="hidden search_terms">{escape(term)}</span>' for term in card.terms)
 
 
 def _title(card: Card) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
@@ -25,6 +25,7 @@ from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
 from lora_runtime.problems import judge
 from lora_runtime.prompt import Diagnostic, LoraTag
+from lora_runtime.prompt.strength import Curve
 from lora_runtime.prompt.tags import Severity
 from lora_runtime.regions import Place, find_place
 from lora_runtime.report import LoraReport, Report
@@ -44,6 +45,8 @@ _log = logging.getLogger("lora_runtime")
 Source = Callable[[Request], str]
 
 
+_USUAL_STRENGTH = 4.0  # files that are made to be pushed go to 3
+_MOST_STRENGTH = 100.0
 _MOST_FILES = 50  # that a prompt which is only asked about may name: a header can have 100 MB
 _UNREAD = "not read: "
 
@@ -133,7 +136,16 @@ class Session:
         for tag in tags:
             try:
                 entry, remark = self.shelf.find(tag.name, patience)
+                largest = _largest_strength(tag)
+                if largest > _MOST_STRENGTH:
+                    raise LoraError(
+                        f"a strength of {largest:g} is not applied: the picture would be of no numbers at all. "
+                        f"Up to {_MOST_STRENGTH:g} is"
+                    )
                 requests.append(request_for(tag, entry))
+                if largest > _USUAL_STRENGTH:
+                    said = f"a strength of {largest:g} is unusually high; is a point missing?"
+                    notices.append(_notice("note", said, tag, source))
             except LoraError as error:
                 notices.append(_notice("error", str(error), tag, source))
                 continue
@@ -379,10 +391,21 @@ def _as_predicate(reason: str) -> str:
     return reason if reason.startswith(("for ", "made for ")) else f"unused: {reason}"
 
 
+def _largest_strength(tag: LoraTag) -> float:
+    """Return how far the tag's strengths go from 0, of both passes and at every step."""
+    given = (tag.te, tag.unet, tag.conditions.hires_te, tag.conditions.hires_unet)
+    numbers: list[float] = []
+    for strength in given:
+        if strength is not None:
+            numbers += [key.value for key in strength.keys] if isinstance(strength, Curve) else [strength]
+    return max(map(abs, numbers))
+
+
 def _told(error: Exception) -> str:
     """Return what an error says; its kind too where it is none of ours, whose messages speak for themselves."""
     return str(error) if isinstance(error, LoraError) else f"{type(error).__name__}: {error}"
 
 
-def _notice(severity: Severity, message: str, tag: LoraTag, source: str) -> Notice:
-    return notice_of(Diagnostic(severity, tag.span, message), source)
+def _notice(severity: Severity | Literal["note"], message: str, tag: LoraTag, source: str) -> Notice:
+    said = notice_of(Diagnostic("info" if severity == "note" else severity, tag.span, message), source)
+    return replace(said, severity=severity)

@@ -196,6 +196,7 @@ class Shelf:
             if not fresh:
                 self.catalog.refresh()
             self._notes_are_read = False
+            self._listings.clear()  # some network folders keep their time when a picture comes
             self._hashes = None
 
     # --- names ---
@@ -218,6 +219,12 @@ class Shelf:
         """Return the file's path within the user's folder, with "/" and without the suffix."""
         book = self._now().by_path.get(entry.path)
         return book.relative if book else entry.relative
+
+    def path_from_root(self, entry: Entry) -> str:
+        """Return the file's path with the name of the user's folder before it, as the WebUI has it."""
+        book = self._now().by_path.get(entry.path)
+        top = shown_path(self._folders[book.top].name) if book else ""
+        return f"{top}/{self.place_of(entry)}{entry.path.suffix}"
 
     def tag_name(self, entry: Entry, prefer_alias: bool) -> str:
         """Return what a click writes into the tag: the file's name, or its alias if that is preferred and means it.

@@ -15,19 +15,20 @@ _MOST = 1000  # values on one axis: more is a typing error
 
 
 def strengths(text: str) -> list[str]:
-    """Return the values of a strength axis, each "name: number".
+    """Return the values of a strength axis, each "name: number", or a number alone, which means all LoRAs.
 
     "ink: 0-1(+0.25)" counts in steps, "ink: 0-1[5]" makes five, "ink: 0-1" counts in ones, "ink: 0.2, 0.5" lists them;
-    the last name goes on until another comes: "ink: 0.2, 0.5, watercolor: 1". Raises ValueError for anything else.
+    the last name goes on until another comes: "ink: 0.2, 0.5, watercolor: 1". Numbers before any name are for all.
+    Raises ValueError for anything else.
     """
     values: list[str] = []
     name = ""
     for part in filter(str.strip, text.split(",")):
         head, colon, numbers = part.rpartition(":")
         name = head.strip() if colon else name
-        if not name:
-            raise ValueError(f'"{part.strip()}" has no name before it; write "name: 0-1(+0.25)" or "name: 0.2, 0.5"')
-        values += [f"{name}: {number:g}" for number in _numbers(numbers)]
+        if colon and not name:
+            raise ValueError(f'"{part.strip()}" has no name before its colon')
+        values += [f"{name}: {number:g}" if name else f"{number:g}" for number in _numbers(numbers)]
         if len(values) > _MOST:
             raise ValueError(f'"{part.strip()}" makes more than {_MOST} values; take larger steps')
     return values
@@ -59,12 +60,14 @@ def _numbers(text: str) -> Iterator[float]:
 def with_strength(prompt: str, value: str, same: Callable[[str, str], bool]) -> str:
     """Return the prompt with a LoRA at another strength, both for the text encoder and the denoiser.
 
-    `value` is "name: number". `same(name, other)` says whether two names mean one file. A LoRA that the prompt does not
-    have is added at its end.
+    `value` is "name: number", or a number for all that the prompt has. `same(name, other)` says whether two names mean
+    one file. A LoRA that the prompt does not have is added at its end.
     """
     name, _, number = value.rpartition(":")
     name, strength = name.strip(), float(number)
     parsed = parse_prompt(prompt)
+    if not name:
+        return unparse(replace(parsed, tags=tuple(replace(tag, te=strength, unet=strength) for tag in parsed.tags)))
     changed = [
         replace(tag, te=strength, unet=strength) if tag.name == name or same(tag.name, name) else tag
         for tag in parsed.tags

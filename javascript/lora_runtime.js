@@ -10,12 +10,13 @@
 
     // --- text to text ------------------------------------------------------------------------------------------
 
-    const TAG = /<(?:lora|lyco|loractl):([^>]+)>/;
+    const TAG = /<(?:lora|lyco|loractl):([^>]+)>/i;
 
     /** Return the spellings of a name under which a tag may have it. */
     function spellings(name) {
-        const tidy = name.trim().normalize("NFC").replace(/\\/g, "/");
-        return [tidy, tidy.replace(/\.safetensors$/i, "")];
+        const whole = name.normalize("NFC");
+        const tidy = whole.trim().replace(/\\/g, "/");
+        return [tidy, tidy.replace(/\.safetensors$/i, ""), whole, whole.trim()];
     }
 
     /** Return whether the name in a tag means a file that has these names. */
@@ -35,7 +36,7 @@
     /** Return {name, start, end} of each tag in the text. */
     function allTags(text) {
         const found = [];
-        const tag = new RegExp(TAG, "g"); // its own: it remembers how far it has come
+        const tag = new RegExp(TAG, "gi"); // its own: it remembers how far it has come
         for (let match = tag.exec(text); match; match = tag.exec(text)) {
             found.push({name: match[1].split(":")[0], start: match.index, end: tag.lastIndex});
         }
@@ -153,6 +154,38 @@
             this.timer = 0;
             this.marked = null; // the prompt for which cards were marked
             this.watcher = null;
+            this.words = ""; // what is searched: the WebUI makes an empty field when it is refreshed
+            this.page = null; // the mark of our page, another one after a refresh
+            this.checkpoint = ""; // for which the cards were made
+            this.failed = false; // whether cards could not be fetched, until somebody asks for them again
+        }
+
+        /** Give a page that was made anew the search and the folder that there were. */
+        settle(parts) {
+            const page = parts.holder.querySelector(".lora-runtime-page");
+            if (page === this.page) return;
+            this.page = page;
+            this.first = "";
+            if (parts.search && this.words) parts.search.value = this.words;
+            if (this.folder) markFolder(parts, this.folder);
+        }
+
+        /** Say that cards could not be fetched, and wait for a click instead of asking again and again. */
+        fail(error) {
+            console.error("LoRA Runtime:", error);
+            this.failed = true;
+            const parts = partsOf(this.tab);
+            if (!parts || parts.cards.querySelector(".lora-runtime-failed")) return;
+            const note = document.createElement("button");
+            note.className = "lora-runtime-note lora-runtime-failed";
+            note.textContent = `The cards could not be fetched (${error.message}). Click to try again.`;
+            note.addEventListener("click", () => {
+                note.remove();
+                this.failed = false;
+                this.first = "";
+                this.reload();
+            });
+            parts.cards.append(note);
         }
 
         question(offset, limit) {
@@ -172,9 +205,12 @@
 
         /** Fetch the first cards again; the page stays as it is, scrolled as it is, if they are still the same. */
         async reload() {
-            if (!partsOf(this.tab)) return;
+            const found = partsOf(this.tab);
+            if (!found) return;
+            this.settle(found);
             const number = ++this.asked;
             const question = this.question(0, FIRST);
+            this.failed = false;
             this.loading = true;
             try {
                 const answer = await ask("cards", question);
@@ -191,7 +227,7 @@
                     parts.cards.querySelectorAll(".card.hidden").forEach((card) => card.classList.remove("hidden"));
                 }
             } catch (error) {
-                console.error("LoRA Runtime:", error);
+                if (number === this.asked) this.fail(error);
             } finally {
                 if (number === this.asked) this.loading = false;
             }
@@ -199,7 +235,7 @@
         }
 
         async more() {
-            if (this.loading || this.shown >= this.total || !partsOf(this.tab)) return;
+            if (this.loading || this.failed || this.shown >= this.total || !partsOf(this.tab)) return;
             const number = ++this.asked;
             this.loading = true;
             try {
@@ -209,7 +245,7 @@
                 parts.cards.insertAdjacentHTML("beforeend", answer.html);
                 this.took(answer);
             } catch (error) {
-                console.error("LoRA Runtime:", error);
+                if (number === this.asked) this.fail(error);
             } finally {
                 if (number === this.asked) this.loading = false;
             }
@@ -245,7 +281,7 @@
             if (this.watcher) this.watcher.disconnect();
             const parts = partsOf(this.tab);
             const last = parts && parts.cards.querySelector(".card:last-of-type");
-            if (!last || this.shown >= this.total) return;
+            if (!last || this.failed || this.shown >= this.total) return;
             this.watcher = new IntersectionObserver((seen) => {
                 if (seen.some((item) => item.isIntersecting)) this.more();
             }, {root: parts.cards, rootMargin: "0px 0px 800px 0px"});
@@ -304,14 +340,17 @@
 
     /** Show one folder only, or all of them again. */
     function chooseFolder(tab, folder) {
-        const shelf = shelves[tab];
-        shelf.folder = folder;
-        for (const item of partsOf(tab).holder.querySelectorAll("[data-folder]")) {
+        shelves[tab].folder = folder;
+        markFolder(partsOf(tab), folder);
+        shelves[tab].reload();
+    }
+
+    function markFolder(parts, folder) {
+        for (const item of parts.holder.querySelectorAll("[data-folder]")) {
             const chosen = item.dataset.folder === folder;
             item.classList.toggle("lora-runtime-chosen", chosen && folder !== "");
             if (chosen) item.dataset.selected = ""; else delete item.dataset.selected;
         }
-        shelf.reload();
     }
 
     /** Open or close a folder of the tree; its files are fetched when it is first opened. */
@@ -360,6 +399,7 @@
         const tab = TABS.find((name) => event.target.id === `${name}_lora_extra_search`);
         if (!tab || !partsOf(tab)) return;
         event.stopPropagation();
+        shelves[tab].words = event.target.value;
         clearTimeout(shelves[tab].timer);
         shelves[tab].timer = setTimeout(() => shelves[tab].reload(), TYPING_MS);
     }, true);
@@ -382,6 +422,12 @@
     setInterval(() => {
         if (document.hidden || typeof gradioApp !== "function") return;
         takeOver();
+        // Cards say what fits the checkpoint.
+        const checkpoint = typeof opts === "object" ? opts.sd_model_checkpoint || "" : "";
+        for (const shelf of Object.values(shelves)) {
+            if (shelf.checkpoint && shelf.checkpoint !== checkpoint && shelf.page) shelf.reload();
+            shelf.checkpoint = checkpoint;
+        }
         // Prompts also change without an event: pasted parameters, styles, other extensions.
         TABS.forEach((tab) => shelves[tab].mark());
     }, LOOK_MS);

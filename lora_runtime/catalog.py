@@ -28,6 +28,8 @@ __all__ = ["Entry", "LoraCatalog"]
 _DEFAULT_FOLDERS = ("models/Lora", "loras")
 _HASH = re.compile(r"#[0-9a-fA-F]{8,64}")
 _SHORT_HASH = re.compile(r"#[0-9a-fA-F]{0,7}")
+_UNTYPED = re.compile("[:>]")  # what ends a field or a tag
+_ESCAPED = re.compile(r"\\([()\[\]{}])")
 _SHOWN_DIGITS = 12  # as the WebUI shows a hash
 
 
@@ -94,10 +96,10 @@ class LoraCatalog:
         """Return the file that `name` means, as it is now.
 
         A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
-        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits decides.
-        Upper and lower case differ. Before it fails, the folders are looked through once more, so that a new file works
-        at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the error names
-        what comes near, which takes 0.2 s with 10,000 files.
+        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits
+        decides. Upper and lower case differ. Before it fails, the folders are looked through once more, so that a new
+        file works at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the
+        error names what comes near, which takes 0.2 s with 10,000 files.
 
         Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
         RefusedFileError, CorruptFileError or LoraFileError.
@@ -145,6 +147,8 @@ class LoraCatalog:
             _by_name((entry.name, entry) for entry in entries),
             _by_name((entry.alias, entry) for entry in entries if entry.alias),
             _by_name((name, entry) for entry in entries for name in _names_of_folder(entry)),
+            # A tag has no blanks around its name; a file may.
+            _by_name((name.strip(), entry) for entry in entries for name in (entry.relative, entry.name)),
         )
         self._scanned = True
 
@@ -197,7 +201,8 @@ class LoraCatalog:
     def _ambiguous(self, name: str, found: list[Entry]) -> AmbiguousLoraError:
         candidates = tuple(dict.fromkeys(map(self._unique_name, found)))
         return AmbiguousLoraError(
-            f"{_quoted(name)} fits {len(found)} files in {self._where()}; write one of {_listed(candidates, 'or')}",
+            f"{_quoted(name)} fits {len(found)} files in {self._where()}; write one of "
+            f"{_listed(map(self._typed, candidates), 'or', quote=str)}",
             name,
             candidates,
         )
@@ -223,9 +228,22 @@ class LoraCatalog:
             text += f" ({len(self._entries):,} file{'' if len(self._entries) == 1 else 's'})"
         if _SHORT_HASH.fullmatch(name):
             text += ". A hash needs 8 or more digits"
+        if name.startswith("."):
+            text += '. Files and folders that begin with "." are left out'
         if near:
-            text += f". Did you mean {_listed(near, 'or')}?"
+            text += f". Did you mean {_listed(map(self._typed, near), 'or', quote=str)}?"
         return UnknownLoraError(text, name, near)
+
+    def _typed(self, name: str) -> str:
+        """Return a name in quotes as a tag can say it; of one that no tag can say, the file's hash beside it."""
+        if not _UNTYPED.search(name) and name == name.strip() and name.isprintable():
+            return _quoted(name)
+        found = self._find(name)
+        try:
+            known = self.hashes(found[0]).sha256_of_tensors[:_SHOWN_DIGITS]
+        except (IndexError, LoraFileError):  # gone or changed since the scan
+            return _quoted(name)
+        return f'"#{known}" (the file {_quoted(name)}, which no tag can name)'
 
     def _nearest(self, name: str) -> tuple[str, ...]:
         """Return up to three names like this one; those that differ in case only come alone."""
@@ -233,7 +251,7 @@ class LoraCatalog:
         for level in self._levels:
             for known in level:
                 spelled.setdefault(known.casefold(), []).append(known)
-        wanted = _spellings(name)[-1].casefold()
+        wanted = _spellings(name)[2].casefold()
         near = [wanted] if wanted in spelled else get_close_matches(wanted, spelled, n=3)
         return tuple(dict.fromkeys(known for folded in near for known in spelled[folded]))[:3]
 
@@ -260,11 +278,14 @@ def _composed(text: str) -> str:
 
 
 def _spellings(name: str) -> list[str]:
-    """Return the name as written, tidied (`/` for a backslash, no `.` or empty parts), and that without its suffix."""
+    """Return the name as written, tidied (`/` for a backslash, no `.` or empty parts), and without or with its suffix.
+
+    Tidied too: brackets that are escaped, as people copy them from a prompt.
+    """
     name = _composed(name)
-    first, *rest = name.replace("\\", "/").split("/")
+    first, *rest = _ESCAPED.sub(r"\1", name).replace("\\", "/").split("/")
     tidy = "/".join([first, *(part for part in rest if part not in ("", "."))]).removeprefix("./")
-    return [name, tidy, tidy[: -len(SUFFIX)] if tidy.lower().endswith(SUFFIX) else tidy]
+    return [name, tidy, tidy[: -len(SUFFIX)] if tidy.lower().endswith(SUFFIX) else tidy, tidy + SUFFIX]
 
 
 def _escape(name: str) -> str:

@@ -1,9 +1,9 @@
 """Who says at each call of a model what it is about: the step, and what each row of the batch belongs to.
 
-No callback has to be passed to a pipeline, and nothing of it is wrapped. Which step it is, is asked: the time step that
-the denoiser is given is one of the scheduler's own tensor of them, and its place there is the step's; else the scheduler
-has counted. A value is read from the device only where neither tells. What the rows are, and where the picture lies in
-the layers, the model family's record says (`families/`).
+No callback has to be passed to a pipeline, and nothing of it is wrapped. The step is asked for: the time step that the
+denoiser is given is an element of the scheduler's own tensor of them, and its place there is the step's; else the
+scheduler has counted. A value is read from the device only where neither tells. The model family's record says what the
+rows are, and where the picture lies in the layers (`families/`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class Clock:
     def __init__(
         self, model: ModelView, stages: Mapping[str, Stage], images: int = 1, texts: Texts | None = None
     ) -> None:
-        self._model = model
+        self._model = replace(model, components={}, wrapped={})  # what is applied must not keep the model
         self._images = images
         self._texts = texts or Texts(model.ask)
         self._stages = stages
@@ -101,7 +101,7 @@ class _Denoiser:
         self._sides = Sides(self._family, model.titles, clock._images, model.ask)
         self._known: dict[int, Any] = {}
         self._seen: object = None  # the run that the sides are of
-        self._step = -1
+        self._step: int | None = None  # of the last call
 
     def __call__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
@@ -111,7 +111,7 @@ class _Denoiser:
         if self._seen is not run.number:
             self._sides.forget()
             self._known.clear()
-            self._seen, self._step = run.number, -1
+            self._seen, self._step = run.number, None
         first, self._step = self._step != run.index, run.index
         stage = self._clock._stages.get(name)
         if stage is None:
@@ -131,7 +131,6 @@ class _Denoiser:
         return self._family.read(Given(arguments, self._config, self._known))
 
 
-@lru_cache(maxsize=64)
 def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
     """Return the names of the arguments of a module's forward, in order."""
     return tuple(inspect.signature(kind.forward).parameters)[1:]
@@ -151,7 +150,9 @@ class _Run:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler: Callable[[], Any] = (lambda: None) if scheduler is None else weakref.ref(scheduler)
+        self.scheduler: Callable[[], Any] = lambda: scheduler
+        if hasattr(type(scheduler), "__weakref__"):
+            self.scheduler = weakref.ref(scheduler)
         self.number = object()
         self.index = -1
         self._first = 0  # of the times; a picture that starts from another picture skips some
@@ -219,7 +220,7 @@ class _Run:
         return min(place, len(self._times) - 1)
 
     def _counted(self, scheduler: Any, own: Any, time: Any) -> int:
-        """Return the step as the scheduler counts, or where it is not what is stepped, by the value of the time step."""
+        """Return the step as the scheduler counts; where it is not what is stepped, by the value of the time step."""
         if not self._called or self._counts:
             begin = own if isinstance(own, int) else getattr(scheduler, "begin_index", None)
             return begin if isinstance(begin, int) else self._by_value(time, 0)
@@ -233,14 +234,16 @@ class _Run:
         return self._by_value(time, self.index + 1)
 
     def _by_value(self, time: Any, otherwise: int) -> int:
-        """Return the place of the time step that is the nearest to a value, or to a thousandth of it."""
+        """Return the place of the first time step that is the nearest to a value, or to a thousand times it."""
         value = _value_of(time)
-        for scale in (1.0, 1000.0):
-            near = [abs(value * scale - known) for known in self._times] if value is not None else []
-            best = min(range(len(near)), key=near.__getitem__) if near else 0
-            if near and near[best] <= _DIGITS * max(1.0, abs(self._times[best])):
-                return best
-        return otherwise
+        if value is None:
+            return otherwise
+        off, place = min(
+            (abs(value * scale - known) / max(1.0, abs(known)), place)
+            for scale in (1.0, 1000.0)
+            for place, known in enumerate(self._times)
+        )
+        return place if off <= _DIGITS else otherwise
 
 
 _DIGITS = 0.004  # of a time step that was rounded to bfloat16
@@ -254,7 +257,7 @@ def _place_in(times: Tensor | None, time: Any) -> int | None:
         return None  # not one element, expanded
     if times.ndim != 1 or time.untyped_storage().data_ptr() != times.untyped_storage().data_ptr():
         return None
-    place, rest = divmod(time.storage_offset() - times.storage_offset(), times.stride(0) or 1)
+    place, rest = divmod(int(time.storage_offset()) - int(times.storage_offset()), times.stride(0) or 1)
     return place if not rest and 0 <= place < len(times) else None
 
 

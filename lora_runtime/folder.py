@@ -1,8 +1,8 @@
 """The LoRA files of one folder and everything below it: found, told apart, and remembered.
 
-Links may lead anywhere, unless the catalog is told to keep them in: a link is what its owner put there, to keep one copy
-for several programs. A linked folder is entered once, and not where what it shows is listed at its own place, so that
-there are no loops.
+Links may lead anywhere, unless the catalog is told to keep them in: a link is what its owner put there, to keep one
+copy for several programs. A linked folder is entered once, and not where what it shows is listed at its own place, so
+that there are no loops.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def _header_length(head: bytes, size: int) -> int:
     length: int = _LENGTH.unpack(head)[0]
     if length > size - 8:
         raise _Invalid(
-            f"its header should have {length:,} bytes, and the whole file has {size:,}: it is cut off, or of another format"
+            f"its header should have {length:,} bytes, and the whole file has {size:,}: it is cut off, or no such file"
         )
     if length > _MAX_HEADER:
         raise _Invalid(f"its header has {length:,} bytes; the format allows {_MAX_HEADER:,}")

@@ -1,4 +1,4 @@
-"""Where a strength that varies cannot act on a live model, and why: what its rows are or where its picture lies is not known.
+"""Where a strength that varies cannot act on a live model: what its rows are, or where its picture lies, is not known.
 
 Nothing is guessed there: what is meant for some images, one side or one region is left out, with the reason.
 """

@@ -43,11 +43,11 @@ class Lookup:
         """Return a request for each tag of a prompt whose file is found and can be read."""
         found = []
         for tag in prompt.tags:
-            region = tag.conditions.region
+            catalog, region = self.catalog, tag.conditions.region  # a folder that is missing is no matter of one tag
             try:
                 entry = self._entry(tag.name)
                 lora = _cache.load(entry.path, name=entry.name, trim=False)
-                place = None if region is None else find_place(region, (*self.catalog.folders, Path.cwd()))
+                place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
             except LoraError as error:
                 self._problems.error(error, tag.span)
             else:

@@ -68,8 +68,8 @@ def load_lora(path: str | os.PathLike[str], *, name: str | None = None) -> Lora:
     """Return the adapters of a safetensors file; `name` is its stem unless given.
 
     Of a folder that PEFT (MLX-LM) has saved, adapter_model.safetensors (adapters.safetensors) is read, with the
-    adapter_config.json beside it, and its name is the folder's; under another name too, where no other file is there. Keys that no adapter uses are in `.unused` with the
-    reason. Nothing is unpickled.
+    adapter_config.json beside it, and its name is the folder's; the configuration counts under another name too, where
+    no other file is there. Keys that no adapter uses are in `.unused` with the reason. Nothing is unpickled.
 
     Raises CorruptFileError when the bytes are not valid or all of its adapters contradict themselves, RefusedFileError
     for pickles, LoraFileError when it holds no adapter that is supported and no embedding.

@@ -219,7 +219,9 @@ def _was_finite(weight: Tensor, out: Tensor) -> bool:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite; `isfinite` would take a hundred times as long for half precision."""
-    least, most = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    # Not aminmax: torch 2.1 has it for no halves on a CPU.
+    wide = tensor if tensor.element_size() > 1 else tensor.float()
+    least, most = wide.min(), wide.max()
     return math.isfinite(float(least)) and math.isfinite(float(most))
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.families import UNKNOWN, Evidence, made_for, titled
 from lora_runtime.header import Hashes, Header, TensorInfo, hashes, read_header
+from lora_runtime.key_endings import ENDINGS, KNOWN_ONLY, OF_FILE, locate
 
 __all__ = [
     "Description",
@@ -27,7 +29,6 @@ __all__ = [
     "read_header",
 ]
 
-UNKNOWN = "unknown"
 _MAX_TRIGGER_WORDS = 10
 
 
@@ -74,83 +75,45 @@ def describe(header: Header) -> Description:
 
 # --- algorithm and rank ------------------------------------------------------------------------------------------
 
-# What follows the module's path in a key, its algorithm, and which dimension is the rank (None: it does not tell).
-_SUFFIXES: dict[str, tuple[str, int | None]] = {
-    **dict.fromkeys(("lora_down.weight", "lora_down", "lora_A.weight", "lora_A", "down.weight"), ("lora", 0)),
-    **dict.fromkeys(("lora_up.weight", "lora_up", "lora_B.weight", "lora_B", "up.weight"), ("lora", None)),
-    **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), ("lora", None)),
-    "lora_mid.weight": ("locon-mid", None),
-    **dict.fromkeys(("hada_w1_b", "hada_w2_b"), ("loha", 0)),
-    **dict.fromkeys(("hada_w1_a", "hada_w2_a", "hada_t1", "hada_t2"), ("loha", None)),
-    **dict.fromkeys(("lokr_w1_b", "lokr_w2_b"), ("lokr", 0)),
-    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "lokr_t2"), ("lokr", None)),
-    **dict.fromkeys(("on_input", "ia3_l"), ("ia3", None)),
-    "b1.weight": ("glora", 1),
-    **{f"glora_{letter}.{part}": ("glora", None) for letter in "ABCDE" for part in ("Xd", "Xu", "X", "zeros")},
-    **dict.fromkeys(("a1.weight", "a2.weight", "b2.weight", "bm.weight"), ("glora", None)),
-    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R.weight", "oft_embedding_R.weight"), ("oft", None)),
-    **dict.fromkeys(("boft_R", "boft_s"), ("boft", None)),
-    **dict.fromkeys(("dora_scale", "magnitude", "lora_magnitude_vector"), ("dora", None)),
-    "lora_magnitude_vector.weight": ("dora", None),
-    **dict.fromkeys(("diff", "diff_b"), ("full", None)),
-    **dict.fromkeys(("w_norm", "b_norm"), ("norm", None)),
-    "diff_m": ("modulation", None),
-    "set_weight": ("replaced", None),
-    **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), ("tlora", None)),
-    **dict.fromkeys(("lora_up1.weight", "lora_down1.weight", "lora_up2.weight", "lora_down2.weight"), ("abba", None)),
-    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), ("vera", None)),
-    **dict.fromkeys(("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"), ("hira", None)),
-    "hra_u": ("hra", None),
-    **dict.fromkeys(("road_theta", "road_alpha"), ("road", None)),
-    "delora_A": ("delora", 0),
-    **dict.fromkeys(("delora_B", "delora_lambda", "delora_w_norm"), ("delora", None)),
-    "gralora_A": ("gralora", 2),
-    **dict.fromkeys(("gralora_B", "gralora_A_general.weight", "gralora_B_general.weight"), ("gralora", None)),
-    "deft_P": ("deft", 1),
-    "deft_R": ("deft", None),
-    "beft_bias": ("beft", None),
-    "trainable_tokens_delta": ("trainable tokens", None),
-    "token_adapter.trainable_tokens_delta": ("trainable tokens", None),
-    **dict.fromkeys(("supertuning_values", "supertuning_indices"), ("supertuning", None)),
-    "supertuning_lora_A.weight": ("supertuning", 0),
-    "supertuning_lora_B.weight": ("supertuning", None),
-    **dict.fromkeys(("ln_tuning_layers.weight", "ln_tuning_layers.bias", "base_layer.bias"), ("replaced", None)),
-    "fourierft_spectrum": ("fourierft", None),
-    "waveft_spectrum": ("waveft", None),
-    **dict.fromkeys(("pvera_lambda_b", "pvera_lambda_d"), ("pvera", None)),
-    **dict.fromkeys(("randlora_lambda", "randlora_gamma"), ("randlora", None)),
-    **dict.fromkeys(("vblora_logits_A", "vblora_logits_B"), ("vblora", None)),
-    **dict.fromkeys(("vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"), ("vblora", None)),
-    **dict.fromkeys(("unilora_indices_A", "unilora_indices_B"), ("unilora", None)),
-    "lora_a": ("lora", 1),  # MLX-LM's (in, rank)
-    "lora_b": ("lora", None),
-    "c3a_kernel": ("c3a", None),
-    **dict.fromkeys(("miss_block", "bone_block"), ("miss", None)),
-    **dict.fromkeys(("shira_weight", "shira_indices"), ("shira", None)),
-    "lora_E": ("adalora", None),
+# What people call an algorithm where its spellings have names of their own.
+_CALLED = {
+    "lora of an embedding": "lora",
+    "lora of MLX": "lora",
+    "ia3 of PEFT": "ia3",
+    "glora of PEFT": "glora",
+    "oft of PEFT": "oft",
+    "boft of PEFT": "boft",
+    "T-LoRA": "tlora",
 }
-# `to_q_lora.up.weight`, `to_q.lora.up.weight`, `to_q.lora_linear_layer.up.weight`, `qkv_lora1.down.weight`.
-_JOINTS = ("lora_linear_layer", "lora", "lora1", "lora2")
-# `to_q.lora_A.watercolor.weight`: PEFT puts the adapter's name between.
-_NAMED = ("lora_A", "lora_B", "lora_magnitude_vector")
+# Which dimension of which tensor is the rank.
+_RANK_AXES = {
+    ("lora", "down"): 0,
+    ("lora of MLX", "a"): 1,
+    **{(name, role): 0 for name in ("loha", "lokr") for role in ("w1_b", "w2_b")},
+    ("glora", "b1"): 1,
+    ("delora", "A"): 0,
+    ("gralora", "A"): 2,
+    ("deft", "P"): 1,
+    ("supertuning", "A"): 0,
+}
+# Ending → algorithm and role.
+_OWNERS = {
+    **{ending: (name, "") for name, endings in KNOWN_ONLY.items() for ending in endings},
+    **{
+        ending: (name, spelled.partition("/")[2])
+        for name, endings in ENDINGS.items()
+        for ending, spelled in endings.items()
+    },
+}
 
 
-def _split(key: str) -> tuple[str, str]:
-    """Return (module, suffix) of a key, the suffix as _SUFFIXES spells it, or "" where it is none of them."""
-    head, _, last = key.rpartition(".")
-    if last in _SUFFIXES:
-        return head, last
-    head, _, middle = head.rpartition(".")
-    suffix = f"{middle}.{last}"
-    if suffix in _SUFFIXES and middle not in ("up", "down"):
-        return head, suffix
-    parent, _, first = head.rpartition(".")
-    if suffix in _SUFFIXES:
-        joint = next((joint for joint in _JOINTS if first == joint or first.endswith(f"_{joint}")), None)
-        return (f"{parent}.{first.removesuffix(joint)}", suffix) if joint else (key, "")
-    if first in _NAMED and last == "weight":
-        return parent, f"{first}.weight"
-    return (head, middle) if middle in _NAMED else (key, "")
+def _owner(key: str) -> tuple[str, str, str]:
+    """Return the module's name in a key, the algorithm and the role of the tensor in it; "" where none is known."""
+    found = locate(key, _OWNERS)
+    if found is None:
+        return key, "", ""
+    name, role = _OWNERS[found.ending]
+    return ("", "", "") if role in OF_FILE.get(name, ()) else (key[: found.start], name, role)
 
 
 def algorithms(header: Header) -> tuple[dict[str, int], tuple[int, ...]]:
@@ -158,12 +121,17 @@ def algorithms(header: Header) -> tuple[dict[str, int], tuple[int, ...]]:
     modules: dict[str, set[str]] = {}
     ranks = set()
     for key, info in header.tensors.items():
-        module, suffix = _split(key)
-        if not suffix:
+        module, owner, role = _owner(key)
+        if not owner:
             continue
-        algorithm, rank_axis = _SUFFIXES[suffix]
+        rank_axis = _RANK_AXES.get((owner, role))
         shape = info.shape
-        if algorithm == "oft" and len(shape) == 4:
+        algorithm = _CALLED.get(owner, owner.partition(",")[0])
+        if owner == "lora" and role == "mid":
+            algorithm = "locon-mid"
+        elif owner == "full" and key.endswith(".diff_m"):
+            algorithm = "modulation"
+        elif owner == "oft" and len(shape) == 4:
             algorithm = "boft"
         modules.setdefault(module, set()).add(algorithm)
         if rank_axis is not None and len(shape) > rank_axis:
@@ -177,6 +145,8 @@ def _most_special(names: set[str]) -> set[str]:
     """Return the names without those that another of them includes: a LoCon's tensors are spelled as a LoRA's."""
     if "adalora" in names:
         return names - {"lora"}
+    if "boft" in names:  # of which the rescaling is OFT's too
+        return names - {"oft"}
     if "locon-mid" in names:
         return names - {"lora", "locon"}
     return names - {"lora"} if "locon" in names else names
@@ -265,110 +235,37 @@ def _table(text: str | None) -> dict[str, Any]:
 
 # --- target model ------------------------------------------------------------------------------------------------
 
-# A piece of ss_base_model_version or modelspec.architecture -> family; the first that fits, so the longer ones lead.
-_NAMES = (
-    (("sdxl", "stable-diffusion-xl"), "SDXL"),
-    (("sd_v2", "sd2", "stable-diffusion-v2"), "SD2"),
-    (("sd_v1", "sd1", "stable-diffusion-v1"), "SD1"),
-    (("sd3", "stable-diffusion-3", "stable-diffusion-v3"), "SD3"),
-    (("stable-cascade",), "Cascade"),
-    (("flux2", "flux-2"), "Flux2"),
-    (("flux",), "Flux"),
-    (("chroma",), "Chroma"),
-    (("lumina",), "Lumina2"),
-    (("hunyuan-image", "hunyuanimage"), "HunyuanImage"),
-    (("hunyuan_video", "hunyuan-video", "hunyuanvideo"), "HunyuanVideo"),
-    (("hunyuan-dit", "hydit"), "HunyuanDiT"),
-    (("wan",), "Wan"),
-    (("qwen",), "Qwen-Image"),
-    (("auraflow",), "AuraFlow"),
-    (("pixart",), "PixArt"),
-    (("z-image", "z_image", "zimage"), "Z-Image"),
-    (("hidream",), "HiDream"),
-    (("ltx",), "LTX"),
-    (("mochi",), "Mochi"),
-    (("krea2", "krea-2", "krea_2"), "Krea2"),
-    (("ideogram",), "Ideogram4"),
-    (("minimax",), "MiniMax-H3"),
-    (("ace-step", "ace_step", "acestep"), "ACE-Step"),
-    (("cosmos",), "Cosmos"),
-    (("sana",), "Sana"),
-    (("anima",), "Anima"),
-)
-
-# Pieces of keys that only one family has; `.` stands for `_` too.
-_MARKS = (
-    (("lora.prior.unet.",), "Cascade"),
-    (("img.mlp.fc1", "img.mod.linear", "individual.token.refiner", "context.embedder.token.refiner"), "HunyuanVideo"),
-    (("joint.blocks",), "SD3"),
-    (("double.stream.blocks", "single.stream.blocks"), "HiDream"),
-    (("double.blocks", "single.blocks", "single.transformer.blocks"), "Flux"),
-    # Cosmos has `q_proj` there.
-    (tuple(f"blocks.0.cross.attn.{side}.{end}" for side in "qkvo" for end in ("lora", "diff", "hada", "lokr")), "Wan"),
-    (("blocks.0.cross.attn.k.img", "blocks.0.self.attn.o.", "blocks.0.ffn."), "Wan"),
-    (("transformer.blocks.0.img.mlp", "transformer.blocks.0.img.mod"), "Qwen-Image"),
-    (("blocks.0.attn1.Wqkv",), "HunyuanDiT"),
-    (("blocks.0.attn.qkv.x",), "Mochi"),
-    (("patchify.proj", "audio.to.video.attn"), "LTX"),
-    (("blocks.0.attn.wq.", "txtfusion."), "Krea2"),
-    (("llm.adapter.blocks",), "Anima"),
-)
-# Pieces of keys that several families have, and the inputs of such a module that tell them apart.
-_WIDTHS = (
-    ("transformer.blocks.0.attn.add.", {1536: "SD3", 2432: "SD3"}),
-    ("layers.0.attention.", {2304: "Lumina2", 3840: "Z-Image", 4608: "Ideogram4"}),
-)
-
-# Width of the text that cross attention reads, which is the input of attn2's to_k and to_v.
-_CROSS_ATTENTION = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
-_UNETS = ("attentions", "input.blocks", "middle.block", "output.blocks")  # transformers have such a layer at the top
-# Width of the only text encoder, where it is CLIP.
-_TEXT_ENCODER = {768: "SD1", 1024: "SD2"}
-_CLIPS = ("lora.te.text.model.encoder.", "lora.te.encoder.", "text.encoder.text.model.", "text.encoder.encoder.")
+# Pieces of keys that only a file for a transformer has; the old trainers that wrote `ss_v2` knew UNets alone.
+_TRANSFORMERS = ("double.blocks", "single.blocks", "joint.blocks", "single.transformer.blocks")
 
 
 def family(header: Header) -> str:
     """Return the target model as far as the metadata, and else the keys and shapes, tell it; or "unknown"."""
     metadata = header.metadata
     for key in ("ss_base_model_version", "modelspec.architecture"):
-        named = metadata.get(key, "").lower()
-        for pieces, name in _NAMES:
-            if any(piece in named for piece in pieces):
-                return name
+        named = titled(metadata.get(key, ""))
+        if named != UNKNOWN:
+            return named
     if metadata.get("ss_v2") == "True":
         return "SD2"
-    guess = _family_of_keys(header.tensors)
-    # Trainers older than SDXL wrote this and no base model; the newer ones name it.
-    return "SD1" if guess == UNKNOWN and metadata.get("ss_v2") == "False" else guess
+    evidence = _evidence(header.tensors)
+    guess = made_for(evidence)
+    if guess == UNKNOWN and not any(piece in evidence.text for piece in _TRANSFORMERS):
+        # Trainers older than SDXL wrote this and no base model; the newer ones name it.
+        return "SD1" if metadata.get("ss_v2") == "False" else UNKNOWN
+    return guess
 
 
-def _family_of_keys(tensors: Mapping[str, TensorInfo]) -> str:
+def _evidence(tensors: Mapping[str, TensorInfo]) -> Evidence:
     names = {key: key.replace("_", ".") for key in tensors}
-    text = "\n".join(names.values())
-    for marks, name in _MARKS:
-        if any(mark in text for mark in marks):
-            return name
-    if "lora.te2." in text or "text.encoder.2." in text:
-        return "SDXL"
-    text_encoder = UNKNOWN
-    for key, info in tensors.items():
-        name = names[key]
-        for mark, families in _WIDTHS:
-            if mark in name and (width := _input_width(key, info)) in families:
-                return families[width]
-        if ("attn2.to.k" in name or "attn2.to.v" in name) and any(mark in name for mark in _UNETS):
-            width = _input_width(key, info)
-            if width in _CROSS_ATTENTION:
-                return _CROSS_ATTENTION[width]
-        if "self.attn" in name and name.startswith(_CLIPS):
-            text_encoder = _TEXT_ENCODER.get(_input_width(key, info), text_encoder)
-    return text_encoder
+    widths = {names[key]: width for key, info in tensors.items() if (width := _input_width(key, info))}
+    return Evidence("\n".join(names.values()), widths)
 
 
 def _input_width(key: str, info: TensorInfo) -> int:
     """Return the number of inputs of a key's module where its shape, (rank, in) or (out, in), shows it, else 0."""
-    suffix = _split(key)[1]
-    told = suffix == "diff" or _SUFFIXES.get(suffix) in (("lora", 0), ("loha", 0))
+    _, owner, role = _owner(key)
+    told = (owner, role) == ("full", "weight") or (owner in ("lora", "loha") and (owner, role) in _RANK_AXES)
     return info.shape[1] if told and len(info.shape) >= 2 else 0
 
 

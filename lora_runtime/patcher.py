@@ -153,15 +153,18 @@ class Patcher:
         assignments: Sequence[Assignment],
         originals: Originals = "auto",
         among: Sequence[Weight] | None = None,
+        weights: Sequence[Weight] | None = None,
     ) -> int:
         """Make these the patches of the weights `among` (all), replacing earlier ones; return how many were computed.
+
+        `weights`: those of the assignments, where the caller has them at hand.
 
         If anything fails on the way, every one of them gets its original back before the error goes on.
         """
         among = self._all() if among is None else among
         written: list[Weight] = []
         try:
-            asked = [(assignment, self.weight_of(assignment)) for assignment in assignments]
+            asked = list(zip(assignments, weights or map(self.weight_of, assignments), strict=True))
             in_place = _choose_in_place(asked, originals)
             wanted = {id(weight) for _, weight in asked}
             for weight in among:
@@ -249,9 +252,11 @@ class Patcher:
 
     def _replaced(self, weight: Weight) -> bool:
         """Go on with the Parameter that took the place of this one, if one did; return whether."""
-        if all(
-            (m := reference()) is None or m._parameters.get(n) is weight.parameter for reference, n in weight.places
-        ):
+        for place, name in weight.places:
+            module = place()
+            if module is not None and module._parameters.get(name) is not weight.parameter:
+                break
+        else:
             return False
         other = weight.replacement()
         if other is not None:

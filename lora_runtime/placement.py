@@ -67,6 +67,8 @@ def _place(lora: Lora, targets: Targets) -> Placement:
     unused = dict(lora.unused)
     notes: Counter[str] = Counter()
     taken: dict[object, list[tuple[Part, str]]] = {}  # by what is changed
+    named = {target.component for target in map(targets.find, lora.adapters) if target is not None}
+    twins: list[Placed] = []  # their keys count where the denoiser has them
     for stem, adapters in lora.adapters.items():
         target = targets.find(stem)
         reason = targets.reason(stem) if target is None else None
@@ -82,17 +84,41 @@ def _place(lora: Lora, targets: Targets) -> Placement:
                     for spot in found:
                         taken.setdefault(spot.key, []).append((spot.part, stem))
                         notes.update([spot.note] if spot.note else [])
+                    for twin in targets.twins(stem):
+                        if twin.component not in named:
+                            twins += _again(stem, name, group, twin, targets, taken, notes)
                     continue
                 reason = found
             unused.update((key, reason or "") for _, adapter in group for key in adapter.keys)
-    components = {(id(place.target.reference()), place.name): place.target.component for place in placed}
+    everywhere = (*placed, *twins)
+    components = {(id(place.target.reference()), place.name): place.target.component for place in everywhere}
     return Placement(
-        tuple(placed),
+        everywhere,
         unused,
         sum(len(place.adapter.keys) for place in placed),
         dict(Counter(components.values())),
         dict(notes),
     )
+
+
+def _again(
+    stem: str,
+    name: str,
+    group: Sequence[tuple[int, Adapter]],
+    twin: Target,
+    targets: Targets,
+    taken: dict[object, list[tuple[Part, str]]],
+    notes: Counter[str],
+) -> Iterator[Placed]:
+    """Yield adapters in the same place of another expert; a note says where they do not fit it."""
+    found = _fit(twin, name, [adapter for _, adapter in group], targets, taken)
+    if isinstance(found, str):
+        notes.update([f"left out of {twin.component}: {found}"])
+        return
+    for spot in found:
+        taken.setdefault(spot.key, []).append((spot.part, stem))
+    for index, adapter in group:
+        yield from _spread(stem, index, adapter, twin, found, targets)
 
 
 class _Spot(NamedTuple):
@@ -197,7 +223,8 @@ def _spot(place: Target, name: str, adapters: Sequence[Adapter], targets: Target
     if route.kind == "beside":
         against = reason_against(module, own)
         if against is not None:
-            return f"for a weight that is {route.reason}, beside which it would have to act; {against}"
+            way_out = f": {route.remedy}" if route.remedy else ""
+            return f"for a weight that is {route.reason}, beside which it would have to act; {against}{way_out}"
         shape = layer_shape(module, own)
         if shape is None:
             return f"for a weight that is {route.reason}, whose shape its layer does not tell"

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from lora_runtime.beside import LiveModule, LiveTerm, dense_bytes, reason_against
-from lora_runtime.limits import Limits
+from lora_runtime.families import has_no_place
+from lora_runtime.limits import NO_PLACE, Limits
 from lora_runtime.merge import Term
 from lora_runtime.placement import Placed, Placement, place_adapters
 from lora_runtime.report import LoraReport, Report
@@ -43,7 +44,9 @@ class Plan:
 
 
 def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
-    """Return the plan for these files on these targets. `limits`: where on this model a strength cannot vary.
+    """Return the plan for these files on these targets.
+
+    `limits`: where on this model a strength cannot vary; None where who calls the model says what its calls are about.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
@@ -82,7 +85,7 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
         for m in merged.values()
         if m.place.parameter is not None
     )
-    lives = tuple(one.module_of(merged) for one in live.values())
+    lives = tuple(one.module_of(merged, targets) for one in live.values())
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives)
 
@@ -111,8 +114,12 @@ class _Live:
         if place.route.base is not None:
             self.bases[place.name] = place.route.base
 
-    def module_of(self, merged: Mapping[int, object]) -> LiveModule:
+    def module_of(self, merged: Mapping[int, object], targets: Targets) -> LiveModule:
         parameters = self.module._parameters
+        if self.bases and "bias" not in self.bases and parameters.get("bias") is not None:
+            kept = targets.route(self.target, "bias").base  # an offloader has the bias too
+            if kept is not None:
+                self.bases["bias"] = kept
         return LiveModule(
             self.target.component,
             self.module,
@@ -182,8 +189,18 @@ def _settled(
         # What is meant for some rows or places alone must not act on the others.
         value = 0.0 if strength.by_row or strength.place is not None else strength.at(BEFORE)
         return value, f"{reason}; {'the first value counts throughout' if value else 'left out'}"
-    unknown = None if limits is None else limits.reason(place.target.component, place.target.path, strength)
+    component, path = place.target.component, place.target.path
+    if limits is not None:
+        unknown = limits.reason(component, path, strength)
+    else:
+        unknown = NO_PLACE if strength.place is not None and has_no_place(None, path) else None
     return (strength, once) if unknown is None else (0.0, unknown)
+
+
+def _meant(request: Request, targets: Mapping[str, int]) -> dict[str, int]:
+    """Return the weights by component without those of the experts that the tag is not for."""
+    expert = request.conditions.expert
+    return {name: count for name, count in targets.items() if expert in (None, name) or name.startswith("text_encoder")}
 
 
 def _report(request: Request, placement: Placement, found: _Found) -> LoraReport:
@@ -196,7 +213,7 @@ def _report(request: Request, placement: Placement, found: _Found) -> LoraReport
         unet=request.unet,
         keys=request.lora.key_count,
         used=placement.used,
-        targets=placement.targets,
+        targets=_meant(request, placement.targets),
         unused=placement.unused,
         live=found.live,
         fixed=dict(found.fixed),

@@ -12,10 +12,12 @@ from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
+from lora_runtime.prompt.brackets import without_edits
+from lora_runtime.prompt.excerpt import quote
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
-__all__ = ["Problems", "judge", "warn_of_idle_tags", "warn_of_negative_tags"]
+__all__ = ["Problems", "judge", "text_at_all_steps", "warn_of_idle_tags", "warn_of_negative_tags"]
 
 logger = logging.getLogger("lora_runtime")
 
@@ -52,6 +54,10 @@ class Problems:
         """Take note of what the user should know."""
         self._note(Diagnostic("warning", span, message, hint))
 
+    def info(self, message: str, span: tuple[int, int] = (0, 0)) -> None:
+        """Take note of what the user may like to know."""
+        self._note(Diagnostic("info", span, message))
+
     def judgement(self, diagnostic: Diagnostic | None) -> None:
         """Take note of what `judge` says, or raise NoMatchError."""
         if diagnostic is not None and diagnostic.severity == "error":
@@ -74,6 +80,29 @@ class Problems:
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source
             logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
+
+
+def text_at_all_steps(prompt: Prompt, problems: Problems) -> str:
+    """Return the clean text for a pipeline that encodes it once: without brackets that only say when tags act.
+
+    Brackets with text in them stay, and are warned of: the pipeline reads them as words.
+    """
+    if prompt.scope != "edit":
+        return prompt.text
+    text, others = without_edits(prompt.text, prompt.tag_places)
+    for edit in others:
+        written = prompt.text[edit.start : edit.end]
+        tag = next(
+            (tag for tag, at in zip(prompt.tags, prompt.tag_places, strict=True) if edit.start < at < edit.end), None
+        )
+        place = prompt.source.find(written)
+        span = tag.span if tag is not None else (place, place + len(written)) if place >= 0 else (0, 0)
+        problems.warning(
+            f"the text in {quote(written)} cannot change from step to step here; it reaches the text encoder as words",
+            "take the brackets away, and leave only tags in them",
+            span,
+        )
+    return text
 
 
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:

@@ -33,7 +33,7 @@ class Place:
     @property
     def whole(self) -> bool:
         """Whether it is the whole picture, which is no region."""
-        return self.box in (None, (0.0, 0.0, 1.0, 1.0)) and (self.pixels is None or bool((self.pixels >= 1).all()))
+        return self.box in (None, (0.0, 0.0, 1.0, 1.0)) and _is_white(self)
 
     def mask(self, height: int, width: int) -> Tensor:
         """Return how far each of height × width cells lies inside: (height, width), float32, 0 to 1."""
@@ -43,6 +43,11 @@ class Place:
         if self.box is not None:
             total *= _box(self.box, self.soft, height, width)
         return total
+
+
+@lru_cache(maxsize=64)  # each module of a model asks; two places are equal where their content is
+def _is_white(place: Place) -> bool:
+    return place.pixels is None or bool((place.pixels >= 1).all())
 
 
 def find_place(region: Region, folders: Sequence[str | os.PathLike[str]]) -> Place:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
+from lora_runtime.embeddings import load_embeddings, spelled_out
 from lora_runtime.errors import StrengthError
+from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
-from lora_runtime.problems import Problems, judge, warn_of_idle_tags, warn_of_negative_tags
+from lora_runtime.problems import Problems, judge, text_at_all_steps, warn_of_idle_tags, warn_of_negative_tags
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect
@@ -218,8 +220,9 @@ class Applied(Generic[Text]):
         plan = self._plan(state, view, problems)
         while True:
             compiled = bool(plan.lives) and view.compiled()
+            teach = self._teacher(problems)
             try:
-                state.show(owner, plan, self._originals, compiled=compiled, began=self._began)
+                state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
                 break
             except StrengthError as error:  # costs its own tags, as a file that does not fit does
                 sha256 = error.sha256
@@ -241,6 +244,13 @@ class Applied(Generic[Text]):
                     problems.judgement(judge(report, request, view))
                     problems.unmoved(report, request)
         return plan
+
+    def _teacher(self, problems: Problems) -> Callable[[], Callable[[], None]] | None:
+        """Return what teaches the pipeline the words that files bring along, None where they bring none."""
+        requests = self._requests
+        if not any(request.lora.embeddings for request in requests):
+            return None
+        return lambda: load_embeddings(self._model.view(), requests, problems.warning, problems.info)
 
     def _began(self, live: Live) -> None:
         """Follow the steps of the model from now on, for as long as this acts beside it."""
@@ -290,33 +300,34 @@ def apply(
     _settled(originals)
     read = partial(parse_prompt, strict=strict, dialect=dialect, scope=scope, presets=presets)
     prompts = tuple(map(read, _prompts(prompt)))
-    clean: Any = prompt if prompt is None else [parsed.text for parsed in prompts]
-    if isinstance(prompt, str):
-        clean = prompts[0].text
+    problems = Problems(strict, prompts)
+    texts = [text_at_all_steps(parsed, problems) for parsed in prompts]
     looked_at = view(model)
-    applied: Applied[Text] = Applied(looked_at, clean, negative_prompt)
+    applied: Applied[Text] = Applied(looked_at, _as_asked(prompt, texts), negative_prompt)
     applied.prompts = prompts
     applied._originals, applied._wait = originals, wait
-    problems = applied._problems = Problems(strict, prompts)
+    applied._problems = problems
     lookup = Lookup(loras, problems, hires=hires)
     each = _each(seeds, prompts, "seeds")
     requests = of_batch([lookup.requests(read, seed=seed) for read, seed in zip(prompts, each, strict=True)])
     if negative_tags == "apply" and negative_prompt is not None:
         alone = isinstance(negative_prompt, str)
         negatives = tuple(map(read, _prompts(negative_prompt)))
-        applied.negative_prompt = negatives[0].text if alone else [parsed.text for parsed in negatives]
         if not alone:
             _each(negatives, prompts, "negative prompts")
         problems.add(negatives)
-        words = [read.text for read in prompts], [read.text for read in negatives]
-        applied._texts = Texts(looked_at.ask, *words)
+        negative_texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
+        applied.negative_prompt = negative_texts[0] if alone else negative_texts
+        applied._texts = Texts(looked_at.ask, texts, negative_texts)
         seeded = zip(negatives, [next(iter(each), None)] if alone else each, strict=True)
         requests += of_batch([lookup.requests(read, seed=seed, side="negative") for read, seed in seeded])
     else:
         warn_of_negative_tags(negative_prompt, problems)
     lookup.done()
     warn_of_idle_tags(prompts, looked_at, problems)
+    warn_of_idle_blocks(prompts, looked_at, problems)
     applied._requests = requests
+    applied._prompt = _as_asked(prompt, [spelled_out(looked_at, requests, text) for text in texts])
     if _running() and would_wait(scope_of(looked_at), applied._given):
         applied._waiting = looked_at  # for `async with`, or for whoever looks at what was done
     else:
@@ -341,6 +352,13 @@ def _prompts(prompt: Any) -> list[str]:
     if prompt is None:
         return []
     return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _as_asked(prompt: Any, texts: list[str]) -> Any:
+    """Return texts in the form in which the prompts came: one, a list, or None."""
+    if prompt is None:
+        return None
+    return texts[0] if isinstance(prompt, str) else texts
 
 
 def _each(values: Any, prompts: Sequence[Any], what: str) -> list[Any]:

@@ -30,6 +30,7 @@ class _Reach:
         self.modules = [weakref.ref(module) for module in modules]
         self.homes = [PATCHER.home(module) for module in modules]
         self.weights = list({id(w): w for home in self.homes for w in home.weights.values()}.values())
+        self.targets: weakref.WeakKeyDictionary[Scope, Targets] = weakref.WeakKeyDictionary()
         self._tables = [(home.weights, module._parameters) for home, module in zip(self.homes, modules, strict=True)]
         self._tables = [(weights, table) for weights, table in self._tables if table]
         for module in modules:
@@ -61,8 +62,23 @@ class Scope:
             for module, home in zip(reach.modules, reach.homes, strict=True)
         }
         self._homes = tuple((module, weakref.ref(home)) for module, home in homes.values())
-        self.targets = Targets(view)
         self.reaches = tuple(map(weakref.ref, reaches))
+        self.find_targets(view)
+
+    def find_targets(self, view: ModelView) -> None:
+        """Find the places of the model anew. They lie with its first component: what is cached there has parameters."""
+        targets = Targets(view)
+        reach = self.reaches[0]()
+        assert reach is not None  # who asks has the component
+        reach.targets[self] = targets
+        self._targets = weakref.ref(targets)
+
+    @property
+    def targets(self) -> Targets:
+        """The places of the model by every name that files use."""
+        targets = self._targets()
+        assert targets is not None  # who asks has the model
+        return targets
 
     def meets(self, other: Scope) -> bool:
         """Return whether the two have a parameter or a module in common."""
@@ -71,6 +87,14 @@ class Scope:
     def covers(self, other: Scope) -> bool:
         """Return whether this has all that the other has."""
         return self is other or other.serials <= self.serials
+
+    def attentions(self) -> list[nn.Module]:
+        """Return the attention layers that can run fused and are still there."""
+        return [module for module, _ in self.homes() if "fused_projections" in vars(module)]
+
+    def is_gone(self) -> bool:
+        """Return whether the model is: none of its modules is there any more."""
+        return all(module() is None for module, _ in self._homes)
 
     def weights(self) -> list[Weight]:
         """Return those that are still there."""
@@ -103,6 +127,8 @@ def scope_of(view: ModelView) -> Scope:
         if len(known) >= _KEPT:
             known.clear()
         scope = known[key] = Scope(view, reaches)
+    elif not scope.targets.fits(view):  # fused, hooked or stored otherwise since
+        scope.find_targets(view)
     return scope
 
 

@@ -39,6 +39,9 @@ def _nothing(live: Live) -> None:
     return None
 
 
+Teach = Callable[[], Callable[[], None]]
+
+
 class Owner:
     """One apply: the scope that it stands on, and how it asks. The module's functions change it."""
 
@@ -51,6 +54,8 @@ class Owner:
         self.live = Live()
         self.compiled = False
         self.began: Callable[[Live], None] = _nothing
+        self.teach: Teach | None = None  # teaches the pipeline words, and returns what makes it forget them
+        self.forget: Callable[[], None] | None = None  # while it knows them
         self.replaced: list[Owner] = []
         self.asked: list[weakref.ref[Weight]] = []
         self.beside: list[weakref.ref[Home]] = []
@@ -102,6 +107,7 @@ def show(
     *,
     compiled: bool = False,
     began: Callable[[Live], None] = _nothing,
+    teach: Teach | None = None,
 ) -> None:
     """Put an owner on top of its scope, with what a plan asks; earlier applies in it that are no blocks are replaced.
 
@@ -109,6 +115,7 @@ def show(
     """
     if is_on(owner) and owner.scope is not None and not scope.covers(owner.scope):
         leave(owner)
+    _drop([other for other in _snapshot() if other.scope is not None and other.scope.is_gone()])
     with _lock:
         replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
         if owner in _owners:
@@ -121,6 +128,8 @@ def show(
             owner.live, other.live = other.live, Live()  # what stays the same stays attached
     _drop([other for other in owner.replaced if other not in replaced])
     owner.scope, owner.originals, owner.compiled, owner.began = scope, originals, compiled, began
+    _forget_words(owner)
+    owner.teach = teach
     owner.replaced, owner.whole, owner.asleep = replaced, True, False
     _ask(owner, plan)
     with _lock:
@@ -168,6 +177,7 @@ def clear(scope: Scope, *, release: bool = False) -> int:
     inside = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
     for owner in inside:
         owner.live.clear()
+        _forget_words(owner)
     _give_back_copies(scope, weights)
     count = PATCHER.restore(release=release, among=weights)
     for owner in inside:
@@ -214,6 +224,7 @@ def _drop(owners: Iterable[Owner]) -> None:
     """Forget owners that show nothing any more."""
     for owner in owners:
         owner.live.clear()
+        _forget_words(owner)
         _forget(owner)
         with _lock:
             if owner in _owners:
@@ -228,8 +239,8 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
     weights = scope.weights()
     _give_back_copies(scope, weights)
     if top is not None:
-        asked = [weight.asks[top] for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
-        PATCHER.apply(asked, top.originals, weights)
+        own = [weight for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
+        PATCHER.apply([weight.asks[top] for weight in own], top.originals, weights, own)
     else:
         for owner, own in _by_owner(weights):
             asked = [] if owner is None else [weight.asks[owner] for weight in own if owner in weight.asks]
@@ -237,13 +248,14 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
     for owner in _snapshot():
         if owner.scope is not None and owner.scope.meets(scope):
             _settle_beside(owner, force=owner is top)
+    _settle_words()
 
 
 def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
     """Let no change stay in layers that somebody has fused out of patched ones."""
     if any(weight.patched for weight in weights):
         with torch.no_grad():
-            give_back_copies(scope.targets.attentions(), PATCHER.original)
+            give_back_copies(scope.attentions(), PATCHER.original)
 
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
@@ -278,6 +290,31 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
         owner.live.clear()
 
 
+def _settle_words() -> None:
+    """Let pipelines know the words of the topmost owners alone: two may bring the same word along."""
+    owners = [owner for owner in _snapshot() if owner.teach is not None]
+    topmost = [owner for owner in owners if _is_topmost(owner)]
+    for owner in owners:
+        if owner not in topmost:
+            _forget_words(owner)
+    for owner in topmost:
+        if owner.forget is None and owner.teach is not None:
+            owner.forget = owner.teach()
+
+
+def _is_topmost(owner: Owner) -> bool:
+    if owner.asleep or owner.scope is None:
+        return False
+    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
+    return not any(owner.scope.meets(scope) for scope in above)
+
+
+def _forget_words(owner: Owner) -> None:
+    if owner.forget is not None:
+        owner.forget()
+        owner.forget = None
+
+
 # ---- for those who hold a model for a while -------------------------------------------------------------------------
 
 
@@ -306,9 +343,10 @@ class ModelState:
         *,
         compiled: bool = False,
         began: Callable[[Live], None] = _nothing,
+        teach: Teach | None = None,
     ) -> None:
         """Make the model show a plan; see `show`."""
-        show(owner, self.scope, plan, originals, compiled=compiled, began=began)
+        show(owner, self.scope, plan, originals, compiled=compiled, began=began, teach=teach)
 
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""

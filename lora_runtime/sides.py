@@ -1,9 +1,9 @@
 """What the rows of a denoiser's batch are: which image of the prompts, and which side of the guidance.
 
-A pipeline calls its denoiser once for both sides, or once for each. Which of them comes first is known of each family and
-of the pipelines that do otherwise (`Guidance`); how many copies there are follows from whether it is guided, which most
-pipelines say. In calls of their own the sides are told by what they read: the prompt's text comes first in each step, and
-whoever reads the same text again is of the same side, whatever has been left out or called once more in between.
+A pipeline calls its denoiser once for both sides, or once for each. Which of them comes first is known of each family,
+and of the pipelines that do otherwise (`Guidance`); how many copies there are follows from whether it is guided, which
+most pipelines say. In calls of their own the sides are told by what they read: the prompt's text comes first in each
+step, and who reads the same text again is of the same side, whatever has been left out or called again in between.
 
 Where it cannot be told the answer is None, and nothing that is meant for some rows alone acts.
 """
@@ -25,7 +25,7 @@ _ALL: tuple[Side, ...] = ("positive",)
 
 
 def guidance_of(family: Family, titles: Sequence[str]) -> Guidance:
-    """Return how a pipeline calls the denoiser; `titles` are its class's name and those of the classes it is made from."""
+    """Return how a pipeline calls the denoiser; `titles`: its class's name and those of the classes it is made from."""
     return next((family.pipelines[title] for title in titles if title in family.pipelines), family.guidance)
 
 
@@ -49,13 +49,15 @@ class Sides:
     def rows(self, reading: Reading, first: bool) -> tuple[Row, ...] | None:
         """Return the rows of a call; `first`: whether it is the first of its step."""
         guidance = self._guidance
-        if guidance is None or guidance.reason or reading.rows % self._images:
+        if guidance is None or guidance.reason:
             return None
         if not guidance.stacked or self._ask("guider") is not None:
             return self._of((self._side(reading, first),), reading.rows)
         part = self._part(reading)
         if part is not None:
             return part
+        if reading.rows % self._images:
+            return None
         sides = self._sides(guidance.stacked, reading)
         rows = None if sides is None else self._of(sides, reading.rows)
         if rows is not None and len(rows) > self._most:
@@ -147,7 +149,9 @@ def _is_same(one: Any, other: Any) -> bool:
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one.shape != other.shape:
         return False
     place = (one.stride(), one.storage_offset(), one.dtype, one.device)
-    return place == (other.stride(), other.storage_offset(), other.dtype, other.device) and _storage(one) == _storage(other)
+    return place == (other.stride(), other.storage_offset(), other.dtype, other.device) and _storage(one) == _storage(
+        other
+    )
 
 
 def _is_equal(one: Any, other: Any) -> bool:
@@ -165,7 +169,7 @@ def _start_within(part: Any, whole: Any) -> int | None:
         return None
     if part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride() or _storage(part) != _storage(whole):
         return None
-    start, rest = divmod(part.storage_offset() - whole.storage_offset(), whole.stride(0) or 1)
+    start, rest = divmod(int(part.storage_offset()) - int(whole.storage_offset()), whole.stride(0) or 1)
     return start if not rest and 0 <= start < whole.shape[0] else None
 
 

@@ -59,6 +59,7 @@ class Varying:
 
 
 _ONLY = Moment(0, 1)
+_PLACED_BY = ("grid", "text", "frames", "sequences")  # fields of a Call that tell where a region lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class Call:
     """What one call of a component is about.
 
     `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
-    and width of the latents, in the units of the finest layer, None where they are not known; `text`: how many tokens of
-    text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the grid,
-    all the sequences that they see.
+    and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
+    of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
+    grid, all the sequences that they see.
     """
 
     moment: Moment = _ONLY
@@ -97,14 +98,19 @@ class Stage:
         self.call = Call()
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
+        self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
         self._said: set[str] = set()
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
-        if call != self.call:
-            self.call = call
-            self._known.clear()
+        if call == self.call:
+            return
+        before, self.call = self.call, call
+        self._known.clear()
+        if any(getattr(before, name) != getattr(call, name) for name in _PLACED_BY):
+            self._placed.clear()
+            self._masks.clear()
 
     def runs(self, profile: tuple[Varying, ...], batch: int) -> tuple[Run, ...]:
         """Return which rows of a batch need which terms; rows that need none are left out."""
@@ -145,9 +151,9 @@ class Stage:
         key = "scale", terms, like.device, like.dtype
         if key not in self._known:
             values = [varying.at(self.call.moment) for varying, _ in terms]
-            repeated = [value for value, (_, rank) in zip(values, terms, strict=True) for _ in range(rank)]
-            one = all(value == values[0] for value in values)
-            self._known[key] = values[0] if one else torch.tensor(repeated, dtype=like.dtype, device=like.device)
+            self._known[key] = (
+                values[0] if all(value == values[0] for value in values) else _filled(values, terms, like)
+            )
         known: Tensor | float = self._known[key]
         return known
 
@@ -156,25 +162,21 @@ class Stage:
 
         `shape` is that of the layer's output without the batch: (c, h, w) where `spatial`, else (tokens, c).
         """
-        key = "places", place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
-        if key not in self._known:
+        key = place, shape[1:] if spatial else shape[:-1], spatial, like.device, like.dtype
+        if key not in self._placed:
             found = self._found(place, shape, spatial)
-            self._known[key] = 0.0 if found is None else found.to(like)
-        known: Tensor | float = self._known[key]
-        return known
+            self._placed[key] = 0.0 if found is None else found.to(like)
+        return self._placed[key]
 
     def _found(self, place: Place, shape: tuple[int, ...], spatial: bool) -> Tensor | None:
-        if self.call.grid is None:
-            self._say("where the picture lies in the layers of this call cannot be told; a region is left out")
-            return None
         if spatial and len(shape) > 2:
             return self._mask(place, shape[-2], shape[-1])
         found = None
-        if not spatial and len(shape) == 2:
+        if not spatial and len(shape) == 2 and self.call.grid is not None:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
         if found is None:
-            tokens = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
-            self._say(f"where the picture lies in {tokens} cannot be told; a region is left out there")
+            layer = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
+            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there")
         return found
 
     def _halved(self, place: Place, tokens: int) -> Tensor | None:
@@ -211,6 +213,16 @@ class Stage:
         if message not in self._said:
             self._said.add(message)
             logger.warning("%s", message)
+
+
+def _filled(values: Several[float], terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor:
+    """Return each value as often as the rank of its term, written on the device: nothing is copied there."""
+    filled = torch.empty(sum(rank for _, rank in terms), dtype=like.dtype, device=like.device)
+    start = 0
+    for value, (_, rank) in zip(values, terms, strict=True):
+        filled[start : start + rank].fill_(value)
+        start += rank
+    return filled
 
 
 def _meant(varying: Varying, row: Row | None) -> bool:

@@ -11,7 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part, component_of, fused, normalise, prefixes, spellings
+from lora_runtime.dialects import (
+    ANY,
+    DENOISERS,
+    WHOLE,
+    Part,
+    component_of,
+    denoiser_of,
+    fused,
+    normalise,
+    prefixes,
+    spellings,
+    unwrapped,
+)
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Facts, Route, fused_parts, route_of, stands_for_weight
 from lora_runtime.routes.facts import hooks_of
@@ -95,7 +107,7 @@ class Targets:
     def __init__(self, view: ModelView) -> None:
         self._kind = view.kind
         self._precise = view.precise
-        self._watched = tuple((weakref.ref(watched), detail) for watched, detail in _watch(view))
+        self._watched = tuple((_name_of(watched), detail) for watched, detail in _watch(view))
         self._facts = Facts(module for root in view.components.values() for module in root.modules())
         # What was found out for a file on these places, by the file; whoever finds it out keeps it here.
         self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -116,7 +128,10 @@ class Targets:
         watched = self._watched
         count = 0
         for found, detail in _watch(view):
-            if count == len(watched) or watched[count][0]() is not found or watched[count][1] != detail:
+            if count == len(watched) or watched[count][1] != detail:
+                return False
+            known = watched[count][0]
+            if known != id(found) if isinstance(known, int) else known() is not found:
                 return False
             count += 1
         return count == len(watched)
@@ -124,7 +139,7 @@ class Targets:
     def attentions(self) -> Iterator[nn.Module]:
         """Yield the attention layers that can run fused, as they are now."""
         for reference, _ in self._watched:
-            module = reference()
+            module = None if isinstance(reference, int) else reference()
             if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
                 yield module
 
@@ -132,6 +147,25 @@ class Targets:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
         found = self._matches(stem)
         return found[0] if len(found) == 1 else None
+
+    def twins(self, stem: str) -> tuple[Target, ...]:
+        """Return the same place in the other experts of the denoiser (`transformer_2`), for a name without an expert.
+
+        A file for one expert is called as one for the other is: what it is for, its tag says or nobody.
+        """
+        name, denoiser = normalise(stem), denoiser_of(self._components)
+        found: list[Target] = []
+        for expert in self._components:
+            if denoiser is None or not (expert.startswith(f"{denoiser}_") and expert[len(denoiser) + 1 :].isdigit()):
+                continue
+            places = {
+                id(target): target
+                for prefix, component in self._prefixes
+                if component == denoiser and name.startswith(prefix)
+                for target in self._names[expert].get(name[len(prefix) :], ())
+            }
+            found += places.values() if len(places) == 1 else ()
+        return tuple(found)
 
     def precise(self, target: Target, name: str) -> Tensor | None:
         """Return the values of a parameter of 8 bits as the host keeps them in more digits, or None."""
@@ -158,7 +192,7 @@ class Targets:
         known = self._components
         component = component_of(stem)
         if component in DENOISERS:
-            component = next((name for name in known if name in DENOISERS), component)
+            component = denoiser_of(known) or component
         if component is None or ANY in known:
             return f"no module of that name in {', '.join(known)}"
         if component not in known:
@@ -166,7 +200,14 @@ class Targets:
         return f"no module of that name in {component}"
 
     def _matches(self, stem: str) -> list[Target]:
-        name = normalise(stem)
+        # Some trainers end a name with the joint to an ending that they leave out.
+        name = normalise(stem).rstrip("_")
+        for spelled in (name, *unwrapped(name, tuple(prefix for prefix, _ in self._prefixes))):
+            if found := self._named(spelled):
+                return found
+        return []
+
+    def _named(self, name: str) -> list[Target]:
         found: list[Target] = []
         for prefix, component in self._prefixes:
             if name.startswith(prefix):
@@ -174,6 +215,14 @@ class Targets:
                     if target not in found:
                         found.append(target)
         return found
+
+
+def _name_of(watched: Any) -> weakref.ref[Any] | int:
+    """Return what tells a thing from others without keeping it: of a parameter its id.
+
+    torch swaps no tensors that have a weak reference. Who keeps places keeps the parameters too: no id is reused.
+    """
+    return id(watched) if isinstance(watched, nn.Parameter) else weakref.ref(watched)
 
 
 def _watch(view: ModelView) -> Iterator[tuple[Any, object]]:

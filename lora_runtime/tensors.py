@@ -78,7 +78,7 @@ def read_tensors(path: Path, hasher: ThreadPoolExecutor) -> tuple[Header, Tensor
 def _memory(path: Path, size: int) -> bytearray | mmap.mmap:
     """Return `size` bytes of new memory; LoraFileError where there are not so many.
 
-    Of many bytes not a bytearray's, which would be filled with zeros first, and in huge pages where the system has them:
+    Many are not a bytearray's, which would be filled with zeros first, and lie in huge pages where the system has them:
     a first touch of 200 MB takes 100 ms in small pages, four times as long as reading them from a cached file.
     """
     try:

@@ -1,7 +1,7 @@
 """Which side of the guidance a text encoder's call is for: told by the words that it is given.
 
-A pipeline may call an encoder several times for one prompt, a stretch of it each time, or for prompt and negative prompt
-one after the other. What could be either's is the prompt's the first time, before anything has been painted.
+A pipeline may call an encoder several times for one prompt, a stretch of it each time, or for prompt and negative
+prompt one after the other. What could be either's is the prompt's the first time, before anything has been painted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A plugin for pytest, for `make test-oldest` only: skips what cannot be judged on that stack, and nothing else.
 
 There are neither diffusers nor PEFT nor LyCORIS for it, transformers has few language models, and torch has no
-arithmetic in half precision on a CPU. What fails within the library's own code is never skipped.
+arithmetic in half precision on a CPU. What fails within the library's own code, its demo aside, is never skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 LACKING = [name for name in ("diffusers", "peft", "lycoris", "accelerate") if importlib.util.find_spec(name) is None]
 # These need the judges in another process, or a whole WebUI.
 LEFT_OUT = (TESTS / "test_benchmarks.py", TESTS / "webui")
@@ -22,12 +23,12 @@ LEFT_OUT = (TESTS / "test_benchmarks.py", TESTS / "webui")
 
 def reason(error: BaseException) -> str:
     """Return what the stack lacks, "" if the failure has another cause."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [path for path in files if ROOT in path.parents and "site-packages" not in path.parts]
+    if not own or not any(folder in own[-1].parents for folder in (TESTS, ROOT / "lora_runtime" / "demo")):
+        return ""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in LACKING:
         return f"{error.name} is not on this stack"
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [path for path in files if "site-packages" not in path.parts]
-    if not own or TESTS not in own[-1].parents:
-        return ""
     if isinstance(error, AttributeError) and re.match(r"module transformers has no attribute", str(error)):
         return "transformers has no such model on this stack"
     if isinstance(error, RuntimeError) and "not implemented for 'Half'" in str(error):

@@ -603,6 +603,19 @@ def test_bad_keys_leave_the_rest_of_their_file(name: str, loras: Path) -> None:
     assert report.used == 2
 
 
+def test_packed_factors_are_told_from_plain_ones_by_their_shapes(tmp_path: Path) -> None:
+    """Nunchaku's are (out, rank) and (in, rank); its ending is somebody's for plain factors too."""
+    up, down = factors(1)
+    plain = write(tmp_path / "plain.safetensors", {"first.lora_up": raw(up), "first.lora_down": raw(down)})
+    (adapter,) = load_lora(plain).adapters["first"]
+    found = adapter.factors()
+    assert found is not None
+    assert torch.equal(found.up @ found.down, up @ down)
+    packed = write(tmp_path / "packed.safetensors", {"first.lora_up": raw(up), "first.lora_down": raw(down.T)})
+    with pytest.raises(CorruptFileError, match="Nunchaku's packed LoRA cannot be used: its factors are padded"):
+        load_lora(packed)
+
+
 def test_a_mixed_file_is_used_key_by_key(tmp_path: Path) -> None:
     tensors: dict[str, Any] = module("third", 4)
     reasons = {}

@@ -289,15 +289,20 @@ def test_commands_are_shown_as_one_would_type_them_in_the_project_s_folder(boots
 
 
 def test_the_newest_versions_are_compared_with_the_lock_and_what_broke_is_named(
-    bootstrap: ModuleType, asked: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(bootstrap, "differences", lambda env, locks: [("lark", "1.3.1", "2.0"), ("hatchling", "1", "")])
     commands = asked("mypy")
     (bootstrap.NEWEST.folder / "results.xml").write_text("of the run before")
     with pytest.raises(bootstrap.Failed):
         bootstrap.test_newest([])
     assert any("--upgrade-strategy=eager --editable .[test]" in command for command in commands)
     lines = capsys.readouterr().out.splitlines()
-    assert "==     lark not needed any more (locked: 1.3.1)" in lines
+    assert "==     lark 2.0 (locked: 1.3.1)" in lines
+    assert not any("hatchling" in line for line in lines)
     assert lines[-1] == "== Broken: types"
 
 

@@ -410,6 +410,37 @@ class TestRefused:
         )
 
 
+class TestNamesThatNoTagCanSay:
+    def test_they_come_with_the_hash_of_the_file(self, tmp_path: Path) -> None:
+        write(tmp_path / "ratio 16:9.safetensors", {"a": ("U8", [1], b"7")})
+        catalog = LoraCatalog(tmp_path)
+        known = hashlib.sha256(b"7").hexdigest()[:12]
+        message = failure(catalog, "ratio 16")
+        assert message.endswith(f'Did you mean "#{known}" (the file "ratio 16:9", which no tag can name)?')
+        assert catalog.resolve(f"#{known}").name == "ratio 16:9"
+
+    @pytest.mark.parametrize("name", [" lead", "trail ", "sub/both "])
+    def test_blanks_around_a_file_are_no_matter(self, name: str, tmp_path: Path) -> None:
+        write(tmp_path / f"{name}.safetensors")
+        assert LoraCatalog(tmp_path).resolve(name.strip()).relative == name
+
+    def test_a_file_without_blanks_comes_before_one_with_them(self, tmp_path: Path) -> None:
+        write(tmp_path / "ink .safetensors", {"a": ("U8", [1], b"1")})
+        write(tmp_path / "ink.safetensors", {"a": ("U8", [1], b"2")})
+        assert LoraCatalog(tmp_path).resolve("ink").relative == "ink"
+
+    def test_escaped_brackets_and_a_suffix_too_few_are_understood(self, tmp_path: Path) -> None:
+        write(tmp_path / "cat (anime).safetensors", {"a": ("U8", [1], b"1")})
+        write(tmp_path / "v2.safetensors.safetensors", {"a": ("U8", [1], b"2")})
+        catalog = LoraCatalog(tmp_path)
+        assert catalog.resolve("cat \\(anime\\)").name == "cat (anime)"
+        assert catalog.resolve("v2").name == "v2.safetensors"
+
+    def test_hidden_files_are_said_to_be_left_out(self, loras: Path) -> None:
+        write(loras / ".ink.safetensors")
+        assert 'Files and folders that begin with "." are left out' in failure(LoraCatalog(loras), ".ink")
+
+
 class TestLinks:
     def test_links_may_lead_out_of_the_folder(self, loras: Path, tmp_path: Path) -> None:
         target = write(tmp_path / "elsewhere" / "mine.safetensors")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -302,72 +303,289 @@ def test_perturbed_attention_has_a_third_copy_of_the_prompt_s_side(pipe: Any) ->
     assert rows_of(calls) == ["n0 n1 p0 p1 p0 p1"] * STEPS
 
 
-class Sees(nn.Module):
-    """A denoiser of one's own."""
-
-    def forward(self, hidden_states: Tensor, timestep: Any = None, **_: Any) -> Tensor:
-        return hidden_states
-
-
-def own(scheduler: Any, guided: bool | None = None) -> ModelView:
-    return ModelView({"transformer": Sees()}, "own", "model", scheduler=lambda: scheduler, guided=lambda: guided)
+def denoiser(title: str, *arguments: str, **config: Any) -> nn.Module:
+    """Return a denoiser that does nothing; its class is called as one of diffusers, and its arguments are as there."""
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, {', '.join(f'{name}=None' for name in arguments)}, **_): return None", scope)
+    made: nn.Module = type(title, (nn.Module,), {"forward": scope["forward"]})()
+    made.config = SimpleNamespace(**config)  # type: ignore[assignment]
+    return made
 
 
-@pytest.mark.parametrize(("guided", "sides"), [(True, "p0 n0"), (None, "p0 n0"), (False, "p0 p0")])
-def test_guidance_in_two_calls_has_the_prompt_s_side_first(guided: bool | None, sides: str) -> None:
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(3)
-    model, stage = own(scheduler, guided), Stage()
-    clock, seen = Clock(model, {"transformer": stage}), []
-    denoiser, latents = model.components["transformer"], torch.randn(1, 6, 4)
-    for time in scheduler.timesteps:
-        for _ in range(2):
-            noise = denoiser(hidden_states=latents, timestep=time)
-            seen.append(stage.call)
-        latents = scheduler.step(noise, time, latents).prev_sample
+PACKED = ("hidden_states", "encoder_hidden_states", "timestep", "img_ids")
+
+
+def flux() -> nn.Module:
+    return denoiser("FluxTransformer2DModel", *PACKED)
+
+
+def own(module: nn.Module, name: str = "transformer", titles: tuple[str, ...] = (), **attributes: Any) -> ModelView:
+    return ModelView({name: module}, "own", "model", ask=attributes.get, titles=titles)
+
+
+IDS = torch.cartesian_prod(*map(torch.arange, (1, 3, 4)))
+LATENTS = torch.randn(1, 12, 4)
+
+
+@contextmanager
+def told(view_: ModelView, images: int = 1) -> Iterator[tuple[nn.Module, list[Call]]]:
+    """Record what each call of the only component is about."""
+    (name,), stage, calls = view_.components, Stage(), []
+    clock = Clock(view_, {name: stage}, images)
+    module = view_.components[name]
+    recorder = module.register_forward_pre_hook(lambda *_: calls.append(stage.call))
+    yield module, calls
+    recorder.remove()
     clock.stop()
+
+
+PROMPT, NEGATIVE = torch.randn(1, 5, 8), torch.randn(1, 5, 8)
+
+
+def run(module: nn.Module, scheduler: Any, calls: Callable[[Any], list[dict[str, Any]]]) -> None:
+    """Go through a scheduler's steps as pipelines do; `calls` are those of a step."""
+    latents = LATENTS
+    for time in scheduler.timesteps:
+        for call in calls(time):
+            module(**{"hidden_states": latents, "img_ids": IDS, "timestep": time.expand(1) / 1000, **call})
+        latents = scheduler.step(torch.zeros_like(latents), time, latents).prev_sample
+
+
+def flow(steps: int = 3) -> Any:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize(("texts", "sides"), [
+    ((PROMPT,), "p0"),
+    ((PROMPT, NEGATIVE), "p0 n0"),
+    ((PROMPT, NEGATIVE, PROMPT), "p0 n0 p0"),  # a third call with layers skipped
+    ((PROMPT, PROMPT, NEGATIVE), "p0 p0 n0"),
+])  # fmt: skip
+@pytest.mark.parametrize("copied", [False, True])
+def test_guidance_in_calls_of_its_own_is_told_by_what_they_read(
+    texts: tuple[Tensor, ...], sides: str, copied: bool
+) -> None:
+    scheduler = flow()
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        run(
+            module,
+            scheduler,
+            lambda _: [{"encoder_hidden_states": text.clone() if copied else text} for text in texts],
+        )
     assert rows_of(seen) == sides.split() * 3
     assert [call.moment for call in seen] == [
-        Moment(step, 3, float(scheduler.sigmas[step])) for step in range(3) for _ in range(2)
+        Moment(step, 3, float(scheduler.sigmas[step])) for step in range(3) for _ in texts
     ]
 
 
-@pytest.mark.parametrize(("call", "grid", "frames", "text"), [
-    (lambda m: m(torch.zeros(1, 4, 6, 8)), (6, 8), 1, 0),
-    (lambda m: m(torch.zeros(1, 4, 5, 6, 8)), (6, 8), 5, 0),
-    (lambda m: m(torch.zeros(1, 12, 64)), None, 1, 0),
-    (lambda m: m([torch.zeros(4, 1, 6, 8)]), (6, 8), 1, 0),
-    (
-        lambda m: m(
-            hidden_states=torch.zeros(1, 12, 64), img_ids=torch.cartesian_prod(*map(torch.arange, (1, 3, 4))),
-            txt_ids=torch.zeros(7, 3)
-        ),
-        (3, 4), 1, 7,
-    ),
-    (lambda m: m(hidden_states=torch.zeros(1, 24, 64), img_shapes=[[(2, 3, 4)]]), (3, 4), 2, 0),
-    (lambda m: m(hidden_states=torch.zeros(1, 24, 64), img_shapes=[(2, 3, 4)]), (3, 4), 2, 0),
+def test_guidance_in_some_of_the_steps_alone() -> None:
+    scheduler = flow(4)
+    guided = iter([(PROMPT,), (PROMPT, NEGATIVE), (PROMPT, NEGATIVE), (PROMPT,)])
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        run(module, scheduler, lambda _: [{"encoder_hidden_states": text} for text in next(guided)])
+    assert rows_of(seen) == ["p0", "p0", "n0", "p0", "n0", "p0"]
+
+
+def test_another_run_has_other_texts() -> None:
+    scheduler = flow(2)
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        for texts in ((PROMPT, NEGATIVE), (NEGATIVE, PROMPT)):
+            scheduler.set_timesteps(2)
+            run(module, scheduler, lambda _, texts=texts: [{"encoder_hidden_states": text} for text in texts])
+    assert rows_of(seen) == ["p0", "n0"] * 4
+
+
+SD3_CALL = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+
+
+def test_skipped_layers_are_a_call_of_the_prompt_s_side() -> None:
+    """The calls of SD3's pipeline with skip_guidance_layers."""
+    scheduler, latents = flow(), torch.randn(1, 4, 4, 4)
+    sd3 = denoiser("SD3Transformer2DModel", *SD3_CALL, patch_size=2)
+    both = torch.cat([NEGATIVE, PROMPT])
+    with told(own(sd3, scheduler=scheduler, do_classifier_free_guidance=True)) as (module, seen):
+        for time in scheduler.timesteps:
+            module(hidden_states=torch.cat([latents] * 2), encoder_hidden_states=both, timestep=time.expand(2))
+            module(hidden_states=latents, encoder_hidden_states=PROMPT, timestep=time.expand(1))
+            scheduler.step(latents, time, latents)
+    assert rows_of(seen) == ["n0 p0", "p0"] * 3
+
+
+def test_a_call_with_a_part_of_the_text_is_of_that_part_s_rows() -> None:
+    """As LTX-2's further calls, and those of attend and excite."""
+    sd3, latents = denoiser("SD3Transformer2DModel", *SD3_CALL, patch_size=2), torch.randn(2, 4, 4, 4)
+    both = torch.cat([NEGATIVE, NEGATIVE, PROMPT, PROMPT])
+    with told(own(sd3, do_classifier_free_guidance=True), images=2) as (module, seen):
+        for text in (both, both.chunk(2)[0], both.chunk(2)[1], both[3:]):
+            module(hidden_states=latents[:1].expand(len(text), -1, -1, -1), encoder_hidden_states=text)
+    assert rows_of(seen) == ["n0 n1 p0 p1", "n0 n1", "p0 p1", "p1"]
+
+
+@pytest.mark.parametrize(("title", "pipeline", "rows"), [
+    ("UNet2DConditionModel", "StableDiffusionPipeline", "n0 p0"),
+    ("UNet2DConditionModel", "StableDiffusionInstructPix2PixPipeline", "p0 n0 n0"),
+    ("LuminaNextDiT2DModel", "LuminaPipeline", "p0 n0"),
+    ("StableCascadeUNet", "StableCascadePriorPipeline", "p0 n0"),
+    ("UNet2DConditionModel", "LEditsPPPipelineStableDiffusion", ""),
+    ("SomebodysTransformer", "SomebodysPipeline", ""),
 ])  # fmt: skip
-def test_the_grid_of_the_latents_is_read_from_the_call(
-    call: Callable[[nn.Module], object], grid: tuple[int, int] | None, frames: int, text: int
+def test_copies_are_in_the_order_of_the_family_and_the_pipeline(title: str, pipeline: str, rows: str) -> None:
+    module = denoiser(title, "sample", "timestep", "encoder_hidden_states")
+    latents = torch.randn(1, 4, 4, 4).repeat(len(rows.split()) or 2, 1, 1, 1)
+    view_ = own(module, titles=(pipeline, "DiffusionPipeline"), do_classifier_free_guidance=True)
+    with told(view_) as (module, seen):
+        module(latents, 1, torch.randn(len(latents), 5, 8))
+    assert rows_of(seen) == [rows]
+
+
+@pytest.mark.parametrize(("latents", "texts", "images", "rows"), [
+    ((0, 0), "ab", 1, "n0 p0"),
+    ((0, 1), "ab", 1, "p0 p0"),
+    ((0, 0), "aa", 1, "p0 p0"),  # two pictures of equal seeds
+    ((0, 0), "ab", 2, "p0 p1"),
+    ((0, 1, 0, 1), "abcd", 2, "n0 n1 p0 p1"),
+    ((0, 0, 0, 0), "aabb", 2, ""),  # copies, or four pictures of equal seeds
+])  # fmt: skip
+def test_where_no_pipeline_says_whether_it_is_guided_the_call_may(
+    latents: tuple[int, ...], texts: str, images: int, rows: str
 ) -> None:
-    model, stage = own(None), Stage()
-    clock = Clock(model, {"transformer": stage})
-    call(model.components["transformer"])
+    seeds = [torch.full((4, 4, 4), float(seed)) for seed in latents]
+    words = [torch.full((5, 8), float(ord(text))) for text in texts]
+    module = denoiser("UNet2DConditionModel", "sample", "timestep", "encoder_hidden_states")
+    with told(own(module), images) as (module, seen):
+        module(torch.stack(seeds), 1, torch.stack(words))
+    assert rows_of(seen) == [rows]
+
+
+def test_a_guider_calls_for_each_side_alone() -> None:
+    """As modular pipelines do."""
+    module = denoiser("UNet2DConditionModel", "sample", "timestep", "encoder_hidden_states")
+    with told(own(module, guider=object())) as (module, seen):
+        for text in (PROMPT, NEGATIVE, PROMPT):
+            module(torch.zeros(1, 4, 4, 4), 1, text)
+    assert rows_of(seen) == ["p0", "n0", "p0"]
+
+
+def test_a_list_of_texts_tells_its_copies() -> None:
+    """Z-Image's: the prompt's side first; not guided in some steps."""
+    module = denoiser("ZImageTransformer2DModel", "x", "t", "cap_feats")
+    one, two, none = (torch.randn(32, 8) for _ in range(3))
+    pictures = [torch.zeros(4, 1, 6, 8)] * 4
+    with told(own(module, do_classifier_free_guidance=True), images=2) as (module, seen):
+        module(pictures[:2], 1, [one, two])
+        module(pictures, 1, [one, two, none, none.clone()])
+        module(pictures, 1, [one, one, two, two])
+    assert rows_of(seen) == ["p0 p1", "p0 p1 n0 n1", "p0 p0 p1 p1"]
+
+
+# ---- schedulers that are not stepped themselves, or not in order -----------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["view", "value"])
+def test_a_pipeline_that_steps_copies_of_its_scheduler(given: str) -> None:
+    """As SkyReels does, a copy for each frame."""
+    scheduler = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler.set_timesteps(4)
+    twin = copy.deepcopy(scheduler)
+    twin.set_timesteps(4)
+    latents = torch.zeros(1, 4, 2, 4, 4)
+    wan = denoiser("WanTransformer3DModel", "hidden_states", "timestep", "encoder_hidden_states", patch_size=(1, 2, 2))
+    with told(own(wan, scheduler=scheduler)) as (module, seen):
+        for time in (
+            scheduler.timesteps if given == "view" else [time[None].repeat(1, 2) for time in scheduler.timesteps]
+        ):
+            for text in (PROMPT, NEGATIVE):
+                module(latents, time, text)
+            twin.step(latents, time.flatten()[0], latents)
+    assert steps_of(seen) == [(step, 4) for step in range(4) for _ in range(2)]
+    assert rows_of(seen) == ["p0", "n0"] * 4
+
+
+@pytest.mark.parametrize("kind", [diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler])
+def test_a_pipeline_that_steps_several_times_a_step_and_puts_its_scheduler_back(kind: Any) -> None:
+    """As the panorama's does for each of its views."""
+    scheduler = kind()
+    scheduler.set_timesteps(3)
+    module = denoiser("UNet2DConditionModel", "sample", "timestep", "encoder_hidden_states")
+    latents, states = torch.zeros(2, 4, 4, 4), [copy.deepcopy(vars(scheduler))] * 3
+    with told(own(module, scheduler=scheduler, do_classifier_free_guidance=True)) as (module, seen):
+        for time in scheduler.timesteps:
+            for number, state in enumerate(states):
+                vars(scheduler).update(state)
+                module(scheduler.scale_model_input(latents, time), time, torch.zeros(2, 5, 8))
+                scheduler.step(latents, time, latents)
+                states[number] = copy.deepcopy(vars(scheduler))
+    assert steps_of(seen) == [(step, 3) for step in range(3) for _ in states]
+    assert set(rows_of(seen)) == {"n0 p0"}
+
+
+def test_a_prior_follows_its_own_scheduler() -> None:
+    prior, decoder = diffusers.DDPMWuerstchenScheduler(), diffusers.DDPMWuerstchenScheduler()
+    prior.set_timesteps(num_inference_steps=3)
+    decoder.set_timesteps(num_inference_steps=2)
+    parts = {
+        name: denoiser("StableCascadeUNet", "sample", "timestep_ratio", "clip_text_pooled")
+        for name in ("prior_prior", "decoder")
+    }
+    attributes = {"prior_scheduler": prior, "scheduler": decoder, "do_classifier_free_guidance": False}
+    model = ModelView(parts, "own", "pipeline", ask=attributes.get)
+    stages = {name: Stage() for name in parts}
+    clock, seen = Clock(model, stages), []
+    for name, scheduler in (("prior_prior", prior), ("decoder", decoder)):
+        for time in scheduler.timesteps[:-1]:
+            parts[name](sample=torch.zeros(1, 4, 4, 4), timestep_ratio=time.expand(1).to(torch.bfloat16))
+            seen.append((name, stages[name].call.moment.step))
     clock.stop()
-    assert (stage.call.grid, stage.call.frames, stage.call.text) == (grid, frames, text)
-    assert stage.call.moment == Moment(0, 1)
+    assert seen == [("prior_prior", 0), ("prior_prior", 1), ("prior_prior", 2), ("decoder", 0), ("decoder", 1)]
 
 
-def test_what_is_no_call_with_latents_is_left_alone() -> None:
+class _Unread(torch.utils._python_dispatch.TorchDispatchMode):
+    """Forbids to read a tensor's values, which waits for the device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "_local_scalar_dense" not in str(function), "a value was read"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler", "PNDMScheduler"]
+)
+def test_no_value_is_read_from_the_device_within_a_run(kind: str) -> None:
+    scheduler = getattr(diffusers, kind)()
+    scheduler.set_timesteps(4)
+    module = denoiser("UNet2DConditionModel", "sample", "timestep", "encoder_hidden_states")
+    latents, text = torch.zeros(2, 4, 4, 4), torch.zeros(2, 5, 8)
+    with told(own(module, scheduler=scheduler, do_classifier_free_guidance=True)) as (module, seen):
+        for time in scheduler.timesteps:
+            latents_in = scheduler.scale_model_input(latents, time)
+            with _Unread() if seen else nullcontext():
+                module(latents_in, time, text)
+            scheduler.step(latents, time, latents)
+    assert [step for step, _ in steps_of(seen)] == list(range(len(scheduler.timesteps)))
+
+
+def test_flux_reads_the_places_of_its_tokens_once_a_run() -> None:
+    scheduler = flow(4)
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        for time in scheduler.timesteps:
+            scaled = time.expand(1) / 1000
+            with _Unread() if len(seen) > 2 else nullcontext():  # the first step tells whether the scheduler counts
+                for text in (PROMPT, NEGATIVE):
+                    module(LATENTS, text, scaled, IDS)
+            scheduler.step(LATENTS, time, LATENTS)
+    assert steps_of(seen) == [(step, 4) for step in range(4) for _ in range(2)]
+
+
+def test_what_is_no_call_with_latents_has_no_rows_and_no_place() -> None:
     class Other:
         timesteps = None
 
-    model, stage = own(Other()), Stage()
-    clock, before = Clock(model, {"transformer": stage}), stage.call
-    model.components["transformer"](torch.zeros(3))
-    model.components["transformer"]("no tensor")
-    clock.stop()
-    assert stage.call is before
+    with told(own(flux(), scheduler=Other())) as (module, seen):
+        module(torch.zeros(3))
+        module("no tensor")
+    assert [(call.rows, call.grid, call.moment) for call in seen] == [((), None, Moment(0, 1))] * 2
 
 
 # ---- by tags --------------------------------------------------------------------------------------------------------

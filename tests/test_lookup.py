@@ -87,7 +87,7 @@ def test_unknown_names_are_looked_for_once_together(loras: Path, scans: Callable
     prompts = ["".join(f"<lora:nope{number}>" for number in range(20)), "<lora:ink><lora:nope7><lora:other>"]
     applied = lora_runtime.apply(model, prompts, loras=catalog)
     assert scans() == 1
-    assert len(applied.diagnostics) == 22
+    assert len([told for told in applied.diagnostics if told.severity == "error"]) == 22
     assert [report.name for report in applied.report.loras] == ["ink"]
 
 
@@ -137,3 +137,15 @@ def test_clearing_the_cache_leaves_what_acts(loras: Path) -> None:
         assert torch.equal(model.x.weight, patched)
         assert not torch.equal(patched, before)
     assert torch.equal(model.x.weight, before)
+
+
+def test_a_pipeline_gets_its_prompt_without_the_brackets_that_switch_tags(loras: Path) -> None:
+    applied = lora_runtime.apply(Model(), "a boat [<lora:ink>:<lora:wash>:0.5]", loras=loras, scope="edit")
+    assert applied.prompt == "a boat "
+    assert [d.message for d in applied.diagnostics if "[" in d.message] == []
+    both = lora_runtime.apply(Model(), ["[cat <lora:ink>:dog:0.5]", "x [<lora:oil>::5]"], loras=loras, scope="edit")
+    assert both.prompt == ["[cat :dog:0.5]", "x "]
+    (told,) = (d for d in both.diagnostics if "step to step" in d.message)
+    assert told.message.startswith('the text in "[cat :dog:0.5]" cannot change from step to step here')
+    assert told.span == (5, 15)
+    assert lora_runtime.apply(Model(), "a [<lora:ink>::0.5]", loras=loras).prompt == "a [::0.5]"

@@ -374,8 +374,22 @@ class TestFamily:
             ("lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight=4,768", "SD1"),
             ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight=4,1024", "SD2"),
             ("lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight=4,1280", "SDXL"),
-            ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight=4,3072", "Flux"),
-            ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight=4,3072", "Flux"),
+            ("lora_unet_double_blocks_0_img_mod_lin.lora_down.weight=4,3072", "Flux"),
+            ("lora_unet_single_blocks_0_modulation_lin.lora_down.weight=4,3072", "Flux"),
+            ("transformer.single_transformer_blocks.37.norm.linear.lora_A.weight=4,3072", "Flux"),
+            ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight=4,3072", "unknown"),  # Flux or Chroma
+            ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight=4,3072", "unknown"),
+            ("transformer.distilled_guidance_layer.layers.0.linear_1.lora_A.weight=4,5120", "Chroma"),
+            ("transformer.joint_transformer_blocks.0.attn.to_q.lora_A.weight=4,3072", "AuraFlow"),
+            ("diffusion_model.double_stream_modulation_img.lin.lora_A.weight=4,6144", "Flux2"),
+            (
+                "transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,3584",
+                "HunyuanImage",
+            ),
+            (
+                "transformer.context_embedder.token_refiner.refiner_blocks.0.attn.to_q.lora_A.weight=4,2048",
+                "HunyuanVideo1.5",
+            ),
             ("lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight=4,3072", "HunyuanVideo"),
             ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight=4,1536", "SD3"),
             ("diffusion_model.blocks.0.cross_attn.k.lora_A.weight=4,5120", "Wan"),
@@ -410,9 +424,10 @@ class TestFamily:
         key = "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight=4,3072"
         assert described(tmp_path, key, metadata={"ss_base_model_version": "chroma"}).family == "Chroma"
 
-    def test_a_flux_file_of_an_old_trainer_is_not_taken_for_sd1(self, tmp_path: Path) -> None:
-        key = "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight=4,3072"
-        assert described(tmp_path, key, metadata={"ss_v2": "False"}).family == "Flux"
+    @pytest.mark.parametrize(("layer", "family"), [("img_mod_lin", "Flux"), ("img_attn_qkv", "unknown")])
+    def test_a_flux_file_of_an_old_trainer_is_not_taken_for_sd1(self, tmp_path: Path, layer: str, family: str) -> None:
+        key = f"lora_unet_double_blocks_0_{layer}.lora_down.weight=4,3072"
+        assert described(tmp_path, key, metadata={"ss_v2": "False"}).family == family
 
 
 class TestWords:

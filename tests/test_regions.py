@@ -175,3 +175,11 @@ def test_a_mask_is_looked_for_in_each_folder_and_read_again_when_it_is_new(tmp_p
     assert find_place(Region(box=(0.0, 0.0, 1.0, 1.0)), []).pixels is None
     with pytest.raises(RegionError, match=r"there is no mask y\.png in"):
         find_place(Region(mask="y.png"), folders)
+
+
+def test_the_whole_picture_is_told_from_a_part_of_it() -> None:
+    white, grey = torch.ones(2, 3), torch.tensor([[1.0, 1.0, 0.5]])
+    assert Place((0.0, 0.0, 1.0, 1.0), soft=0.2).whole
+    assert Place(None, 0.0, "white", white).whole
+    assert not Place((0.0, 0.0, 1.0, 0.99)).whole
+    assert not Place(None, 0.0, "grey", grey).whole

@@ -359,3 +359,46 @@ def test_parts_of_one_parameter_are_different_places() -> None:
     assert len({q, k, v}) == 3
     assert q.module is k.module is v.module is layer.attn
     assert [str(target) for target in (q, v)] == [f"text_encoder.transformer.resblocks.0.attn ({i}/3)" for i in (1, 3)]
+
+
+def test_what_a_model_was_wrapped_in_while_it_was_saved_means_nothing() -> None:
+    found = targets_of(transformer=Model(blocks=Model(to_q=linear())))
+    for stem in (
+        *(
+            "blocks.to_q",
+            "blocks.to_q_",
+            "lora_unet_blocks_to_q_",
+            "lora_transformer_blocks_to_q",
+            "lora_flux_blocks_to_q",
+        ),
+        *("transformer.blocks.to_q", "unet.blocks.to_q", "transformer.transformer.blocks.to_q"),
+        *("pipe.dit.blocks.to_q", "dit.blocks.to_q", "net.blocks.to_q", "base_model.model.net.blocks.to_q"),
+        *("model.blocks.to_q", "base_model.model.model.blocks.to_q", "module.blocks.to_q", "_orig_mod.blocks.to_q"),
+        *("diffusion_model.base_model.model.blocks.to_q", "base_model.model.diffusion_model.blocks.to_q"),
+        *("transformer._orig_mod.blocks.to_q", "module.transformer.module.blocks.to_q"),
+    ):
+        assert place(found, stem) == "transformer.blocks.to_q", stem
+
+
+def test_a_wrapper_that_is_a_module_of_the_model_is_that_module() -> None:
+    found = targets_of(transformer=Model(model=Model(to_q=linear()), to_q=linear()))
+    assert place(found, "model.to_q") == "transformer.model.to_q"
+    assert place(found, "transformer.to_q") == "transformer.to_q"
+
+
+def test_motion_modules_go_by_the_names_of_animatediff() -> None:
+    block = Model(
+        attn1=Model(to_q=linear(), to_out=nn.ModuleList([linear()])), attn2=Model(to_q=linear()), norm3=linear()
+    )
+    module = Model(transformer_blocks=nn.ModuleList([block]), proj_in=linear())
+    found = targets_of(unet=Model(mid_block=Model(motion_modules=nn.ModuleList([module]))))
+    ours, theirs = "mid_block.motion_modules.0", "mid_block.motion_modules.0.temporal_transformer"
+    for name, path in {
+        "transformer_blocks.0.attention_blocks.0.processor.to_q": "transformer_blocks.0.attn1.to_q",
+        "transformer_blocks.0.attention_blocks.0.processor.to_out": "transformer_blocks.0.attn1.to_out.0",
+        "transformer_blocks.0.attention_blocks.1.to_q": "transformer_blocks.0.attn2.to_q",
+        "transformer_blocks.0.ff_norm": "transformer_blocks.0.norm3",
+        "proj_in": "proj_in",
+    }.items():
+        for wrapper in ("", "module."):
+            assert place(found, f"{wrapper}{theirs}.{name}") == f"unet.{ours}.{path}"

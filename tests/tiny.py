@@ -85,7 +85,7 @@ def tokenizer() -> Any:
 
     from transformers import CLIPTokenizer
 
-    letters = "abcdefghijklmnopqrstuvwxyz,.<"
+    letters = "abcdefghijklmnopqrstuvwxyz,.<!?"  # twice as many tokens, and two more, are all that the encoder has
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     vocabulary |= {"<|startoftext|>": 62, "<|endoftext|>": 63}

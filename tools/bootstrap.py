@@ -230,9 +230,10 @@ def test_newest(arguments: list[str]) -> None:
     failed = failed_tests(results)
     if status and not failed:
         broken.append("pytest itself (see above)")
-    say("What differs from the lock:")
+    say(f"torch {probe(NEWEST)['torch']}; what else differs from the lock:")
     for name, locked, newest in differences(NEWEST, NEWEST.locks):
-        say(f"    {name} {newest or 'not needed any more'} (locked: {locked})")
+        if newest:
+            say(f"    {name} {newest} (locked: {locked})")
     if failed:
         broken.append(f"{len(failed)} tests")
     say(f"Broken: {', '.join(broken) or 'nothing'}")
@@ -367,6 +368,14 @@ def install(what: str, env: Environment = MAIN, python: str = sys.executable) ->
 def install_newest() -> None:
     """Leave .venv-newest with the newest versions that the ranges in pyproject.toml allow."""
     prepare(NEWEST)
+    newest_torch = ("install", "--upgrade", f"torch>={TORCH_OLDEST}")
+    command: tuple[str | Path, ...] = ("pip", *newest_torch)
+    if sys.platform.startswith("linux") and not has_gpu():
+        pip(NEWEST, "install", "uv")
+        command = ("uv", "pip", *newest_torch, "--python", NEWEST.python, "--torch-backend=cpu")
+    if try_run(NEWEST.python, "-m", *command):
+        say("The newest torch could not be had: the one that is there is kept")
+    pin_torch(NEWEST)
     say("Installing the newest versions within the ranges of pyproject.toml")
     newest = ("--upgrade", "--upgrade-strategy=eager")
     pip(NEWEST, "install", *newest, "--editable", ".[test]", "--constraint", NEWEST.constraints)
@@ -381,7 +390,11 @@ def prepare(env: Environment, python: str = sys.executable) -> None:
         make_venv(env, python)
     if not working_torch(env):
         install_torch(env)
-    # Without the constraint pip could exchange a CPU or a hand-built torch for the registry's.
+    pin_torch(env)
+
+
+def pin_torch(env: Environment) -> None:
+    """Write the constraint without which pip could exchange a CPU or a hand-built torch for the registry's."""
     env.constraints.write_text(f"torch=={probe(env)['torch']}\n", encoding="utf-8")
 
 

@@ -162,8 +162,8 @@ def train_tokenizer(folder: Path) -> None:
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
     config |= {"add_prefix_space": False, "errors": "replace"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -412,7 +412,7 @@ def assemble(folder: Path) -> None:
     assert weights is not None, "train the denoiser first"
     denoiser.load_state_dict(load_file(weights))
     autoencoder = load_autoencoder(newest("decoder") or WORK / "autoencoder.safetensors")
-    scale = json.loads((WORK / "latents.json").read_text())["scaling_factor"]
+    scale = json.loads((WORK / "latents.json").read_text(encoding="utf-8"))["scaling_factor"]
     autoencoder.register_to_config(scaling_factor=scale)
     pipe = StableDiffusionPipeline(
         vae=autoencoder,
@@ -458,7 +458,7 @@ def scaled_latents(drawn: list[scenes.Scene]) -> Tensor:
         pictures = np.stack([scenes.render(scene) for scene in drawn])
         latents = encode_pictures(pictures, load_autoencoder(WORK / "autoencoder.safetensors"))
         scale = round(1 / latents[:2000].std().item(), 5)
-        (WORK / "latents.json").write_text(json.dumps({"scaling_factor": scale}) + "\n")
+        (WORK / "latents.json").write_text(json.dumps({"scaling_factor": scale}) + "\n", encoding="utf-8")
         write_atomically({"latents": latents * scale}, done)
     return load_file(done)["latents"]
 

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
+
+# What is used of the WebUI, beside what every version of the last years has.
+_NEEDED = (
+    "extra_networks.re_extra_net",
+    "processing.StableDiffusionProcessing.get_conds_with_caching",
+    "prompt_parser.MulticondLearnedConditioning",
+    "prompt_parser.SdConditioning",
+    "script_callbacks.callback_map",
+    "script_callbacks.ordered_callbacks_map",
+    "script_callbacks.remove_callbacks_for_function",
+    "sd_models.model_data",
+    "sd_models.reload_model_weights",
+    "sd_models.reuse_model_from_already_loaded",
+    "ui_extra_networks.ExtraNetworksPage",
+    "ui_extra_networks.extra_pages",
+    "ui_extra_networks_user_metadata.UserMetadataEditor",
+)
 
 
 class UnsupportedHostError(Exception):
@@ -16,15 +35,22 @@ def host_of_this_process() -> ModuleType:
         raise UnsupportedHostError(
             "this is a Forge, which keeps the weights itself and undoes changes from outside; use its own LoRA"
         )
-    from modules import sd_models, ui_extra_networks
-
-    wanted = {
-        "sd_models.reuse_model_from_already_loaded": hasattr(sd_models, "reuse_model_from_already_loaded"),
-        "ui_extra_networks.ExtraNetworksPage": hasattr(ui_extra_networks, "ExtraNetworksPage"),
-    }
-    if not all(wanted.values()):
-        lacking = ", ".join(name for name, there in wanted.items() if not there)
-        raise UnsupportedHostError(f"this WebUI has no {lacking}; version 1.10 has")
+    lacking = [name for name in _NEEDED if not _has(name)]
+    if lacking:
+        raise UnsupportedHostError(f"this WebUI has no {', '.join(lacking)}; versions 1.9.4 and later have")
     from . import a1111
 
     return a1111
+
+
+def _has(name: str) -> bool:
+    module, *attributes = name.split(".")
+    try:
+        found: Any = importlib.import_module(f"modules.{module}")
+    except ImportError:
+        return False
+    for attribute in attributes:
+        if not hasattr(found, attribute):
+            return False
+        found = getattr(found, attribute)
+    return True

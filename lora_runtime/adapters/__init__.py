@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Factors, Group, no_autocast
+from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group, no_autocast
+from lora_runtime.adapters.forms import Factors, Form, Map
 from lora_runtime.adapters.lora import LowRank
 from lora_runtime.adapters.pending import Pending
 from lora_runtime.adapters.registry import ALGORITHMS, KeyParts, companion, replaced_parts, split_key
@@ -14,9 +15,11 @@ __all__ = [
     "Algorithm",
     "Dense",
     "Factors",
+    "Form",
     "Group",
     "KeyParts",
     "LowRank",
+    "Map",
     "Pending",
     "Rows",
     "companion",

@@ -13,8 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
 from lora_runtime.adapters.loha import hadamard_delta
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Abba", "build"]
 
@@ -49,6 +51,13 @@ class Abba(Dense):
         up1, down1, up2, down2 = (cast(t).flatten(1) for t in (self.up1, self.down1, self.up2, self.down2))
         return hadamard_delta(up1 * self.scale, down1, up2, down2)
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return two factors of rank r₁·r₂, or None where that is no less than the weight itself."""
+        if not pays(int(self.down1.shape[0] * self.down2.shape[0]), shape):
+            return None
+        up1, down1, up2, down2 = (cast(t).flatten(1) for t in (self.up1, self.down1, self.up2, self.down2))
+        return (Factors(*khatri_rao((up1, down1), (up2, down2)), self.scale),)
+
 
 def build(group: Group) -> list[Abba]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -70,4 +79,4 @@ def _scale(group: Group, ranks: int) -> float:
     return group.alpha**2 / math.sqrt(ranks) if ranks else 0.0
 
 
-ALGORITHM = Algorithm("abba", {f".lora_{role}.weight": f"abba/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("abba", ENDINGS["abba"], build)

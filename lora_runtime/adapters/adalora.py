@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "build"]
 
@@ -40,4 +41,4 @@ def build(group: Group) -> list[Adaptive]:
     return [Adaptive(factors.up, down.reshape(factors.down.shape), None, keys, float(alpha), scale)]
 
 
-ALGORITHM = Algorithm("adalora", {".lora_E": "adalora/values"}, build, shared=(), wraps=True)
+ALGORITHM = Algorithm("adalora", ENDINGS["adalora"], build, shared=(), wraps=True)

@@ -12,16 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["Adapter", "Algorithm", "Dense", "Factors", "Group", "misfit_of", "no_autocast", "sum_dtype"]
+from lora_runtime.adapters.forms import Factors, Form
 
+__all__ = ["Adapter", "Algorithm", "Cast", "Dense", "Factors", "Group", "misfit_of", "no_autocast", "sum_dtype"]
 
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """A delta of low rank: delta = scale · up @ down, flattened to two dimensions."""
-
-    up: Tensor  # (out, rank)
-    down: Tensor  # (rank, in·k…)
-    scale: float
+Cast = Callable[[Tensor], Tensor]  # to the device and dtype of a computation
 
 
 class Adapter(ABC):
@@ -52,6 +47,15 @@ class Adapter(ABC):
 
         The dtype of `weight` does not matter.
         """
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return what the change of a weight of that shape is beside its layer, at strength 1: the sum of these.
+
+        None where only a dense Δ can act. Tensors are those of the file, or come in the dtype and on the device of
+        `cast`; `original` returns W₀, at a cost, for what cannot do without it.
+        """
+        factors = self.factors()
+        return None if factors is None else (factors,)
 
     def given(self, originals: tuple[Tensor, ...]) -> Adapter:
         """Return this adapter with the originals of other parameters that its Δ depends on, or itself."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.difference import Difference
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasDifference", "build"]
 
@@ -24,4 +25,4 @@ def build(group: Group) -> list[BiasDifference]:
     return [BiasDifference(values[0], group.keys, "bias")]
 
 
-ALGORITHM = Algorithm("beft", {".beft_bias": "beft/bias"}, build, shared=())
+ALGORITHM = Algorithm("beft", ENDINGS["beft"], build, shared=())

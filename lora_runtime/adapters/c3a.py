@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Circulant", "build"]
 
@@ -39,6 +41,21 @@ class Circulant(Dense):
         blocks = kernel[:, :, (place[None, :] - place[:, None]) % kernel.shape[2]]  # (out/b, in/b, p, q)
         return blocks.transpose(1, 2).reshape(weight.shape) / weight.shape[1]
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return the products in the frequencies of each block, where a circulant block is diagonal."""
+        return (Map("input", by_circulants, (cast(self.kernel) / shape[1],)),)
+
+
+def by_circulants(values: Tensor, kernel: Tensor) -> Tensor:
+    """Return the matrix of circulant blocks @ each vector, from a kernel (m, n, b); no FFT takes half precision."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    size = kernel.shape[2]
+    rows = torch.fft.rfft(kernel.to(dtype)).conj()  # (m, n, f)
+    found = torch.fft.rfft(values.to(dtype).reshape(*values.shape[:-1], -1, size))  # (…, n, f)
+    summed = torch.einsum("mnf,...nf->...mf", rows, found)
+    products: Tensor = torch.fft.irfft(summed, size)
+    return products.flatten(-2).to(values.dtype)
+
 
 def build(group: Group) -> list[Circulant]:
     """Return the adapter of one module; ValueError says what is contradictory."""
@@ -48,4 +65,4 @@ def build(group: Group) -> list[Circulant]:
     return [Circulant(kernel, group.keys)]
 
 
-ALGORITHM = Algorithm("c3a", {".c3a_kernel": "c3a/kernel"}, build, shared=())
+ALGORITHM = Algorithm("c3a", ENDINGS["c3a"], build, shared=())

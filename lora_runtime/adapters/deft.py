@@ -14,7 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Subspace", "build"]
 
@@ -44,11 +46,23 @@ class Subspace(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return Q·(c·R − Kᵀ·W₀)."""
+        directions, taken = self._directions(cast)
+        found = taken.T @ cast(weight)
+        return directions @ (-found if self.instead is None else cast(self.instead) * self.scale - found)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return what is taken from the outputs, and two factors for what replaces it."""
+        directions, taken = self._directions(cast)
+        away = Map("output", low_rank, (-directions, taken.T))
+        return (away,) if self.instead is None else (away, Factors(directions, cast(self.instead), self.scale))
+
+    def _directions(self, cast: Cast) -> tuple[Tensor, Tensor]:
+        """Return Q and K, (out, rank)."""
         directions = cast(self.directions)
         if self.orthogonal:
-            directions = torch.linalg.qr(directions).Q
-        found = (directions if self.orthogonal else directions.relu()).T @ cast(weight)
-        return directions @ (-found if self.instead is None else cast(self.instead) * self.scale - found)
+            basis: Tensor = torch.linalg.qr(directions).Q
+            return basis, basis
+        return directions, directions.relu()
 
 
 def build(group: Group) -> list[Subspace]:
@@ -68,4 +82,4 @@ def build(group: Group) -> list[Subspace]:
     return [Subspace(directions, instead, method == "qr", group.keys, rank, alpha, alpha / rank if alpha else 1.0)]
 
 
-ALGORITHM = Algorithm("deft", {".deft_P": "deft/P", ".deft_R": "deft/R"}, build, shared=())
+ALGORITHM = Algorithm("deft", ENDINGS["deft"], build, shared=())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Bounded", "build"]
 
@@ -47,12 +48,7 @@ def _lengths(factor: Tensor, dim: int) -> Tensor:
 
 ALGORITHM = Algorithm(
     "delora",
-    {
-        ".delora_A": "delora/A",
-        ".delora_B": "delora/B",
-        ".delora_lambda": "delora/lambda",
-        ".delora_w_norm": "delora/w_norm",
-    },
+    ENDINGS["delora"],
     build,
     shared=(),
 )

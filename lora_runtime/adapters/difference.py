@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group, misfit_of
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = [
     "FULL",
@@ -69,9 +70,9 @@ def _build(group: Group, kind: type[Difference]) -> list[Adapter]:
 
 FULL = Algorithm(
     "full",
-    {".diff": "diff/weight", ".diff_b": "diff/bias", ".diff_m": "modulation/weight"},
+    ENDINGS["full"],
     build_full,
     shared=(),
     tails={".diff_m": ".modulation"},
 )
-NORM = Algorithm("norm", {".w_norm": "norm/weight", ".b_norm": "norm/bias"}, build_norm, shared=())
+NORM = Algorithm("norm", ENDINGS["norm"], build_norm, shared=())

@@ -14,10 +14,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
+from lora_runtime.adapters.base import Adapter, Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.embedding import LowRankTable
+from lora_runtime.adapters.forms import Form, Map, multiply, scaled
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Dora", "build", "dora_delta"]
+
+
+_ROWS = 1024  # of W₀ at a time, for its lengths
 
 
 def dora_delta(weight: Tensor, inner: Tensor, magnitude: Tensor, axis: int) -> Tensor:
@@ -62,6 +67,44 @@ class Dora(Dense):
             inner = inner + adapter.delta(weight)
         return dora_delta(cast(weight), inner, cast(self.magnitude), axis)
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return the inner changes, multiplied by m/‖W₀ + D‖, and what that factor makes of W₀ itself.
+
+        None where an inner adapter has only a dense Δ, or where it changes outputs and the lengths are those of inputs.
+        """
+        inner: list[Form] = []
+        for adapter in self.inner:
+            forms = adapter.forms(shape, cast, original)
+            if forms is None:
+                return None
+            inner += forms
+        axis = self._axis(shape)
+        assert axis is not None, "misfit was not asked"
+        if axis == 1 and any(isinstance(form, Map) and form.of in ("output", "pixels") for form in inner):
+            return None
+        lengths = self._lengths(original(), axis, cast)
+        factor = cast(self.magnitude).flatten() / torch.where(lengths > 0, lengths, 1.0)
+        if axis == 0:
+            return *scaled(tuple(inner), shape, by_output=factor), Map("output", multiply, (factor - 1,))
+        return *scaled(tuple(inner), shape, by_input=factor), Map("before", multiply, (factor - 1,))
+
+    def _lengths(self, weight: Tensor, axis: int, cast: Cast) -> Tensor:
+        """Return ‖W₀ + D‖ for each output or input, (n,), in blocks of rows: V is never there as a whole in float32."""
+        factors = [adapter.factors() for adapter in self.inner]
+        dense = [adapter.delta(weight) for adapter, own in zip(self.inner, factors, strict=True) if own is None]
+        thin = [(cast(own.up), cast(own.down) * own.scale) for own in factors if own is not None]
+        squares = []
+        for start in range(0, weight.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            total = cast(weight[rows])
+            for up, down in thin:
+                total = total + (up[rows] @ down).reshape(total.shape)
+            for delta in dense:
+                total = total + delta[rows]
+            square = total.square().transpose(0, axis).flatten(1).sum(1)
+            squares.append(square)
+        return (torch.cat(squares) if axis == 0 else torch.stack(squares).sum(0)).sqrt()
+
     def _axis(self, shape: torch.Size) -> int | None:
         """Return the axis of a weight that the lengths belong to: 0 outputs, 1 inputs; None where they fit neither.
 
@@ -98,12 +141,7 @@ def build(group: Group) -> list[Dora]:
 
 ALGORITHM = Algorithm(
     "dora",
-    {
-        ".dora_scale": "dora/scale",
-        ".lora_magnitude_vector": "dora/vector",
-        ".lora_magnitude_vector.weight": "dora/vector.weight",
-        ".magnitude": "dora/magnitude",
-    },
+    ENDINGS["dora"],
     build,
     shared=(),
     wraps=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "LowRankTable", "build"]
 
@@ -26,7 +27,7 @@ def build(group: Group) -> list[LowRankTable]:
 
 ALGORITHM = Algorithm(
     "lora of an embedding",
-    {f".lora_embedding_{role}{end}": f"embedding{end}/{role}" for role in "AB" for end in ("", ".weight")},
+    ENDINGS["lora of an embedding"],
     build,
     configured=True,
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Frequencies", "build", "drawn", "settings"]
 
@@ -73,4 +74,4 @@ def build(group: Group) -> list[Frequencies]:
     return [Frequencies(spectrum, seed, group.keys, scale)]
 
 
-ALGORITHM = Algorithm("fourierft", {".fourierft_spectrum": "fourierft/spectrum"}, build, shared=())
+ALGORITHM = Algorithm("fourierft", ENDINGS["fourierft"], build, shared=())

@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Glora", "build", "glora_delta"]
-
-_ROLES = ("a1", "a2", "b1", "b2", "bm")
 
 
 def glora_delta(weight: Tensor, a1: Tensor, a2: Tensor, added: Tensor) -> Tensor:
@@ -66,6 +66,14 @@ class Glora(Dense):
             added = torch.einsum("mn...,om,ni->oi...", cast(self.bm), b1, b2.flatten(1))
         return glora_delta(cast(weight), cast(self.a1).flatten(1), cast(self.a2).flatten(1), added) * self.scale
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return a change of the input for W₀·a1·a2, and two factors for b1·b2."""
+        down = cast(self.b2).flatten(1)
+        if self.bm is not None:
+            down = torch.einsum("mn...,ni->mi...", cast(self.bm), down).flatten(1)
+        before = Map("before", low_rank, (cast(self.a1).flatten(1) * self.scale, cast(self.a2).flatten(1)))
+        return before, Factors(cast(self.b1).flatten(1), down, self.scale)
+
 
 def build(group: Group) -> list[Glora]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -94,4 +102,4 @@ def _fit_together(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor, bm: Tensor | N
     return ranks == {rank} and a2.shape[1] == b2.shape[1] == inputs
 
 
-ALGORITHM = Algorithm("glora", {f".{role}.weight": f"glora/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("glora", ENDINGS["glora"], build)

@@ -13,7 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Granular", "build"]
 
@@ -48,6 +50,22 @@ class Granular(Dense):
             product = product + cast(self.whole[0]) @ cast(self.whole[1])
         return product * self.scale
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return the products of all blocks, and the factors of the whole."""
+        count, inputs, rank = self.down.shape
+        down = cast(self.down).reshape(count, inputs, count, rank // count) * self.scale
+        up = cast(self.up).reshape(count, count, rank // count, -1)
+        blocks = Map("input", by_grains, (down, up))
+        return (
+            (blocks,) if self.whole is None else (blocks, Factors(cast(self.whole[0]), cast(self.whole[1]), self.scale))
+        )
+
+
+def by_grains(values: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Return the sum of the blocks' products for each vector, from (n, input, m, rank) and (m, n, rank, output)."""
+    inner = torch.einsum("...ni,nimr->...mnr", values.reshape(*values.shape[:-1], *down.shape[:2]), down)
+    return torch.einsum("...mnr,mnro->...mo", inner, up).flatten(-2)
+
 
 def build(group: Group) -> list[Granular]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -72,12 +90,7 @@ def build(group: Group) -> list[Granular]:
 
 ALGORITHM = Algorithm(
     "gralora",
-    {
-        ".gralora_A": "gralora/A",
-        ".gralora_B": "gralora/B",
-        ".gralora_A_general.weight": "gralora/A_general",
-        ".gralora_B_general.weight": "gralora/B_general",
-    },
+    ENDINGS["gralora"],
     build,
     shared=(),
 )

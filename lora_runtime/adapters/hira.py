@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Hadamard", "build"]
 
@@ -48,5 +49,4 @@ def build(group: Group) -> list[Hadamard]:
     return [Hadamard(up, down, group.keys, int(down.shape[0]))]
 
 
-_ROLES = ("A", "B", "embedding_A", "embedding_B")
-ALGORITHM = Algorithm("hira", {f".hira_{role}": f"hira/{role}" for role in _ROLES}, build, shared=())
+ALGORITHM = Algorithm("hira", ENDINGS["hira"], build, shared=())

@@ -14,7 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map, low_rank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Reflections", "build"]
 
@@ -40,10 +42,26 @@ class Reflections(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return W₀ · Π(I − 2·uᵢuᵢᵀ) − W₀."""
-        base, vectors = cast(weight).flatten(1), cast(self.vectors)
+        base = cast(weight).flatten(1)
+        if self.orthogonal:
+            basis, _ = self._chain(cast)
+            return -2.0 * (base @ basis) @ basis.mT
+        units, chain = self._chain(cast)
+        return -(base @ units) @ chain
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return the chain less I for the inputs; None for a kernel, whose places it reflects too."""
+        if math.prod(shape[2:]) != 1:
+            return None
+        units, chain = self._chain(cast)
+        return (Map("before", low_rank, (units * -2.0 if self.orthogonal else -units, chain)),)
+
+    def _chain(self, cast: Cast) -> tuple[Tensor, Tensor]:
+        """Return U (in·k…, rank) and T·Uᵀ (rank, in·k…) of a chain I − U·T·Uᵀ; half of it where they are orthogonal."""
+        vectors = cast(self.vectors)
         if self.orthogonal:
             basis: Tensor = torch.linalg.qr(vectors).Q
-            return -2.0 * (base @ basis) @ basis.mT
+            return basis, basis.mT
         norms = torch.linalg.vector_norm(vectors, dim=0)
         # What has no length has no direction either, and reflects nothing.
         units = vectors / torch.where(norms > 0, norms, 1.0)
@@ -51,7 +69,7 @@ class Reflections(Dense):
         # two thin products, where reflecting W₀ by each vector reads and writes all of it every time.
         inverse = torch.triu(units.mT @ units, diagonal=1) + 0.5 * torch.eye(self.rank).to(units)
         chain: Tensor = torch.linalg.solve_triangular(inverse, units.mT, upper=True)
-        return -(base @ units) @ chain
+        return units, chain
 
 
 def build(group: Group) -> list[Reflections]:
@@ -65,4 +83,4 @@ def build(group: Group) -> list[Reflections]:
     return [Reflections(vectors, bool(orthogonal), group.keys, int(vectors.shape[1]))]
 
 
-ALGORITHM = Algorithm("hra", {".hra_u": "hra/vectors"}, build, shared=())
+ALGORITHM = Algorithm("hra", ENDINGS["hra"], build, shared=())

@@ -13,7 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Ia3", "build"]
 
@@ -42,6 +44,14 @@ class Ia3(Dense):
         extents = [-1 if axis == lead else 1 for axis in range(weight.ndim)]
         return cast(weight) * cast(self.vector).reshape(extents)
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return the factors of the inputs or of the outputs."""
+        return (Map("before" if self.on_input else "output", multiply, (self.change_of_factors(cast),)),)
+
+    def change_of_factors(self, cast: Cast) -> Tensor:
+        """Return by how much each factor differs from one that changes nothing, (channels,)."""
+        return cast(self.vector).flatten()
+
 
 def build(group: Group) -> list[Ia3]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -51,4 +61,4 @@ def build(group: Group) -> list[Ia3]:
     return [Ia3(vector, bool(on_input.item()), group.keys)]
 
 
-ALGORITHM = Algorithm("ia3", {".on_input": "ia3/on_input"}, build, companions={".weight": "ia3/weight"}, shared=())
+ALGORITHM = Algorithm("ia3", ENDINGS["ia3"], build, companions={".weight": "ia3/weight"}, shared=())

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Factors, Form, khatri_rao, pays
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Hadamard", "build", "hadamard_delta", "tucker"]
-
-_ROLES = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 
 
 def hadamard_delta(w1a: Tensor, w1b: Tensor, w2a: Tensor, w2b: Tensor) -> Tensor:
@@ -69,6 +69,19 @@ class Hadamard(Dense):
         t1, t2 = (cast(core) for core in self.cores)
         return tucker(t1, w1a * self.scale, w1b) * tucker(t2, w2a, w2b)
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return two factors of rank r₁·r₂, or None where that is no less than the weight itself."""
+        (w1a, w1b), (w2a, w2b) = self.w1, self.w2
+        if not pays(int(w1b.shape[0] * w2b.shape[0]), shape):
+            return None
+        if self.cores is None:
+            first, second = (cast(w1a), cast(w1b)), (cast(w2a), cast(w2b))
+        else:
+            t1, t2 = (cast(core) for core in self.cores)
+            first = cast(w1a).t(), torch.einsum("ij...,jp->ip...", t1, cast(w1b))
+            second = cast(w2a).t(), torch.einsum("ij...,jp->ip...", t2, cast(w2b))
+        return (Factors(*khatri_rao(first, second), self.scale),)
+
 
 def build(group: Group) -> list[Hadamard]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -94,4 +107,4 @@ def _fit_together(a: Tensor, b: Tensor, core: Tensor | None) -> bool:
     return a.ndim == b.ndim == 2 and core.ndim >= 2 and (a.shape[0], b.shape[0]) == core.shape[:2]
 
 
-ALGORITHM = Algorithm("loha", {f".hada_{role}": f"hada/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("loha", ENDINGS["loha"], build)

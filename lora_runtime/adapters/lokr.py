@@ -12,12 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group, misfit_of
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group, misfit_of
+from lora_runtime.adapters.forms import Form, Map
 from lora_runtime.adapters.loha import tucker
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Kronecker", "build", "kron_delta"]
-
-_ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
 
 
 def kron_delta(w1: Tensor, w2: Tensor) -> Tensor:
@@ -26,6 +26,25 @@ def kron_delta(w1: Tensor, w2: Tensor) -> Tensor:
     A kernel may be flat: columns of the product run over b, then d, then the kernel, as a weight's own do.
     """
     return torch.kron(w1, w2.flatten(1))
+
+
+def kron_map(values: Tensor, w1: Tensor, *w2: Tensor) -> Tensor:
+    """Return (w1 ⊗ w2) @ each vector (…, b·d), without the product: B·X·Aᵀ from w1 (a, b) and w2 (c, d).
+
+    `w2` is one matrix, or two factors of it, (c, r) and (r, d).
+    """
+    apart = values.reshape(*values.shape[:-1], w1.shape[1], -1)  # (…, b, d)
+    for factor in reversed(w2):
+        apart = apart @ factor.mT  # (…, b, c)
+    return torch.matmul(w1, apart).flatten(-2)
+
+
+def kron_convolved(values: Tensor, convolve: Callable[[Tensor, Tensor], Tensor], w1: Tensor, w2: Tensor) -> Tensor:
+    """Return the convolution of (n, b·d, …) with w1 ⊗ w2, (n, a·c, …), from w1 (a, b) and a kernel w2 (c, d, k…)."""
+    count, inputs = w1.shape[1], w2.shape[1]
+    apart = convolve(values.reshape(-1, inputs, *values.shape[2:]), w2)  # (n·b, c, …)
+    apart = apart.reshape(-1, count, *apart.shape[1:])  # (n, b, c, …)
+    return torch.einsum("ab,nb...->na...", w1, apart).flatten(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +100,18 @@ class Kronecker(Dense):
         """Return scale · w1 ⊗ w2."""
         return kron_delta(self.w1.make(cast) * self.scale, self.w2.make(cast))
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return the map by both factors, one after the other."""
+        w1 = self.w1.make(cast) * self.scale
+        if len(shape) > 2:
+            rows, columns = self.w2.shape[:2]
+            kernel = self.w2.make(cast).reshape(rows, shape[1] // w1.shape[1], *shape[2:])
+            return (Map("pixels", kron_convolved, (w1, kernel)),)
+        (rows, columns), a, b = self.w2.shape[:2], self.w2.a, self.w2.b
+        if a is not None and b is not None and self.w2.core is None and b.shape[0] * (rows + columns) < rows * columns:
+            return (Map("input", kron_map, (w1, cast(a), cast(b).flatten(1))),)
+        return (Map("input", kron_map, (w1, self.w2.make(cast))),)
+
 
 def build(group: Group) -> list[Kronecker]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
@@ -118,4 +149,4 @@ def _half(group: Group, name: str, core: Tensor | None) -> _Half:
     return _Half(None, a, b, core)
 
 
-ALGORITHM = Algorithm("lokr", {f".lokr_{role}": f"lokr/{role}" for role in _ROLES}, build)
+ALGORITHM = Algorithm("lokr", ENDINGS["lokr"], build)

@@ -9,7 +9,7 @@ factors are for a weight that the trainer made larger (control LoRAs of Flux).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,39 +28,16 @@ from lora_runtime.adapters.base import (
 )
 from lora_runtime.adapters.difference import Difference
 from lora_runtime.adapters.experts import experts
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasOfLowRank", "LowRank", "Remainder", "build", "build_all"]
 
-# (spelling, ending of the factor on the output side, of the one on the input side, of the core)
-_SPELLINGS = (
-    ("kohya", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight"),
-    ("peft", ".lora_B.weight", ".lora_A.weight", None),
-    ("peft bare", ".lora_B", ".lora_A", None),
-    ("diffusers", ".lora.up.weight", ".lora.down.weight", None),
-    ("processor", "_lora.up.weight", "_lora.down.weight", None),
-    ("text encoder", ".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", None),
-    # XLabs: the number of the stream is a part of the module's name, and a block of one stream has none.
-    ("xlabs", "_lora1.up.weight", "_lora1.down.weight", None),
-    ("xlabs", "_lora2.up.weight", "_lora2.down.weight", None),
-    ("xlabs", ".qkv_lora.up.weight", ".qkv_lora.down.weight", None),
-    ("xlabs", ".proj_lora.up.weight", ".proj_lora.down.weight", None),
-)
+# XLabs: the number of the stream is a part of the module's name, and a block of one stream has none.
 _XLABS = ("_lora1", "_lora2", ".qkv_lora", ".proj_lora")
 _TAILS = {f"{name}.{side}.weight": name for name in _XLABS for side in ("up", "down")}
+_PACKED = ".lora_up"  # Nunchaku's ending, (out, rank) and (in, rank), and somebody's plain factors
 _FACTORS = {"up", "down", "mid", "reshape_weight"}
 _REMAINDER = ("bias_indices", "bias_values", "bias_size")  # a bias in name only: it has the shape of the weight
-
-
-def _endings() -> Iterator[tuple[str, str]]:
-    for spelling, up, down, mid in _SPELLINGS:
-        yield up, f"{spelling}/up"
-        yield down, f"{spelling}/down"
-        if mid is not None:
-            yield mid, f"{spelling}/mid"
-    yield ".lora_up.bias", "kohya/bias"
-    yield ".lora_B.bias", "peft/bias"
-    for role in _REMAINDER:
-        yield f".{role}", f"kohya/{role}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +154,11 @@ def build(group: Group, keys: tuple[str, ...] | None = None) -> LowRank:
     up, down, mid, enlarged = (group.tensors.get(role) for role in ("up", "down", "mid", "reshape_weight"))
     if up is None or down is None:
         raise ValueError(_missing(group))
+    if group.key_of["up"].endswith(_PACKED) and up.shape[1:] == down.shape[1:] and up.shape[1:] != down.shape[:1]:
+        raise ValueError(
+            "Nunchaku's packed LoRA cannot be used: its factors are padded and in the order of its kernels; use the "
+            "file that it was converted from"
+        )
     _check_shapes(up, down, mid)
     scale = group.scale_for(int(down.shape[0]))
     kind = LowRank if enlarged is None else Enlarging
@@ -234,7 +216,7 @@ def _unsigned(tensor: Tensor) -> Tensor:
 
 ALGORITHM = Algorithm(
     "lora",
-    dict(_endings()),
+    ENDINGS["lora"],
     build_all,
     shared=("alpha", "scale", "reshape_weight"),
     configured=True,

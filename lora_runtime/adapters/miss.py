@@ -13,7 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form, pays
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Blocks", "Shared", "build"]
 
@@ -42,6 +44,15 @@ class Shared(Dense):
         outputs, inputs = weight.shape
         rank, count = self.block.shape
         return cast(self.block).T.repeat(outputs // count, -(-inputs // rank))[:, :inputs]
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return two factors, of which the one on the side of the inputs sums the blocks; None for a large block."""
+        (rank, count), (outputs, inputs) = self.block.shape, shape
+        if not pays(int(rank), shape):
+            return None
+        block = cast(self.block)
+        down = torch.eye(rank, dtype=block.dtype, device=block.device).repeat(1, -(-inputs // rank))[:, :inputs]
+        return (Factors(block.T.repeat(outputs // count, 1), down, 1.0),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,4 +91,4 @@ def build(group: Group) -> list[Shared] | list[Blocks]:
     return [Shared(block, group.options.get("init_weights") == "mini", group.keys, int(block.shape[0]))]
 
 
-ALGORITHM = Algorithm("miss", {".miss_block": "miss/block", ".bone_block": "bone/block"}, build, shared=())
+ALGORITHM = Algorithm("miss", ENDINGS["miss"], build, shared=())

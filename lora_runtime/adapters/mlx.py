@@ -10,6 +10,7 @@ from __future__ import annotations
 from lora_runtime.adapters.base import Adapter, Algorithm, Group
 from lora_runtime.adapters.dora import Dora
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "build"]
 
@@ -31,6 +32,4 @@ def build(group: Group) -> list[Adapter]:
     return [Dora((low_rank,), lengths, True, group.keys, low_rank.rank, None)]
 
 
-ALGORITHM = Algorithm(
-    "lora of MLX", {".lora_a": "mlx/a", ".lora_b": "mlx/b"}, build, companions={".m": "mlx/m"}, shared=()
-)
+ALGORITHM = Algorithm("lora of MLX", ENDINGS["lora of MLX"], build, companions={".m": "mlx/m"}, shared=())

@@ -16,7 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map, by_blocks, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Butterfly", "Rotation", "Rotations", "build", "butterfly", "cayley", "rotate"]
 
@@ -58,6 +60,20 @@ def butterfly(turns: Tensor, weight: Tensor) -> Tensor:
     return rows.reshape(weight.shape)
 
 
+def by_stages(values: Tensor, changes: Tensor) -> Tensor:
+    """Return (Rₘ⋯R₁ − I) @ each vector from the changes R − I of each stage, (m, n, b, b), placed as in `butterfly`.
+
+    The sum of the changes is kept apart from the vector, which is larger and would cost its digits.
+    """
+    change, lead = torch.zeros_like(values), values.shape[:-1]
+    for stage, blocks in enumerate(changes):
+        apart = 2**stage * (blocks.shape[-1] // 2)
+        paired = (values + change).reshape(*lead, -1, 2, apart).transpose(-1, -2)
+        turned = by_blocks(paired.flatten(-3), blocks).reshape(*lead, -1, apart, 2)
+        change = change + turned.transpose(-1, -2).flatten(-3)
+    return change
+
+
 @dataclass(frozen=True, eq=False)
 class Rotation(Dense):
     """Rotations of blocks of neighbouring outputs."""
@@ -85,11 +101,8 @@ class Rotation(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return rescale · R · W₀ − W₀."""
-        blocks, base = cast(self.blocks), cast(weight)
-        if self.learnt:
-            limit = self.alpha * self.outputs if self.alpha is not None and self.alpha > 0 else None
-            blocks = cayley(blocks, limit)
-        turned = self.turn(blocks, base)
+        base = cast(weight)
+        turned = self.turn(self._turns(cast), base)
         if self.rescale is not None:
             turned = turned * cast(self.rescale).reshape(-1, *(1 for _ in weight.shape[1:]))
         return turned - base
@@ -97,6 +110,22 @@ class Rotation(Dense):
     def turn(self, turns: Tensor, weight: Tensor) -> Tensor:
         """Return R · W₀."""
         return rotate(turns, weight)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return R − I for the outputs."""
+        turns = self._turns(cast).mT
+        identity = torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+        if self.rescale is not None:
+            turns = cast(self.rescale).reshape(turns.shape[0], -1, 1) * turns
+        return (Map("output", by_blocks, (turns - identity,)),)
+
+    def _turns(self, cast: Cast) -> Tensor:
+        """Return the rotations, (n, b, b) or (m, n, b, b)."""
+        blocks = cast(self.blocks)
+        if not self.learnt:
+            return blocks
+        limit = self.alpha * self.outputs if self.alpha is not None and self.alpha > 0 else None
+        return cayley(blocks, limit)
 
 
 class Butterfly(Rotation):
@@ -107,6 +136,15 @@ class Butterfly(Rotation):
     def turn(self, turns: Tensor, weight: Tensor) -> Tensor:
         """Return the product of all stages with W₀."""
         return butterfly(turns, weight)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return all stages for the outputs, and what the rescale adds."""
+        turns = self._turns(cast)
+        changes = turns - torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+        if self.rescale is None:
+            return (Map("output", by_stages, (changes,)),)
+        rescale = cast(self.rescale).flatten()
+        return Map("output", by_stages, (changes,), by_output=rescale), Map("output", multiply, (rescale - 1,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +169,21 @@ class Rotations(Dense):
         """Return R · W₀ − W₀, run by run."""
         runs = torch.split(weight, [part.outputs for part in self.parts])
         return torch.cat([part.change(run, cast) for part, run in zip(self.parts, runs, strict=True)])
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return R − I for the outputs, run by run."""
+        changes: list[Tensor] = []
+        for part in self.parts:
+            (turn,) = part.forms(torch.Size((part.outputs, *shape[1:])), cast, original)
+            assert isinstance(turn, Map)
+            changes += turn.tensors
+        return (Map("output", by_runs, tuple(changes)),)
+
+
+def by_runs(values: Tensor, *changes: Tensor) -> Tensor:
+    """Return the vectors with each run of channels multiplied by its blocks, (n, b, b) each."""
+    runs = torch.split(values, [int(blocks.shape[0] * blocks.shape[1]) for blocks in changes], -1)
+    return torch.cat([by_blocks(run, blocks) for run, blocks in zip(runs, changes, strict=True)], -1)
 
 
 def build(group: Group) -> list[Rotation | Rotations]:
@@ -173,8 +226,7 @@ def _build_runs(group: Group) -> Rotations:
 _RUNS = {f"blocks.{number}" for number in range(4)}  # q, k, v and the MLP: no layer has more in one
 ALGORITHM = Algorithm(
     "oft",
-    {".oft_blocks": "oft/blocks", ".oft_diag": "oft/diag", ".rescale": "oft/rescale"}
-    | {f".oft_{run}": f"oft/{run}" for run in sorted(_RUNS)},
+    ENDINGS["oft"],
     build,
     shared=("alpha",),
 )

@@ -12,7 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form, Map, multiply
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasPaths", "WeightPaths", "build"]
 
@@ -61,6 +63,20 @@ class WeightPaths(Dense):
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return W₀∘A + B."""
         return _sum_of(cast(weight), self.times, self.plus, cast)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return a scale of the outputs and two factors; None where A is a product, element by element."""
+        if len(self.times) == 2:
+            return None
+        made: list[Form] = []
+        if self.times:
+            made.append(Map("output", multiply, (cast(self.times[0]).flatten().expand(shape[0]),)))
+        if len(self.plus) == 2:
+            made.append(Factors(cast(self.plus[0]), cast(self.plus[1]), 1.0))
+        elif self.plus:  # one number for all inputs of an output
+            column = cast(self.plus[0]).reshape(-1, 1).expand(shape[0], 1)
+            made.append(Factors(column, column.new_ones(1, shape[1]), 1.0))
+        return tuple(made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +156,7 @@ def _path(group: Group, letter: str) -> Path:
 
 ALGORITHM = Algorithm(
     "glora of PEFT",
-    {f".glora_{letter}.{part}": f"glora of PEFT/{letter}.{part}" for letter in _PATHS for part in _PARTS},
+    ENDINGS["glora of PEFT"],
     build,
     shared=(),
 )

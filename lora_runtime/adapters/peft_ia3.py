@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
+from lora_runtime.adapters.base import Adapter, Algorithm, Cast, Dense, Group
 from lora_runtime.adapters.ia3 import Ia3
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "BiasFactors", "LayerFactors", "build"]
 
@@ -25,6 +26,10 @@ class LayerFactors(Ia3):
         """Return W₀ · (l − 1)."""
         extents = [-1 if axis == int(self.on_input) else 1 for axis in range(weight.ndim)]
         return cast(weight) * (cast(self.vector) - 1).reshape(extents)
+
+    def change_of_factors(self, cast: Cast) -> Tensor:
+        """Return l − 1."""
+        return cast(self.vector).flatten() - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,4 +74,4 @@ def _feedforward(group: Group) -> bool:
     return any(group.stem.endswith(ending) for ending in listed)
 
 
-ALGORITHM = Algorithm("ia3 of PEFT", {".ia3_l": "ia3_l/factors"}, build, shared=())
+ALGORITHM = Algorithm("ia3 of PEFT", ENDINGS["ia3 of PEFT"], build, shared=())

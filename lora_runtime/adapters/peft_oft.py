@@ -22,8 +22,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map, by_blocks, multiply
 from lora_runtime.adapters.oft import cayley
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["BOFT", "OFT", "Cayley", "InputButterfly", "InputRotation", "build_boft", "build_oft", "neumann"]
 
@@ -90,14 +92,25 @@ class InputRotation(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return W₀ · Rᵀ − W₀."""
-        base, upper = cast(weight).flatten(1), cast(self.upper)
+        base, turns = cast(weight).flatten(1), self._turns(cast, weight.ndim)
+        return _turn(turns.expand(base.shape[1] // self.size, -1, -1), base.T).T - base
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return Rᵀ − I for the inputs; None for a kernel, whose places it turns too."""
+        if math.prod(shape[2:]) != 1:
+            return None
+        turns = self._turns(cast, len(shape)).mT
+        identity = torch.eye(self.size, dtype=turns.dtype, device=turns.device)
+        return (Map("before", by_blocks, (turns - identity,)),)
+
+    def _turns(self, cast: Cast, dimensions: int) -> Tensor:
+        """Return R, (n, b, b), for a weight of so many dimensions."""
+        upper = cast(self.upper)
         row, column = torch.triu_indices(self.size, self.size, 1, device=upper.device)
         blocks = upper.new_zeros(upper.shape[0], self.size, self.size)
         blocks[:, row, column] = upper
         turns = self.form.turns(blocks)
-        if self.kernels_turned_back and weight.ndim > 2:
-            turns = turns.mT
-        return _turn(turns.expand(base.shape[1] // self.size, -1, -1), base.T).T - base
+        return turns.mT if self.kernels_turned_back and dimensions > 2 else turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +137,15 @@ class InputButterfly(Dense):
         turned = _butterfly(cayley(cast(self.blocks) * -0.5, None), base.T).T
         return turned * cast(self.outputs).reshape(-1, 1) - base
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return Rᵀ − I for the inputs with the scale of the outputs, and what that scale adds; None for a kernel."""
+        if math.prod(shape[2:]) != 1:
+            return None
+        turns, scale = cayley(cast(self.blocks) * -0.5, None), cast(self.outputs).flatten()
+        changes = turns.mT - torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+        before = Map("before", by_turned_stages, (changes,), by_output=scale)
+        return before, Map("output", multiply, (scale - 1,))
+
 
 def _butterfly(turns: Tensor, rows: Tensor) -> Tensor:
     """Return Rₘ⋯R₁ · rows from turns (m, n, b, b) and rows (n·b, columns).
@@ -137,6 +159,16 @@ def _butterfly(turns: Tensor, rows: Tensor) -> Tensor:
         turned = _turn(turns[stage], runs.reshape(-1, columns))
         rows = turned.reshape(-1, 2**stage, 2, size // 2, columns).transpose(1, 2).reshape(-1, columns)
     return rows
+
+
+def by_turned_stages(values: Tensor, changes: Tensor) -> Tensor:
+    """Return (R₁ᵀ⋯Rₘᵀ − I) @ each vector from the changes Rᵀ − I of each stage, (m, n, b, b)."""
+    change, lead, half = torch.zeros_like(values), values.shape[:-1], changes.shape[-1] // 2
+    for stage in range(changes.shape[0] - 1, 0, -1):
+        runs = (values + change).reshape(*lead, -1, 2, 2**stage, half).transpose(-2, -3)
+        turned = by_blocks(runs.flatten(-4), changes[stage]).reshape(*lead, -1, 2**stage, 2, half)
+        change = change + turned.transpose(-2, -3).flatten(-4)
+    return change + by_blocks(values + change, changes[0])
 
 
 def build_oft(group: Group) -> list[InputRotation]:
@@ -178,8 +210,8 @@ def build_boft(group: Group) -> list[InputButterfly]:
 
 OFT = Algorithm(
     "oft of PEFT",
-    {".oft_R.weight": "oft_R/upper", ".oft_embedding_R.weight": "oft_embedding_R/embedding"},
+    ENDINGS["oft of PEFT"],
     build_oft,
     shared=(),
 )
-BOFT = Algorithm("boft of PEFT", {".boft_R": "boft/blocks", ".boft_s": "boft/outputs"}, build_boft, shared=())
+BOFT = Algorithm("boft of PEFT", ENDINGS["boft of PEFT"], build_boft, shared=())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["ALGORITHM", "RandomBases", "build"]
 
@@ -81,8 +82,8 @@ def build(group: Group) -> list[RandomBases]:
 
 ALGORITHM = Algorithm(
     "randlora",
-    {f".randlora_{role}": f"randlora/{role}" for role in ("lambda", "gamma", "A", "B")},
+    ENDINGS["randlora"],
     build,
     shared=(),
-    of_file=frozenset({"A", "B"}),
+    of_file=OF_FILE["randlora"],
 )

@@ -44,6 +44,7 @@ from lora_runtime.adapters import (
 )
 from lora_runtime.adapters.base import Algorithm
 from lora_runtime.adapters.pending import COUNTED, PENDING, Pending
+from lora_runtime.key_endings import SHARED, locate
 
 __all__ = ["ALGORITHMS", "KeyParts", "companion", "replaced_parts", "split_key"]
 
@@ -102,7 +103,7 @@ _Owned = tuple[str, str, Algorithm | Pending | None]  # role, spelling, owner
 
 
 def _owners() -> dict[str, _Owned]:
-    owners: dict[str, _Owned] = {f".{role}": (role, "/", None) for role in ("alpha", "scale", "reshape_weight")}
+    owners: dict[str, _Owned] = {f".{role}": (role, "/", None) for role in SHARED}
     owners.update((ending, (ending, "/", pending)) for ending, pending in PENDING.items())
     for algorithm in ALGORITHMS:
         for ending, spelled_role in algorithm.endings.items():
@@ -116,42 +117,17 @@ _TAILS = MappingProxyType({ending: tail for algorithm in ALGORITHMS for ending, 
 _COMPANIONS = MappingProxyType(
     {ending: (spelled, algorithm) for algorithm in ALGORITHMS for ending, spelled in algorithm.companions.items()}
 )
-# PEFT writes the name of the adapter into the keys of its ModuleDicts: "lora_A.default.weight".
-_NAMED = re.compile(r"(\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))\.([^.]+)(\.\w+)?")
-# "to_q_lora.up.weight", and what XLabs calls its two streams: an ending that begins within a name.
-_INFIXES = ("_lora", "_lora1", "_lora2")
 # cloneofsimo's first format: places are counted in the order of the model's modules.
 _COUNTED = re.compile(r"(\w+:\d+):(?:up|down)")
-_DOTS = max(3, *(ending.count(".") for ending in _OWNERS))  # of an ending; 3 with the name of an adapter
 
 
 def split_key(key: str) -> KeyParts | None:
     """Return the parts of a key, or None when no algorithm knows its ending."""
-    # The quick way, for stems without dots as kohya's trainer writes them. What starts even further left, at "_lora",
-    # goes on with ".up.weight", which is no ending by itself.
-    start = key.find(".")
-    found = _OWNERS.get(key[start:]) if start >= 0 else None
+    found = locate(key, _OWNERS)
     if found is not None:
-        return KeyParts(key[:start] + _TAILS.get(key[start:], ""), *found)
-    starts: list[int] = []
-    start = len(key)
-    for _ in range(_DOTS):
-        start = key.rfind(".", 0, start)
-        if start < 0:
-            break
-        starts.append(start)
-        if key.endswith(_INFIXES, 0, start):
-            starts.append(key.rindex("_", 0, start))
-    for start in reversed(starts):
-        ending = key[start:]
-        found = _OWNERS.get(ending)
-        if found is not None:
-            return KeyParts(key[:start] + _TAILS.get(ending, ""), *found)
-        if ending.startswith(".lora_") and (named := _NAMED.fullmatch(ending)) is not None:
-            found = _OWNERS.get(named[1] + (named[3] or ""))
-            if found is not None:
-                role, spelling, owner = found
-                return KeyParts(key[:start], role, spelling + named[2], owner)
+        start, ending, name = found
+        role, spelling, owner = _OWNERS[ending]
+        return KeyParts(key[:start] + _TAILS.get(ending, ""), role, spelling + name, owner)
     counted = _COUNTED.fullmatch(key)
     return None if counted is None else KeyParts(counted[1], key, "/", COUNTED)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.difference import Difference
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Replacement", "build"]
 
@@ -39,15 +40,7 @@ def build(group: Group) -> list[Replacement]:
 # Plain names (".weight", ".bias") belong here too where the configuration says that their module is saved whole.
 ALGORITHM = Algorithm(
     "replaced",
-    {
-        ".ln_tuning_layers.weight": "replaced/weight",
-        ".ln_tuning_layers.bias": "replaced/bias",
-        ".base_layer.weight": "base layer/weight",
-        ".base_layer.bias": "base layer/bias",
-        ".set_weight": "set/weight",
-        ".key_norm.scale": "norm/weight",
-        ".query_norm.scale": "norm/weight",
-    },
+    ENDINGS["replaced"],
     build,
     shared=(),
     tails={".key_norm.scale": ".key_norm", ".query_norm.scale": ".query_norm"},

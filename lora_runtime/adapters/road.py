@@ -15,7 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Form, Map
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Pairs", "build"]
 
@@ -45,18 +47,35 @@ class Pairs(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return R·W₀ − W₀."""
-        theta, alpha = cast(self.theta), cast(self.alpha_of_each)
-        straight, crossed = self._in_place(alpha * theta.cos(), 0), self._in_place(alpha * theta.sin(), 1)
+        straight, crossed = self._numbers(cast)
         base = cast(weight).reshape(-1, 2, self.group // 2, *weight.shape[1:])  # groups, halves, a half's outputs
         first, second = base.unbind(1)
         places = (*base.shape[:3], *(1 for _ in weight.shape[1:]))
         return base * (straight.reshape(places) - 1) + torch.stack((-second, first), 1) * crossed.reshape(places)
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return R − I for the outputs."""
+        straight, crossed = (numbers.reshape(-1, 2, self.group // 2) for numbers in self._numbers(cast))
+        return (Map("output", by_pairs, (straight - 1, crossed)),)
+
+    def _numbers(self, cast: Cast) -> tuple[Tensor, Tensor]:
+        """Return what each output is multiplied by, and what the other of its pair is."""
+        theta, alpha = cast(self.theta), cast(self.alpha_of_each)
+        return self._in_place(alpha * theta.cos(), 0), self._in_place(alpha * theta.sin(), 1)
 
     def _in_place(self, numbers: Tensor, part: int) -> Tensor:
         """Return a number for each output; `part`: which half of those of a group, where there are two for each."""
         if self.variant == "road_1":  # both halves of a group have the same
             return numbers.reshape(-1, 1, self.group // 2).expand(-1, 2, -1)
         return numbers.reshape(-1, 2, self.group)[:, part] if self.variant == "road_4" else numbers
+
+
+def by_pairs(values: Tensor, straight: Tensor, crossed: Tensor) -> Tensor:
+    """Return the turned pairs of each vector less the vector; both numbers (groups, 2, half of a group)."""
+    pairs = values.reshape(*values.shape[:-1], *straight.shape)
+    first, second = pairs.unbind(-2)
+    turned: Tensor = pairs * straight + torch.stack((-second, first), -2) * crossed
+    return turned.flatten(-3)
 
 
 def build(group: Group) -> list[Pairs]:
@@ -75,4 +94,4 @@ def build(group: Group) -> list[Pairs]:
     return [weight, Pairs(theta, alpha, variant, size, count, (), "bias")]
 
 
-ALGORITHM = Algorithm("road", {".road_theta": "road/theta", ".road_alpha": "road/alpha_of_each"}, build, shared=())
+ALGORITHM = Algorithm("road", ENDINGS["road"], build, shared=())

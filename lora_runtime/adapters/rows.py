@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Adapter, Factors
+from lora_runtime.adapters.base import Adapter, Cast
+from lora_runtime.adapters.forms import Factors, Form, Map, multiply
 
 __all__ = ["Rows"]
 
@@ -69,12 +71,35 @@ class Rows(Adapter):
         factors = self.whole.factors()
         return None if factors is None else Factors(factors.up[self.start : self.stop], factors.down, factors.scale)
 
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
+        """Return these rows of the whole's forms; None where an output depends on others that this layer has not."""
+        forms = self.whole.forms(self.made_for, cast, self._stacked)
+        if forms is None:
+            return None
+        cut = [self._cut(form) for form in forms]
+        return None if None in cut else tuple(form for form in cut if form is not None)
+
+    def _cut(self, form: Form) -> Form | None:
+        rows = slice(self.start, self.stop)
+        if not isinstance(form, Map):
+            return Factors(form.up[rows], form.down, form.scale)
+        by_output = None if form.by_output is None else form.by_output[rows]
+        if form.of == "before":  # the layer has its own rows of W₀
+            return replace(form, by_output=by_output)
+        if form.of == "output":
+            return (
+                replace(form, tensors=(form.tensors[0][rows],), by_output=by_output) if form.act is multiply else None
+            )
+        return replace(form, rows=(self.start, self.stop), by_output=by_output)
+
+    def _stacked(self) -> Tensor:
+        """Return the original weights that hold all rows, one below the other."""
+        if not self.originals:
+            raise ValueError(f"{self.algorithm} depends on W₀ and was not given the other rows of it")
+        return torch.cat([original.to(self.originals[0].device) for original in self.originals])
+
     def delta(self, weight: Tensor) -> Tensor:
         """Return these rows of Δ, computed on a weight of all rows; ValueError without the originals that it needs."""
-        if self.base_dependent:
-            if not self.originals:
-                raise ValueError(f"{self.algorithm} depends on W₀ and was not given the other rows of it")
-            base = torch.cat([original.to(weight.device) for original in self.originals])
-        else:  # only its shape, dtype and device count
-            base = weight.new_zeros(()).expand(self.made_for)
+        outline = weight.new_zeros(()).expand(self.made_for)  # of which only the shape, dtype and device count
+        base = self._stacked().to(weight.device) if self.base_dependent else outline
         return self.whole.delta(base)[self.start : self.stop]

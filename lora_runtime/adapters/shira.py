@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Sparse", "build"]
 
@@ -55,4 +56,4 @@ def build(group: Group) -> list[Sparse]:
     return [Sparse(indices, values, least, group.keys)]
 
 
-ALGORITHM = Algorithm("shira", {".shira_weight": "shira/weight", ".shira_indices": "shira/indices"}, build, shared=())
+ALGORITHM = Algorithm("shira", ENDINGS["shira"], build, shared=())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Adapter, Algorithm, Dense, Group
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Beside", "Places", "build"]
 
@@ -73,12 +74,7 @@ def build(group: Group) -> list[Adapter]:
 
 ALGORITHM = Algorithm(
     "supertuning",
-    {
-        ".supertuning_values": "supertuning/values",
-        ".supertuning_indices": "supertuning/indices",
-        ".supertuning_lora_A.weight": "supertuning/A",
-        ".supertuning_lora_B.weight": "supertuning/B",
-    },
+    ENDINGS["supertuning"],
     build,
     shared=(),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Rows", "build"]
 
@@ -61,10 +62,7 @@ def build(group: Group) -> list[Rows]:
 
 ALGORITHM = Algorithm(
     "trainable tokens",
-    {
-        ".trainable_tokens_delta": "tokens/rows",
-        ".token_adapter.trainable_tokens_delta": "tokens/rows",
-    },
+    ENDINGS["trainable tokens"],
     build,
     shared=(),
 )

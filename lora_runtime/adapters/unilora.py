@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.lora import LowRank
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["ALGORITHM", "OneVector", "build"]
 
@@ -42,11 +43,10 @@ def _factor(theta: Tensor, places: Tensor, scales: Tensor) -> Tensor:
     return theta.float()[places.long()] * scales.float()
 
 
-_ROLES = ("indices_A", "scales_A", "indices_B", "scales_B", "theta_d")
 ALGORITHM = Algorithm(
     "unilora",
-    {f".unilora_{role}": f"unilora/{role}" for role in _ROLES},
+    ENDINGS["unilora"],
     build,
     shared=(),
-    of_file=frozenset({"theta_d"}),
+    of_file=OF_FILE["unilora"],
 )

@@ -14,7 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["ALGORITHM", "Mixture", "VectorBank", "build"]
 
@@ -72,9 +74,17 @@ class VectorBank(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return B · A."""
+        up, down = self._mixed(weight.shape, cast)
+        return up @ down
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return both factors, mixed."""
+        return (Factors(*self._mixed(shape, cast), 1.0),)
+
+    def _mixed(self, shape: torch.Size, cast: Cast) -> tuple[Tensor, Tensor]:
         bank = cast(self.bank)
-        up = self.up.make(bank, cast).transpose(1, 2).reshape(weight.shape[0], self.rank)
-        return up @ self.down.make(bank, cast).reshape(self.rank, weight.shape[1])
+        up = self.up.make(bank, cast).transpose(1, 2).reshape(shape[0], self.rank)
+        return up, self.down.make(bank, cast).reshape(self.rank, shape[1])
 
 
 def build(group: Group) -> list[VectorBank]:
@@ -111,11 +121,10 @@ def _mixture(group: Group, side: str, vectors: int) -> Mixture:
     return Mixture(None, indices, weights, k, (rows, columns))
 
 
-_SIDES = [f"logits_{side}{end}" for side in "AB" for end in ("", "_topk_indices", "_topk_weights")]
 ALGORITHM = Algorithm(
     "vblora",
-    {f".vblora_{role}": f"vblora/{role}" for role in (*_SIDES, "vector_bank")},
+    ENDINGS["vblora"],
     build,
     shared=(),
-    of_file=frozenset({"vector_bank"}),
+    of_file=OF_FILE["vblora"],
 )

@@ -17,7 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters.base import Algorithm, Dense, Group
+from lora_runtime.adapters.base import Algorithm, Cast, Dense, Group
+from lora_runtime.adapters.forms import Factors, Form
+from lora_runtime.key_endings import ENDINGS, OF_FILE
 
 __all__ = ["PVERA", "VERA", "SharedFactors", "build_pvera", "build_vera"]
 
@@ -48,9 +50,17 @@ class SharedFactors(Dense):
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return (λ_b · B) @ (λ_d · A) of the weight's size."""
-        outputs, inputs = weight.shape
+        up, down = self._own(weight.shape, cast)
+        return up @ down
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+        """Return both factors of the weight's size."""
+        return (Factors(*self._own(shape, cast), 1.0),)
+
+    def _own(self, shape: torch.Size, cast: Cast) -> tuple[Tensor, Tensor]:
+        outputs, inputs = shape
         up = cast(self.by_output)[:, None] * cast(self.up[:outputs])
-        return up @ (cast(self.by_rank)[:, None] * cast(self.down[:, :inputs]))
+        return up, cast(self.by_rank)[:, None] * cast(self.down[:, :inputs])
 
 
 class MeanFactors(SharedFactors):
@@ -91,10 +101,7 @@ def _check(group: Group, up: Tensor, down: Tensor, by_output: Tensor, by_rank: T
 
 
 def _algorithm(name: str, build: Callable[[Group], Sequence[SharedFactors]]) -> Algorithm:
-    roles = ("lambda_b", "lambda_d", "A", "B")
-    return Algorithm(
-        name, {f".{name}_{role}": f"{name}/{role}" for role in roles}, build, shared=(), of_file=frozenset({"A", "B"})
-    )
+    return Algorithm(name, ENDINGS[name], build, shared=(), of_file=OF_FILE[name])
 
 
 VERA = _algorithm("vera", build_vera)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lora_runtime.adapters.base import Algorithm, Group
 from lora_runtime.adapters.fourierft import Frequencies, settings
+from lora_runtime.key_endings import ENDINGS
 
 __all__ = ["ALGORITHM", "Wavelets", "build", "daubechies"]
 
@@ -100,4 +101,4 @@ def build(group: Group) -> list[Wavelets]:
     return [Wavelets(spectrum, seed, group.keys, scale, low)]
 
 
-ALGORITHM = Algorithm("waveft", {".waveft_spectrum": "waveft/spectrum"}, build, shared=())
+ALGORITHM = Algorithm("waveft", ENDINGS["waveft"], build, shared=())

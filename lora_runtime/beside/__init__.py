@@ -13,8 +13,21 @@ Who runs the model says at each call what it is about (`Stage.begin`); a module 
 
 from __future__ import annotations
 
-from lora_runtime.beside.module import attach, dense_bytes, reason_against, uncompiled
+from lora_runtime.beside.compiled import uncompiled
+from lora_runtime.beside.layers import reason_against
+from lora_runtime.beside.module import Attached, attach
+from lora_runtime.beside.prepare import dense_bytes
 from lora_runtime.beside.registry import Live
 from lora_runtime.beside.terms import Keeper, LiveModule, LiveTerm
 
-__all__ = ["Keeper", "Live", "LiveModule", "LiveTerm", "attach", "dense_bytes", "reason_against", "uncompiled"]
+__all__ = [
+    "Attached",
+    "Keeper",
+    "Live",
+    "LiveModule",
+    "LiveTerm",
+    "attach",
+    "dense_bytes",
+    "reason_against",
+    "uncompiled",
+]

@@ -13,7 +13,9 @@ from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece
 from lora_runtime.stage import Varying
 
-__all__ = ["Keeper", "LiveModule", "LiveTerm"]
+__all__ = ["Base", "Keeper", "LiveModule", "LiveTerm"]
+
+Base = Callable[[], Tensor]  # returns W₀, dense, in the shape that the layer has
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class LiveModule:
     module: nn.Module
     terms: Mapping[str, tuple[LiveTerm, ...]]
     identity: tuple[object, ...]
-    bases: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    bases: Mapping[str, Base] = field(default_factory=dict)
     unmerged: frozenset[str] = frozenset()
 
 

@@ -41,13 +41,19 @@ class CommandError(Exception):
 
 @contextmanager
 def needs_extra(extra: str = "demo") -> Iterator[None]:
-    """Turn the absence of an optional package into the command that installs it."""
+    """Turn the absence of an optional package, or one that does not fit the others, into the command that mends it."""
+    mend = f'run, in a copy of the project: python -m pip install ".[{extra}]"'
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "lora_runtime":
             raise
-        raise CommandError(f'{error.name} is not installed; run: pip install "lora-runtime[{extra}]"') from error
+        raise CommandError(f"{error.name} is not installed; {mend}") from error
+    except (ImportError, RuntimeError) as error:
+        # diffusers and transformers import lazily, and turn what their imports raise into a RuntimeError.
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, ImportError):
+            raise
+        raise CommandError(f"the installed packages do not fit together: {one_line(error)}; {mend}") from error
 
 
 def one_line(error: BaseException) -> str:

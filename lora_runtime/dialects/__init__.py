@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from lora_runtime.dialects.ace_step import ACE_STEP
+from lora_runtime.dialects.animate_diff import ANIMATE_DIFF
 from lora_runtime.dialects.aura_flow import AURA_FLOW
 from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
 from lora_runtime.dialects.cascade import CASCADE
 from lora_runtime.dialects.clip import CLIP
 from lora_runtime.dialects.cosmos import COSMOS
 from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
+from lora_runtime.dialects.flux_3 import FLUX_3
 from lora_runtime.dialects.hunyuan import HUNYUAN_DIT, HUNYUAN_VIDEO
+from lora_runtime.dialects.ideogram import IDEOGRAM
 from lora_runtime.dialects.kohya import KOHYA
+from lora_runtime.dialects.krea import KREA
 from lora_runtime.dialects.ldm import LDM
 from lora_runtime.dialects.ldm_unet import LDM_UNET
 from lora_runtime.dialects.llm import LLM
 from lora_runtime.dialects.ltx import LTX
 from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
+from lora_runtime.dialects.minimax import MINIMAX
 from lora_runtime.dialects.mmdit import MMDIT
 from lora_runtime.dialects.mochi import MOCHI
-from lora_runtime.dialects.newer import ACE_STEP, FLUX_3, IDEOGRAM, KREA, MINIMAX, QWEN_IMAGE
 from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.dialects.peft import PEFT
 from lora_runtime.dialects.pixart import PIXART, SANA
 from lora_runtime.dialects.processor import PROCESSOR
+from lora_runtime.dialects.qwen_image import QWEN_IMAGE
 from lora_runtime.dialects.wan import WAN
 
 __all__ = [
@@ -34,10 +41,12 @@ __all__ = [
     "Dialect",
     "Part",
     "component_of",
+    "denoiser_of",
     "fused",
     "normalise",
     "prefixes",
     "spellings",
+    "unwrapped",
 ]
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -48,6 +57,7 @@ DIALECTS: tuple[Dialect, ...] = (
     CLIP,
     LDM_UNET,
     OPEN_CLIP,
+    ANIMATE_DIFF,
     MMDIT,
     FLUX,
     CHROMA,
@@ -82,6 +92,40 @@ def normalise(name: str) -> str:
     return name.replace(".", "_")
 
 
+# What a model is wrapped in, or held by, while it is trained and saved; in a file's name it means nothing.
+_WRAPPERS = re.compile(
+    r"(?:(?:base_model_model|_?orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|pipe|model|dit|net|vace)_)+"
+)
+
+
+def unwrapped(name: str, known: Sequence[str]) -> Iterator[str]:
+    """Yield a normalised name without the wrappers at its beginning, and without those behind its prefix.
+
+    `known` are normalised prefixes, the longest first. A prefix that is there twice counts once. These are for names
+    that mean nothing as they are: "model." begins the paths of language models.
+    """
+    bare = _WRAPPERS.sub("", name, count=1) if _WRAPPERS.match(name) else name
+    if bare != name:
+        yield bare
+    for prefix in known:
+        if prefix and bare.startswith(prefix):
+            rest = bare[len(prefix) :]
+            inner = _WRAPPERS.sub("", rest, count=1) if _WRAPPERS.match(rest) else rest
+            while inner.startswith(prefix):
+                inner = inner[len(prefix) :]
+            if inner != rest:
+                yield prefix + inner
+
+
+def denoiser_of(components: Sequence[str]) -> str | None:
+    """Return the component that a file means by a denoiser's prefix: `transformer`, else `transformer_2`, and so on."""
+    for kind in DENOISERS:
+        own = [name for name in components if name.startswith(f"{kind}_") and "encoder" not in name]
+        if kind in components or own:
+            return kind if kind in components else own[0]
+    return None
+
+
 def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
     """Return the prefixes that mean `component` in a model with these components, as files write them.
 
@@ -89,11 +133,16 @@ def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
     """
     if component == ANY:
         return (*_BARE, *dict.fromkeys(prefix for _, prefix in _all_prefixes()))
-    found = [prefix for dialect in DIALECTS for prefix in dialect.prefixes.get(component, ())]
-    denoiser = next((name for name in DENOISERS if name in components), None)
-    if component in DENOISERS and component != denoiser:
+    denoiser = denoiser_of(components)
+    kind = component
+    if component == denoiser and component not in DENOISERS:  # `transformer_2` by itself, or `prior_prior`
+        kind = next(kind for kind in DENOISERS if component.startswith(f"{kind}_"))
+    found = [prefix for dialect in DIALECTS for prefix in dialect.prefixes.get(kind, ())]
+    if kind != component:
+        found += [f"{component}.", f"{component}.base_model.model."]
+    elif component in DENOISERS and component != denoiser:
         found = [f"{component}."]  # the second of a cascade: only its own name can mean it
-    elif not found:
+    if not found:
         found = [f"{component}.", f"{component}.base_model.model."]
     encoders = [name for name in components if name.startswith("text_encoder")]
     if _T5 not in components and component == max(encoders, default=""):  # to kohya the T5 of Flux is a third

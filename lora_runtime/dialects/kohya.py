@@ -15,7 +15,7 @@ KOHYA = Dialect(
     "kohya",
     MappingProxyType(
         {
-            **dict.fromkeys(DENOISERS, ("lora_unet_", "lora_transformer_", "lycoris_", "oft_unet_")),
+            **dict.fromkeys(DENOISERS, ("lora_unet_", "lora_transformer_", "lora_flux_", "lycoris_", "oft_unet_")),
             "text_encoder": ("lora_te_", "lora_te1_", "oft_te_", "oft_te1_"),
             "text_encoder_2": ("lora_te2_", "oft_te2_"),
             "text_encoder_3": ("lora_te3_",),

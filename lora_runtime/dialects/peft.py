@@ -14,8 +14,13 @@ PEFT = Dialect(
     "peft",
     MappingProxyType(
         {
-            # PEFT wraps the model as base_model.model, before or after the pipeline's name for it.
-            name: (f"{name}.", f"{name}.base_model.model.", f"base_model.model.{name}.")
+            # PEFT wraps the model as base_model.model, before or after the pipeline's name for it. Some trainers call
+            # every denoiser a UNet.
+            name: tuple(
+                spelled.format(each)
+                for each in ((name, "unet") if name == "transformer" else (name,))
+                for spelled in ("{}.", "{}.base_model.model.", "base_model.model.{}.")
+            )
             for name in _COMPONENTS
         }
     ),

@@ -127,7 +127,7 @@ def family_of(denoiser: Any) -> Family | None:
         found = UNET
     if found is UNET:
         width = _text_width(denoiser)
-        return _BY_NAME[BY_TEXT_WIDTH[width]] if width in BY_TEXT_WIDTH else UNET
+        return UNET if width is None or width not in BY_TEXT_WIDTH else _BY_NAME[BY_TEXT_WIDTH[width]]
     return found
 
 

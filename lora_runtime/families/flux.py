@@ -11,7 +11,7 @@ from lora_runtime.families.reading import with_ids
 
 __all__ = ["FLUX"]
 
-_BFL = ("img.mod", "txt.mod", "modulation.lin", "guidance.in", "vector.in", "time.in")
+_BFL = ("img.mod.lin.", "txt.mod.lin.", "modulation.lin.")
 _DIFFUSERS = (".norm.linear", ".norm1.linear", ".norm1.context.linear", "time.text.embed")
 _LAST = ("single.transformer.blocks.37.", "transformer.blocks.18.")  # other models of this kind have fewer blocks
 _XLABS = ("processor.qkv.lora", "processor.proj.lora")

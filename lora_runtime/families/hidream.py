@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from lora_runtime.families.base import Family, Given, Grid, Reading, Span, pieces
-from lora_runtime.families.reading import picture, tokens_of
+from lora_runtime.families.reading import picture, shape_of, tokens_of
 
 __all__ = ["HIDREAM"]
 
+
 def _read(given: Given) -> Reading | None:
     latents = given.get("hidden_states")
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     texts = given.get("encoder_hidden_states_t5"), given.get("encoder_hidden_states_llama3")
     if len(shape) != 4:  # patches with a mask: pictures that are no squares
         sizes = given.get("img_sizes")
@@ -19,7 +20,9 @@ def _read(given: Given) -> Reading | None:
             return None
         if sizes is None:
             return Reading(shape[0], latents, texts[0], None, ())
-        values = given.once(sizes, lambda table: table.tolist() if hasattr(table, "tolist") else [list(r) for r in table])
+        values = given.once(
+            sizes, lambda table: table.tolist() if hasattr(table, "tolist") else [list(r) for r in table]
+        )
         if any(value != values[0] for value in values):
             return Reading(shape[0], latents, texts[0], None, ())
         grid, total = Grid(*map(int, values[0])), shape[1]
@@ -31,7 +34,7 @@ def _read(given: Given) -> Reading | None:
         total = prod(grid) if shape[2] == shape[3] else most[0] * most[1] // patch**2
     own = (picture(grid), Span("reference", total - prod(grid))) if total > prod(grid) else (picture(grid),)
     words, llama = tokens_of(texts[0]), texts[1]
-    # (layers, b, tokens, c): single blocks see T5's words, those of Llama's last layer, and once more those of their own.
+    # (layers, b, tokens, c): single blocks see T5's words, those of Llama's last layer, and those of their own layer.
     more = llama.shape[-2] if hasattr(llama, "shape") else 0
     return Reading(shape[0], latents, texts[0], grid, (own, (*own, Span("text", words + 2 * more))))
 

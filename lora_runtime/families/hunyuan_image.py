@@ -16,7 +16,9 @@ def _read(given: Given) -> Reading | None:
     found = patched()(given)
     if found is None or found.grid is None:
         return found
-    words = Span("text", sum(tokens_of(given.get(name)) for name in ("encoder_hidden_states", "encoder_hidden_states_2")))
+    words = Span(
+        "text", sum(tokens_of(given.get(name)) for name in ("encoder_hidden_states", "encoder_hidden_states_2"))
+    )
     return replace(found, sequences=((picture(found.grid),), (picture(found.grid), words)))
 
 

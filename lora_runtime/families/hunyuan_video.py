@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 
 from lora_runtime.families.base import IN_TWO_CALLS, Family, Given, Reading, Span, pieces
-from lora_runtime.families.reading import patched, picture, tokens_of
+from lora_runtime.families.reading import patched, picture, shape_of, tokens_of
 
 __all__ = ["HUNYUAN_VIDEO"]
 
@@ -16,8 +16,12 @@ _IN = (3072,)
 def _history(given: Given) -> int:
     """Return how many tokens of earlier frames FramePack puts before those that it paints."""
     count = 0
-    for name, cell in (("latents_clean", (1, 2, 2)), ("latents_history_2x", (2, 4, 4)), ("latents_history_4x", (4, 8, 8))):
-        shape = getattr(given.get(name), "shape", ())
+    for name, cell in (
+        ("latents_clean", (1, 2, 2)),
+        ("latents_history_2x", (2, 4, 4)),
+        ("latents_history_4x", (4, 8, 8)),
+    ):
+        shape = shape_of(given.get(name))
         if len(shape) == 5:
             count += prod(-(-extent // size) for extent, size in zip(shape[2:], cell, strict=True))
     return count

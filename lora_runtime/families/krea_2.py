@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from lora_runtime.families.base import IN_TWO_CALLS, Family, Given, Grid, Reading, Span, pieces
-from lora_runtime.families.reading import picture
+from lora_runtime.families.reading import picture, shape_of
 
 __all__ = ["KREA_2"]
 
+
 def _read(given: Given) -> Reading | None:
     latents, text, ids = (given.get(name) for name in ("hidden_states", "encoder_hidden_states", "position_ids"))
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     if len(shape) != 3:
         return None
     words = text.shape[1] if hasattr(text, "shape") else 0

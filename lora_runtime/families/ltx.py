@@ -7,6 +7,7 @@ from lora_runtime.families.reading import packed
 
 __all__ = ["LTX"]
 
+
 def _read(given: Given) -> Reading | None:
     size = tuple(given.get(name) for name in ("height", "width", "num_frames"))
     # What LTXConditionPipeline puts before the video has places of its own.

@@ -9,6 +9,7 @@ from lora_runtime.families.reading import patched, picture
 
 __all__ = ["LUMINA_2"]
 
+
 def _read(given: Given) -> Reading | None:
     found = patched()(given)
     if found is None or found.grid is None:

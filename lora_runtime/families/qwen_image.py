@@ -10,6 +10,7 @@ from lora_runtime.families.reading import packed
 
 __all__ = ["QWEN_IMAGE"]
 
+
 def _read(given: Given) -> Reading | None:
     shapes = given.get("img_shapes")
     if not shapes:

@@ -9,11 +9,26 @@ from typing import Any, Literal
 
 from lora_runtime.families.base import Given, Grid, Reader, Reading, Span
 
-__all__ = ["packed", "patch_of", "patched", "picture", "planes", "planes_of_frames", "tokens_of", "with_ids"]
+__all__ = [
+    "packed",
+    "patch_of",
+    "patched",
+    "picture",
+    "planes",
+    "planes_of_frames",
+    "shape_of",
+    "tokens_of",
+    "with_ids",
+]
 
 _LATENTS = ("sample", "hidden_states", "x", "latent_model_input")
 _TEXT = ("encoder_hidden_states", "context", "clip_text_pooled", "proj_embedding", "class_labels")
 Joint = Literal["text first", "picture first"]
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor, () of anything else."""
+    return tuple(getattr(value, "shape", ()))
 
 
 def picture(grid: Grid) -> Span:
@@ -24,7 +39,7 @@ def picture(grid: Grid) -> Span:
 def planes(given: Given) -> Reading | None:
     """Read the call of a UNet: (b, c, h, w) or (b, c, frames, h, w), in layers that halve height and width."""
     latents = given.get(*_LATENTS)
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     if len(shape) not in (4, 5):
         return None
     grid = Grid(shape[-2], shape[-1], shape[2] if len(shape) == 5 else 1)
@@ -34,7 +49,7 @@ def planes(given: Given) -> Reading | None:
 def planes_of_frames(given: Given) -> Reading | None:
     """Read the call of a UNet that is given frames before channels: (b, frames, c, h, w)."""
     latents = given.get(*_LATENTS)
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     if len(shape) != 5:
         return None
     return Reading(shape[0], None, given.get(*_TEXT), Grid(shape[-2], shape[-1], shape[1]))
@@ -50,13 +65,13 @@ def patched(joint: Joint | None = None, *, frames: int = 2, extra: int = 0, alon
 
     def read(given: Given) -> Reading | None:
         latents = given.get(*_LATENTS)
-        shape = getattr(latents, "shape", ())
+        shape = shape_of(latents)
         if len(shape) not in (4, 5):
             return None
         deep, high, wide = patch_of(given)
         grid = Grid(shape[-2] // high, shape[-1] // wide, max(1, shape[frames] // deep) if len(shape) == 5 else 1)
         text = given.get(*_TEXT)
-        sequences = [(picture(grid),)]
+        sequences: list[tuple[Span, ...]] = [(picture(grid),)]
         if joint is not None:
             words = Span("text", tokens_of(text) + extra)
             sequences.append((words, picture(grid)) if joint == "text first" else (picture(grid), words))
@@ -78,7 +93,7 @@ def patch_of(given: Given) -> tuple[int, int, int]:
 
 def tokens_of(text: Any) -> int:
     """Return how many tokens a text embedding, (b, tokens, c), has."""
-    shape = getattr(text, "shape", ())
+    shape = shape_of(text)
     return shape[1] if len(shape) > 2 else 0
 
 
@@ -88,7 +103,7 @@ def packed(given: Given, grid: Grid | None) -> Reading | None:
     What follows its tokens is a reference picture. `grid`: None where it cannot be told; then no place is known.
     """
     latents, text = given.get(*_LATENTS), given.get(*_TEXT)
-    shape = getattr(latents, "shape", ())
+    shape = shape_of(latents)
     if len(shape) != 3:
         return None
     if grid is None or shape[1] < prod(grid):
@@ -105,7 +120,7 @@ def with_ids(given: Given) -> Reading | None:
     pictures alone, single blocks text and pictures.
     """
     latents, ids, text = given.get(*_LATENTS), given.get("img_ids"), given.get(*_TEXT)
-    if ids is None or len(getattr(latents, "shape", ())) != 3:
+    if ids is None or len(shape_of(latents)) != 3:
         return None
     spans, grid = given.once(ids, _spans)
     if grid is None:
@@ -118,7 +133,8 @@ def _spans(ids: Any) -> tuple[tuple[Span, ...], Grid | None]:
     """Return the spans of the tokens whose places are given, and the grid of the picture that is painted."""
     table: Sequence[Sequence[float]] = (ids if ids.ndim == 2 else ids[0]).tolist()
     spans = tuple(
-        Span("reference" if other else "picture", len(list(tokens))) for other, tokens in groupby(bool(r[0]) for r in table)
+        Span("reference" if other else "picture", len(list(tokens)))
+        for other, tokens in groupby(bool(r[0]) for r in table)
     )
     own = [row for row in table if not row[0]]
     rows, columns = {row[1] for row in own}, {row[2] for row in own}

@@ -14,6 +14,4 @@ IDEOGRAM_4 = Family(
     dialects=("newer",),
 )
 MINIMAX_H3 = Family("MiniMax-H3", ("MiniMaxH3Transformer3DModel",), ("minimax",), dialects=("newer",))
-ACE_STEP = Family(
-    "ACE-Step", ("AceStepTransformer1DModel",), ("ace-step", "ace_step", "acestep"), dialects=("newer",)
-)
+ACE_STEP = Family("ACE-Step", ("AceStepTransformer1DModel",), ("ace-step", "ace_step", "acestep"), dialects=("newer",))

@@ -9,7 +9,7 @@ from math import prod
 from types import MappingProxyType
 
 from lora_runtime.families.base import PROMPT_FIRST, Family, Given, Grid, Guidance, Reading, Span, pieces
-from lora_runtime.families.reading import picture
+from lora_runtime.families.reading import picture, shape_of
 
 __all__ = ["Z_IMAGE"]
 
@@ -25,7 +25,7 @@ def _read(given: Given) -> Reading | None:
     if not isinstance(pictures, (list, tuple)) or not pictures:
         return None
     count = len(pictures)
-    shapes = {getattr(each, "shape", ()) for each in pictures}
+    shapes = {shape_of(each) for each in pictures}
     if len(shapes) > 1 or len(shape := shapes.pop()) != 4:  # lists of lists: pictures that are edited
         return Reading(count, None, texts, None, ())
     patch, deep = given.get("patch_size") or 2, given.get("f_patch_size") or 1

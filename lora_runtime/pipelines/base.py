@@ -98,9 +98,11 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def compiled(*modules: nn.Module) -> bool:
-    """Return whether torch.compile, or the method of that name, made code of a module or of one inside it."""
+    """Return whether torch.compile, or the method of that name, made code of a module inside, or of its `forward`."""
     return any(
-        "_orig_mod" in inner._modules or getattr(inner, "_compiled_call_impl", None)
+        "_orig_mod" in inner._modules
+        or getattr(inner, "_compiled_call_impl", None)
+        or hasattr(getattr(inner, "forward", None), "_torchdynamo_orig_callable")
         for module in modules
         for inner in module.modules()
     )

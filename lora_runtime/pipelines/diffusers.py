@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_runtime.dialects import DENOISERS
+from lora_runtime.dialects import DENOISERS, denoiser_of
 from lora_runtime.errors import ModelError
 from lora_runtime.pipelines.base import ModelView, compiled_later, plain
 from lora_runtime.pipelines.family import family_of
@@ -37,7 +37,8 @@ def view_pipeline(model: Any) -> ModelView | None:
     if not found:
         raise ModelError(f"{title} has no denoiser and no text encoder that is loaded; nothing in it can be patched")
     found = dict(sorted(found.items(), key=lambda item: item[0] not in DENOISERS))  # a stable sort
-    family = family_of(next((module for name, module in found.items() if name in DENOISERS), None))
+    denoiser = denoiser_of(tuple(found))
+    family = family_of(None if denoiser is None else found[denoiser])
     listed = ", ".join(found)
     description = f"{title} ({listed})" if family == "unknown" else f"{title} ({family}: {listed})"
     pipeline = _weakly(model)

@@ -11,11 +11,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lora_runtime.prompt.strength import Position, Turn, Window
 
 _TOKEN = re.compile(r"\\.|[\[\]()|:]", re.DOTALL)
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
+_HOLLOW = re.compile(r"[(\[]\s*(?::\s*[\d.]+\s*)?[)\]]")  # emphasis of nothing
 _AND = re.compile(r"\bAND\b")
 MOST_LEVELS = 32
 
@@ -25,6 +27,7 @@ class _Bracket:
     """A bracket while it is read: the one around it, the part of that it stands in, and its own cuts at ":" and "|"."""
 
     opener: str
+    start: int
     outer: _Bracket | None
     part: int
     cuts: list[tuple[str, int]] = field(default_factory=list)
@@ -49,6 +52,60 @@ def scopes(text: str, places: Sequence[int]) -> list[tuple[Window | Turn, ...]]:
     return [_whens(*home) for home in homes]
 
 
+class Edit(NamedTuple):
+    """A bracket of prompt editing or alternation in a text, from `start` to `end`; `pieces` are its alternatives."""
+
+    start: int
+    end: int
+    pieces: tuple[tuple[int, int], ...]
+
+
+def edits(text: str) -> list[Edit]:
+    """Return the brackets that say when text takes part, the inner ones first."""
+    found: list[Edit] = []
+    top: _Bracket | None = None
+    for match in _TOKEN.finditer(text):
+        before, top = top, _after(top, match[0], match.start(), text)
+        if before is not None and before.whens and match[0] == "]" and before is not top:
+            cuts = [place for _, place in before.cuts]
+            ends = [*cuts, *([match.start()] if before.cuts[0][0] == "|" else [])]
+            starts = [before.start + 1, *(cut + 1 for cut in cuts)]
+            found.append(Edit(before.start, match.end(), tuple(zip(starts, ends, strict=False))))
+    return found
+
+
+def without_edits(text: str, places: Sequence[int]) -> tuple[str, list[Edit]]:
+    """Return the text without the brackets that only say when the tags at `places` act, and the other brackets.
+
+    For who paints a prompt as one text: a bracket with text in it is left as it is.
+    """
+    gone: list[tuple[int, int]] = []
+    others: list[Edit] = []
+    for edit in edits(text):
+        first = len(gone)
+        while first and gone[first - 1][0] > edit.start:
+            first -= 1
+        inner = gone[first:]
+        words = "".join(_without(text, piece, inner) for piece in edit.pieces)
+        at = bisect_right(places, edit.start)
+        if at < len(places) and places[at] < edit.end and not _HOLLOW.sub("", words).strip():
+            gone[first:] = [(edit.start, edit.end)]
+        else:
+            others.append(edit)
+    return _without(text, (0, len(text)), gone), others
+
+
+def _without(text: str, span: tuple[int, int], gone: Sequence[tuple[int, int]]) -> str:
+    """Return the text of a span without the spans in it that are gone, which are in order."""
+    start, end = span
+    kept = []
+    for first, last in gone:
+        if start <= first and last <= end:
+            kept.append(text[start:first])
+            start = last
+    return "".join([*kept, text[start:end]])
+
+
 def parts(text: str, places: Sequence[int]) -> list[int | None]:
     """Return the number of the part that each place stands in; None where the text has no AND."""
     ends = [match.end() for match in _AND.finditer(text)]
@@ -58,7 +115,7 @@ def parts(text: str, places: Sequence[int]) -> list[int | None]:
 def _after(top: _Bracket | None, token: str, place: int, text: str) -> _Bracket | None:
     """Return the innermost bracket that is open after a token."""
     if token in "[(":
-        return _Bracket(token, top, len(top.cuts) if top else 0)
+        return _Bracket(token, place, top, len(top.cuts) if top else 0)
     if top is None or token[0] == "\\":
         return top
     if token in ":|":

@@ -34,12 +34,24 @@ _KINDS = ("lora", "lyco", "loractl")
 _OPENER = re.compile(r"<\s*(?:lora|lyco|loractl)\s*[:>]", re.IGNORECASE)
 # Text that was meant as a LoRA tag: blanks, the word, what follows, and the ">" if it is there.
 _MEANT = re.compile(r"<(\s*)(lora|lyco|loractl)\b([^<>]*)(>?)", re.IGNORECASE)
+# Text that was meant as a LoRA tag and has other brackets: full-width ones, HTML's, curly ones, half of them, or those
+# of another program. A name and a number, since "lora: ink" may be meant as words.
+_ELSEWHERE = re.compile(
+    r"(?:＜|&lt;|\{|(?<![<\w]))\s{0,2}(?:lora|lyco)\s{0,2}[:：]\s{0,2}"
+    r"([^<>＜＞{}&:：,\n]{1,200})[:：]\s*([-+]?[\d.]{1,20})\s{0,2}(?:＞|&gt;|\}|>)"
+    r"|\bwithLora\(\s*([^(),\n]{1,200}?)\s*(?:,\s*([-+]?[\d.]+)\s*)?\)",
+    re.IGNORECASE,
+)
+_BETWEEN = str.maketrans({"：": ":", "；": ";", "＝": "="})  # what keyboards put in the place of what is between fields
 # How far a tag without ">" was meant to go: a name may have blanks in it if a colon follows, what stands last may not.
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
 _ORDER = {argument.name: index for index, argument in enumerate(ARGUMENTS)}
 _IDLE = frozenset({"curve", "soft", "x"})  # arguments that act on others
 _TEXTS = ("mask",)  # arguments whose text may be quoted in the native dialect
+# What other programs call an argument, and what people call the first one.
+_ELSEWHERE_CALLED = {"clip": "te", "tenc": "te", "text_encoder": "te", "model": "unet", "rank": "dyn", "blocks": "lbw"}
+_STRENGTHS = frozenset({"weight", "strength", "scale", "multiplier", "alpha", "s"})
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 
 
@@ -111,7 +123,8 @@ class _Reader:
         text = "".join(self.text)
         tags = tuple(self.in_scope(text))
         self.diagnostics.sort(key=lambda diagnostic: diagnostic.span)
-        return Prompt(self.source, text, tags, tuple(self.others), tuple(self.diagnostics), self.dialect, self.scope)
+        others, diagnostics, places = tuple(self.others), tuple(self.diagnostics), tuple(self.places)
+        return Prompt(self.source, text, tags, others, diagnostics, self.dialect, self.scope, places)
 
     def in_scope(self, text: str) -> Iterator[LoraTag]:
         """Yield the tags with the conditions that the text around them makes, if the scope is that of the text."""
@@ -138,7 +151,9 @@ class _Reader:
 
     def read_text(self, start: int, end: int) -> None:
         """Say which parts of what is no tag were plainly meant as one, and why they are none."""
+        noted = start
         for match in _MEANT.finditer(self.source, start, end):
+            noted = match.end()
             blank, word, rest, closed = match.groups()
             rest = rest.lstrip()
             if self.dialect == "native" and self.source[: match.start()].endswith("\\"):
@@ -147,7 +162,8 @@ class _Reader:
                 if rest.startswith(":"):
                     self.note_unclosed(match.start(), match.end(), "so it is not a tag")
                 continue
-            fields = rest.removeprefix(":").strip()
+            fields = rest.translate(_BETWEEN).lstrip(":;= ").strip()
+            fields = fields if ":" in fields else fields.replace(";", ":")
             hint = f"write <{word.lower()}:{visible(fields)}>"
             if not fields:
                 why, hint = "it has no name", "write <lora:NAME:0.7>"
@@ -158,6 +174,16 @@ class _Reader:
             else:
                 why = f"there is a blank after {quote('<' if blank else word)}"
             self.note("warning", match.span(), f"{quote(match[0])} is not a tag: {why}", hint)
+
+        if noted == start:
+            self.read_other_brackets(start, end)
+
+    def read_other_brackets(self, start: int, end: int) -> None:
+        """Say what in a text without any "<lora" was plainly meant as a tag."""
+        for match in _ELSEWHERE.finditer(self.source, start, end):
+            name, strength = (match[1], match[2]) if match[1] else (match[3], match[4] or "1")
+            message = f'{quote(match[0].strip())} is not a tag, which begins with "<" and ends with ">"'
+            self.note("warning", match.span(), message, f"write <lora:{visible(name.strip())}:{strength}>")
 
     def note_unclosed(self, start: int, end: int, consequence: str) -> None:
         """Say that the tag from `start` has no ">" before `end`, at the place where it was meant to be."""
@@ -209,7 +235,8 @@ class _Reader:
         """Add the tag from `start` to `end`, or say why it is dropped."""
         kind = self.kind(start)
         body = start + 1 + len(kind)
-        fields = [_moved(field, body) for field in split_fields(self.source[body : end - 1], self.dialect)]
+        split = [_moved(field, body) for field in split_fields(self.source[body : end - 1], self.dialect)]
+        fields = split if self.dialect == "native" else [*self.with_whole_paths(split)]
         unkeyed, given = self.sort_fields(fields)
         name = self.read_name(unkeyed[0] if unkeyed else (body + 1, body + 1))
         by_position = self.by_position(unkeyed[1:])
@@ -236,6 +263,16 @@ class _Reader:
             strengths = {one.argument.name: one for one in by_position if one.argument.name in ("te", "unet")}
             if len(strengths) == 2 and all(one.argument.name not in strengths for one in given):
                 self.note_order(strengths["te"], strengths["unet"])
+
+    def with_whole_paths(self, fields: list[Field]) -> Iterator[Field]:
+        """Yield the fields, a path with a colon of its own in one: mask=C:/x.png, or mask="a:b.png" in quotes."""
+        waiting = list(reversed(fields))
+        while waiting:
+            field = waiting.pop()
+            if field.key is not None and field.key.strip() in _TEXTS:
+                while waiting and _goes_on(self.source[field.value_start : field.end], self.source, waiting[-1]):
+                    field = field._replace(end=waiting.pop().end)
+            yield field
 
     def note_order(self, te: _Given, unet: _Given) -> None:
         """Say which of two strengths without a key is which."""
@@ -290,8 +327,10 @@ class _Reader:
             hint = "blocks are BASE, IN00-IN11, M00, OUT00-OUT11; of Flux CLIP, T5, IN, D00-D18, S00-S37, OUT"
             self.note("warning", span, f"{misfit}; this field is ignored", hint)
             return None
-        near = _nearest(key, tuple(BY_NAME))
+        near = _ELSEWHERE_CALLED.get(key.lower()) or _nearest(key, tuple(BY_NAME))
         hint = f"did you mean {near}=?" if near else f"arguments are {_known_keys()}"
+        if key.lower() in _STRENGTHS:
+            hint = "a strength stands without a key, as in <lora:NAME:0.7>"
         self.note("warning", span, f"there is no argument {quote(key + '=')}; it is ignored", hint)
         return None
 
@@ -335,6 +374,13 @@ class _Reader:
         """Return a name without the blanks around it; in the native dialect those inside of quotes are kept."""
         return unquoted(text.strip()) if self.dialect == "native" else text.strip()
 
+    def unquoted_text(self, text: str) -> str:
+        """Return a field's text; outside of the native dialect quotes count only around all of it."""
+        if self.dialect == "native":
+            return self.unquoted(text)
+        plain = text.strip()
+        return plain[1:-1] if len(plain) > 1 and plain[0] == plain[-1] == '"' else plain
+
     def read_values(self, start: int, end: int, given: list[_Given]) -> dict[str, Any] | None:
         """Return the values by the names of their arguments, what is given later going first.
 
@@ -344,7 +390,7 @@ class _Reader:
         reading = Reading(self.presets)
         good = True
         for argument, text, span in sorted(given, key=_rank) if len(given) > 1 else given:
-            written = self.unquoted(text) if argument.name in _TEXTS else text
+            written = self.unquoted_text(text) if argument.name in _TEXTS else text
             try:
                 reading.values[argument.name] = argument.read(written, reading)
             except BadValueError as error:
@@ -397,6 +443,14 @@ def _rank(given: _Given) -> int:
 
 def _within(span: Span, inner: Span | None) -> Span:
     return span if inner is None else (span[0] + inner[0], span[0] + inner[1])
+
+
+def _goes_on(written: str, source: str, following: Field) -> bool:
+    """Return whether a path goes on behind the colon that has ended its field."""
+    plain = written.strip()
+    if plain.startswith('"'):
+        return len(plain) == 1 or not plain.endswith('"')
+    return len(plain) == 1 and plain.isalpha() and source.startswith(("\\", "/"), following.start)
 
 
 def _moved(field: Field, by: int) -> Field:

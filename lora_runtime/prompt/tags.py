@@ -6,7 +6,7 @@ units, as the text areas of browsers do. An empty span marks the place where som
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_runtime.prompt.block_weights import BlockWeights
@@ -95,8 +95,8 @@ class OtherTag:
 class Prompt:
     """A prompt as written (`source`), the text without its tags (`text`), the tags, and what there is to say.
 
-    Tags and diagnostics stand in the order of their places in `source`. `str(prompt)` is the clean text. `dialect` and
-    `scope` are how the source was read.
+    Tags and diagnostics stand in the order of their places in `source`. `str(prompt)` is the clean text, and
+    `tag_places` are the places of the tags in it. `dialect` and `scope` are how the source was read.
     """
 
     source: str
@@ -106,6 +106,7 @@ class Prompt:
     diagnostics: tuple[Diagnostic, ...] = ()
     dialect: Dialect = "a1111"
     scope: Scope = "all"
+    tag_places: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text

@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.tags import Severity, Span
 
+# Signs that keyboards and text programs put in the place of a minus, a point and a plus.
+_SIGNS = str.maketrans(
+    {**dict.fromkeys("−–—‐‑‒﹣－", "-"), **dict.fromkeys("．。·٫", "."), "＋": "+", "，": ",", "％": "%"}
+)
+
 
 class BadValueError(ValueError):
     """A field cannot be read: `.reason` completes a sentence that begins with the argument's noun; `.hint` may help.
@@ -73,11 +78,16 @@ def _number_hint(text: str) -> str:
         return "write a number such as 0.7"
     percent = parse_float(text[:-1]) if text.endswith("%") else None
     if percent is not None and math.isfinite(percent):
-        return f"write {percent / 100!r}"
-    for near in (text.replace("_", ""), text.replace(",", "."), text.rstrip(")]}.,;'\"")):
+        return f"write {percent / 100:.6g}"
+    if text.startswith(("{", "$", "__")):
+        return "an extension fills this in before the prompt is read here; write a number such as 0.7"
+    plain = text.translate(_SIGNS)
+    for near in (plain, plain.replace("_", ""), plain.replace(",", "."), plain.strip("()[]{}.,;'\"")):
         value = parse_float(near)
         if value is not None and math.isfinite(value):
             return f"write {near.strip()}"
+    if (fraction := re.fullmatch(r"(\d{1,6})\s*[/÷]\s*([1-9]\d{0,5})", plain)) is not None:
+        return f"write {int(fraction[1]) / int(fraction[2]):.6g}"
     number, *rest = re.split(r"\s", text, maxsplit=1)
     if rest and parse_float(number) is not None:
         return f'if the tag ends after {quote(number)}, write ">" there'

@@ -90,11 +90,16 @@ def condition_fields(tag: LoraTag, *, dialect: Dialect = "a1111") -> Iterator[st
     region = tag.conditions.region
     if region is not None:
         if region.mask is not None:
-            yield f"mask={quoted(region.mask) if dialect == 'native' else region.mask}"
+            yield f"mask={quoted(region.mask) if dialect == 'native' else _path(region.mask)}"
         if region.box is not None:
             yield f"box={','.join(map(number, region.box))}"
         if region.soft:
             yield f"soft={number(region.soft)}"
+
+
+def _path(text: str) -> str:
+    """Return a file's name, in quotes where a colon in it would end the field."""
+    return f'"{text}"' if ":" in text and '"' not in text else text
 
 
 def _hires_fields(conditions: Conditions) -> Iterator[str]:

@@ -20,14 +20,17 @@ class Route:
     """How adapters act on one parameter, and why they are not merged into it.
 
     `base` gives W₀ of a parameter whose own data is not W₀: a dense floating-point tensor in the shape of the layer.
+    `remedy` is what to do where an adapter cannot act beside the module either.
     """
 
     kind: Literal["merged", "beside", "refused"]
     reason: str = ""
     base: Callable[[], Tensor] | None = None
+    remedy: str = ""
 
 
 MERGED = Route("merged")
+_WHOLE = "use enable_model_cpu_offload instead"
 
 
 def route_of(module: nn.Module, name: str, facts: Facts, precise: Tensor | None = None) -> Route:
@@ -41,16 +44,17 @@ def route_of(module: nn.Module, name: str, facts: Facts, precise: Tensor | None 
         return _computed(module, name)
     kept = facts.kept(module, name)
     if kept is not None:
-        return Route("beside", "kept elsewhere between two calls by an offloader", _base_of(module, name, kept))
+        base = _base_of(module, name, kept)
+        return Route("beside", "kept elsewhere between two calls by an offloader", base, _WHOLE)
     if parameter.is_meta:
-        return Route("beside", "offloaded piece by piece (meta device)")
+        return Route("beside", "offloaded piece by piece (meta device)", None, _WHOLE)
     stored = how_stored(parameter)
     if stored == "DTensor":
         return Route("refused", "for a weight that is sharded over devices (DTensor): apply before it is sharded")
     if stored is not None:
         if precise is not None and precise.shape == parameter.shape:
             return MERGED
-        return Route("beside", f"stored as {stored}", _base_of(module, name))
+        return Route("beside", f"stored as {stored}", _base_of(module, name), "load it in 16 bits instead")
     if scale_of(module, name) is not None and not _is_fp8_layer_of_full_precision(module):
         return Route("beside", "scaled by a number beside it", _base_of(module, name))
     others = facts.owners(parameter)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import lora_runtime
 from lora_runtime.adapters import ALGORITHMS, Algorithm, Pending, companion, split_key
 from lora_runtime.adapters.pending import PENDING
+from lora_runtime.header import Header, TensorInfo
+from lora_runtime.key_endings import ENDINGS, KNOWN_ONLY
+from lora_runtime.metadata import algorithms
 
 # Written from the formats' descriptions: (key, stem, role).
 KEYS = [
@@ -32,6 +39,15 @@ KEYS = [
     ("unet.x.lora_B.default.bias", "unet.x", "bias"),
     ("lora_unet_x.lora_up.bias", "lora_unet_x", "bias"),
     ("lora_unet_x.bias_indices", "lora_unet_x", "bias_indices"),
+    # As one trainer or another writes them.
+    ("x.to_q.lora_down.default.weight", "x.to_q", "down"),
+    ("x.to_q.lora_A.my.v1.weight", "x.to_q", "down"),
+    ("x.to_q.lora_B.my.v1.weight", "x.to_q", "up"),
+    ("x.to_q.lora_layer.up.weight", "x.to_q", "up"),
+    ("x.to_q.lora_a.weight", "x.to_q", "down"),
+    ("x.to_q.lora_b.weight", "x.to_q", "up"),
+    ("x.to_q.lora.A.weight", "x.to_q", "down"),
+    ("x.to_q.lora_up", "x.to_q", "up"),
     ("lora_unet_x.hada_w1_a", "lora_unet_x", "w1_a"),
     ("lora_unet_x.hada_t2", "lora_unet_x", "t2"),
     ("lora_unet_x.lokr_w1", "lora_unet_x", "w1"),
@@ -85,7 +101,6 @@ def test_a_key_is_a_stem_and_a_role(key: str, stem: str, role: str) -> None:
         ("unet.x.psoft_R.weight", "PSOFT"),
         ("lora_unet_x.lambda_layer", "T-LoRA"),
         ("lora_unet_x.lokr_t1", "LoKr with a core on its first factor"),
-        ("transformer_blocks.0.attn.to_q.lora_down", "Nunchaku's packed LoRA"),
         ("unet:0:up", "cloneofsimo's LoRA"),
         ("text_encoder:11:down", "cloneofsimo's LoRA"),
     ],
@@ -144,3 +159,36 @@ def test_two_adapters_of_one_module_stay_apart() -> None:
 def test_no_ending_is_owned_twice() -> None:
     endings = [ending for algorithm in ALGORITHMS for ending in algorithm.endings]
     assert len(endings) == len(set(endings))
+
+
+# Said once more where an algorithm looks at the ending itself.
+SAID_AGAIN = {".diff_m", ".key_norm.scale", ".query_norm.scale", ".lora_up"}
+
+
+def test_endings_are_listed_once() -> None:
+    assert {algorithm.name for algorithm in ALGORITHMS} == set(ENDINGS)
+    assert all(algorithm.endings is ENDINGS[algorithm.name] for algorithm in ALGORITHMS)
+    endings = [ending for group in (*ENDINGS.values(), *KNOWN_ONLY.values()) for ending in group]
+    assert len(endings) == len(set(endings))
+    package = Path(lora_runtime.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name == "key_endings.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        again = {text for text in said if text in endings or (f".{text}" in endings and text.count("_") > 1)}
+        assert again <= SAID_AGAIN, path
+
+
+@pytest.mark.parametrize(
+    ("ending", "name"), [(ending, name) for name, group in ENDINGS.items() for ending in group], ids=str
+)
+def test_what_a_file_is_called_is_told_by_the_same_endings(ending: str, name: str) -> None:
+    """The description and the adapters must not know different algorithms."""
+    parts = split_key(f"blocks.0.to_q{ending}")
+    assert parts is not None
+    assert isinstance(parts.owner, Algorithm)
+    assert parts.owner.name == name
+    found, _ = algorithms(Header(Path("x"), 0, {}, {f"blocks.0.to_q{ending}": TensorInfo("F32", (2, 2))}))
+    once = parts.role in parts.owner.of_file
+    assert len(found) == (0 if once else 1)

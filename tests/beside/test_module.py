@@ -174,7 +174,7 @@ class Beside:
         self.stage = Stage()
         if call is not None:
             self.stage.begin(call)
-        self.detach = attach(module, self.stage, terms, Patcher())
+        self.detach = attach(module, self.stage, terms, Patcher()).detach
 
     def __enter__(self) -> Stage:
         return self.stage
@@ -425,18 +425,20 @@ def test_rows_of_a_batch_are_what_they_are_alone(layer: str, kinds: Sequence[Any
         close(got[index : index + 1], alone(inputs[index : index + 1].double()))
 
 
-def test_a_batch_that_is_no_multiple_of_the_rows_counts_as_the_first_and_says_so(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("rows", [(Row(0), Row(1)), ()])
+def test_rows_that_cannot_be_told_get_nothing_of_what_is_for_some_and_it_says_so(
+    rows: tuple[Row, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     module, inputs = nn.Linear(8, 12).requires_grad_(False), rand(5, 8)
-    terms = [LiveTerm(lora(module.weight.shape), at(images=frozenset({0})))]
-    with Beside(module, Call(rows=(Row(0), Row(1))), weight=terms):
+    for_some, for_all = (LiveTerm(low_rank(module.weight.shape, seed=seed), s) for seed, s in enumerate([
+        at(images=frozenset({0})), at(0.5)
+    ]))  # fmt: skip
+    with Beside(module, Call(rows=rows), weight=[for_some, for_all]):
         got = module(inputs)
         module(inputs)
-    close(got, merged(module, weight=terms)(inputs.double()))
-    assert [record.message for record in caplog.records] == [
-        "a batch of 5 is no multiple of the 2 rows that are known; the first row counts"
-    ]
+    close(got, merged(module, 0.5, weight=[for_all])(inputs.double()))
+    assert len(caplog.records) == 1
+    assert "left out" in caplog.records[0].message
 
 
 @pytest.mark.parametrize("kind", [lora, full])
@@ -460,7 +462,7 @@ LEFT = Place((0.0, 0.0, 0.5, 1.0))
 def test_a_region_of_pixels_is_the_change_times_the_mask(kind: Callable[..., Adapter]) -> None:
     module, inputs = nn.Conv2d(8, 12, 3, padding=1).requires_grad_(False), rand(2, 8, 6, 8)
     terms = [LiveTerm(kind(module.weight.shape), at(place=LEFT)), LiveTerm(low_rank(module.weight.shape), at(0.5))]
-    with Beside(module, weight=terms):
+    with Beside(module, Call(grid=(6, 8)), weight=terms):
         got = module(inputs)
     change = merged(module, weight=terms[:1])(inputs.double()) - bare(module)(inputs.double())
     change[..., 4:] = 0
@@ -700,9 +702,9 @@ def test_a_module_in_the_place_of_another_with_its_id_is_not_taken_for_it() -> N
     live, patcher = Live(), Patcher()
     module = nn.Linear(8, 12)
     live.apply([live_on(module, lora(module.weight.shape))], patcher)
-    (attached,) = live._attached.values()
+    (attached,) = live._known.values()
     other = nn.Linear(8, 12)
-    live._attached = {id(other): attached}  # as if `module` had gone and `other` got its id
+    live._known = {id(other): attached}  # as if `module` had gone and `other` got its id
     live.apply([live_on(other, lora(module.weight.shape))], patcher)
     assert len(hooks(other)) == 1
     assert not hooks(module)

@@ -14,7 +14,7 @@ from commands import Command
 import lora_runtime
 from lora_runtime import cli
 from lora_runtime.cli import console
-from lora_runtime.cli.console import human_size, one_line, printable, span_of, table
+from lora_runtime.cli.console import CommandError, human_size, needs_extra, one_line, printable, span_of, table
 
 
 def run_module(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
@@ -157,3 +157,18 @@ class TestText:
         monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", "50")
         assert len(table(("name",), [("a" * 400,)]).splitlines()[1]) == 50
+
+
+def test_packages_that_do_not_fit_together_are_one_line() -> None:
+    """diffusers imports lazily, and makes a RuntimeError of what peft raises."""
+    with pytest.raises(CommandError) as caught, needs_extra():
+        try:
+            raise ImportError("cannot import name 'EncoderDecoderCache'\nfrom 'transformers'")
+        except ImportError as error:
+            raise RuntimeError("Failed to import diffusers.loaders.peft") from error
+    assert str(caught.value) == (
+        "the installed packages do not fit together: Failed to import diffusers.loaders.peft; run, in a copy of the "
+        'project: python -m pip install ".[demo]"'
+    )
+    with pytest.raises(RuntimeError, match="another matter"), needs_extra():
+        raise RuntimeError("another matter")

@@ -143,7 +143,7 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = command("plot", "<lora:ink>", "--out", tmp_path / "a.png")
     assert result.status == 2
-    assert result.err.endswith('is not installed; run: pip install "lora-runtime[plot]"\n')
+    assert result.err.endswith('is not installed; run, in a copy of the project: python -m pip install ".[plot]"\n')
 
 
 class Figure:

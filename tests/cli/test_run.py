@@ -168,7 +168,8 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert paint("a").err.endswith(
-        'lora-runtime: error: diffusers is not installed; run: pip install "lora-runtime[demo]"\n'
+        "lora-runtime: error: diffusers is not installed; run, in a copy of the project: "
+        'python -m pip install ".[demo]"\n'
     )
 
 
@@ -214,7 +215,10 @@ class TestDemo:
             builtins.__import__("a_package_that_nobody_has")
 
         self.replace_sheet(monkeypatch, main)
-        assert "a_package_that_nobody_has is not installed; run: pip install" in command("demo").err
+        assert (
+            "a_package_that_nobody_has is not installed; run, in a copy of the project: python -m pip install"
+            in command("demo").err
+        )
 
     def test_a_missing_part_of_the_library_itself_is_a_bug_and_not_hidden(
         self, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -21,13 +21,18 @@ from diffusers.loaders import lora_pipeline, single_file_utils
 from torch import Tensor, nn
 
 from lora_runtime.dialects import Dialect, normalise
+from lora_runtime.dialects.ace_step import ACE_STEP
 from lora_runtime.dialects.cosmos import COSMOS
+from lora_runtime.dialects.flux_3 import FLUX_3
 from lora_runtime.dialects.hunyuan import HUNYUAN_VIDEO
+from lora_runtime.dialects.ideogram import IDEOGRAM
+from lora_runtime.dialects.krea import KREA
 from lora_runtime.dialects.ltx import LTX
 from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
+from lora_runtime.dialects.minimax import MINIMAX
 from lora_runtime.dialects.mochi import MOCHI
-from lora_runtime.dialects.newer import ACE_STEP, FLUX_3, IDEOGRAM, KREA, MINIMAX, QWEN_IMAGE
 from lora_runtime.dialects.pixart import SANA
+from lora_runtime.dialects.qwen_image import QWEN_IMAGE
 from lora_runtime.dialects.wan import WAN
 
 State = dict[str, Tensor]

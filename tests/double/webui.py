@@ -255,6 +255,18 @@ class WebUI:
         self.module("script_callbacks").infotext_pasted_callback("", found)
         return found
 
+    def replay(self, done: Any) -> Any:
+        """Paint again what a picture's parameters say: its settings go into the job as far as they differ."""
+        written = {name: str(value) for name, value in done.extra_generation_params.items() if name != "LoRA notices"}
+        fields = self.paste(done.p.all_prompts[0], Steps="4", Negative_prompt=done.p.all_negative_prompts[0], **written)
+        labels = self.options.data_labels
+        overrides = {
+            key: fields[option.infotext]
+            for key, option in labels.items()
+            if option.infotext in fields and fields[option.infotext] != getattr(self.options, key)
+        }
+        return self.generate(fields["Prompt"], negative_prompt=fields["Negative prompt"], override_settings=overrides)
+
     def owner(self, tag: str) -> Any:
         """Return who owns a tag."""
         networks = self.module("extra_networks")

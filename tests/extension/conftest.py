@@ -54,15 +54,21 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def start(tmp_path: Path, _quick: None) -> Iterator[Callable[..., WebUI]]:
-    """Return a function that starts the double, once in a test, with what `WebUI` takes and `arguments`."""
+    """Return a function that starts the double, once in a test, with what `WebUI` takes and `arguments`.
+
+    `prepare` is called before, in the process that the double starts in.
+    """
     from contextlib import ExitStack
 
     from double.webui import WebUI, process
 
     with ExitStack() as stack:
 
-        def begin(*, arguments: tuple[str, ...] = (), **given: Any) -> WebUI:
+        def begin(
+            *, arguments: tuple[str, ...] = (), prepare: Callable[[], None] = lambda: None, **given: Any
+        ) -> WebUI:
             stack.enter_context(process(arguments))
+            prepare()
             return WebUI(tmp_path, **given)
 
         yield begin

@@ -135,10 +135,10 @@ def test_the_buttons_find_their_card_as_the_webui_looks_for_it() -> None:
 
 def test_folders_become_buttons_after_one_for_all() -> None:
     reader = Reader(cards.dirs_html({"style": 2, "style/wet": 1}, 5))
-    assert reader.text == "allstyle/style/wet/"
+    assert reader.text.split("\n") == ["all", "style/", "style/wet/"]  # a gap between them
     assert [attrs["data-folder"] for _, attrs in reader.elements] == ["", "style", "style/wet"]
     assert cards.dirs_html({}, 5) == ""
-    assert Reader(cards.dirs_html({"style": 2}, 5, slash=True)).text == "all/style/"
+    assert Reader(cards.dirs_html({"style": 2}, 5, slash=True)).text == "all\n/style/"
 
 
 def test_a_tree_has_each_folder_in_its_own() -> None:
@@ -160,3 +160,19 @@ def test_what_cannot_be_used_is_counted() -> None:
     assert "1 file cannot be used" in cards.refused_html([("old.pt", "a pickle")])
     many = cards.refused_html([(f"{n}.pt", "a pickle") for n in range(1200)])
     assert "1,200 files cannot be used" in many and "and 1,100 more" in many
+
+
+def test_a_card_has_the_terms_that_the_program_s_own_cards_have() -> None:
+    """By which other extensions find the file of a card."""
+    html = cards.card_html(card(terms=("Lora/style/ink.safetensors", "0123456789ab", EVIL[1])), LOOK)
+    read = Reader(html)
+    assert len([attrs for _, attrs in read.elements if attrs.get("class") == "hidden search_terms"]) == 3
+    assert "Lora/style/ink.safetensors0123456789ab" in read.text
+
+
+def test_a_search_that_finds_nothing_says_so() -> None:
+    for text in EVIL:
+        read = Reader(cards.nothing_found_html(text, text))
+        assert [name for name, _ in read.elements] == ["div"]
+        assert read.text == f"Nothing found for “{text.strip()}” in {text}."
+    assert "Nothing found." in cards.nothing_found_html(" ", "")

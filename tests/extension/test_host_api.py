@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,23 @@ def test_a_file_that_is_damaged_since_is_listed_without_metadata(webui: WebUI, i
     client.get("/sdapi/v1/loras")
     ink.path.write_bytes(b"gone")
     assert client.get("/sdapi/v1/loras").json()[0]["metadata"] == {}
+
+
+def test_a_search_that_finds_nothing_is_answered_in_words(webui: WebUI, ink: loras.File, client: Any) -> None:
+    found = client.get("/lora-runtime/cards", params={"q": "nobody"}).json()
+    assert found["total"] == 0
+    assert "Nothing found for “nobody”" in found["html"]
+    assert "Nothing found" not in client.get("/lora-runtime/cards").json()["html"]
+
+
+def test_cards_follow_the_chosen_checkpoint_and_not_the_refiner(start: Callable[..., WebUI]) -> None:
+    webui = start(checkpoint="a", options={"sd_checkpoints_limit": 2})
+    loras.write(webui.loras / "ink.safetensors", plain(), metadata={"ss_base_model_version": "sd_v1"})
+    webui.generate("a", refiner_checkpoint="sdxl")
+    assert webui.model.sd_checkpoint_info.name == "sdxl"
+    assert "lora-runtime-other" not in webui.client().get("/lora-runtime/cards").json()["html"]
+    webui.choose_checkpoint("sdxl")
+    assert "lora-runtime-other" in webui.client().get("/lora-runtime/cards").json()["html"]
 
 
 # --- explain ---

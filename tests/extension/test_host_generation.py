@@ -254,3 +254,68 @@ def test_no_more_files_stay_in_memory_than_the_settings_say(
     assert read == ["f0", "f1", "f2", "f3", *again]
     done = webui.generate("a <lora:f0:0.1> <lora:f1:0.1> <lora:f2:0.1>")  # those of one picture always have room
     assert wrong(done.passes[0].weights, *((file, 0.1) for file in files[:3])) == []
+
+
+# --- settings that change the picture ---
+
+ACTING, EDITED = "apply to the negative side", "while its words are in the prompt"
+
+
+def effective(done: Any) -> list[list[torch.Tensor]]:
+    return done.passes[0].effective
+
+
+def equal(one: Any, other: Any) -> bool:
+    pairs = zip(effective(one), effective(other), strict=True)
+    same = all(torch.equal(a, b) for rows, others in pairs for a, b in zip(rows, others, strict=True))
+    texts = [[c.text for parts in done.passes[0].conditioning.batch for c in parts] for done in (one, other)]
+    return same and texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "field"),
+    [
+        ("lora_runtime_negative_tags", ACTING, "LoRA negative tags"),
+        ("lora_runtime_scope", EDITED, "LoRA scope"),
+        ("sd_lora", "wash", "LoRA always on"),
+    ],
+)
+@pytest.mark.parametrize("direction", ["then on", "now on"])
+def test_a_picture_is_painted_again_as_it_was_whatever_the_settings_are_now(
+    webui: WebUI, ink: loras.File, setting: str, value: str, field: str, direction: str
+) -> None:
+    loras.write(webui.loras / "wash.safetensors", plain(), seed=5)
+    usual = getattr(webui.options, setting)
+    then, now = (value, usual) if direction == "then on" else (usual, value)
+    job = {"negative_prompt": "bad <lora:wash:0.5>"} if "negative" in setting else {}
+    prompt = "a [<lora:ink:1>wet:dry:0.5]"
+    setattr(webui.options, setting, then)
+    first = webui.generate(prompt, **job)
+    assert first.extra_generation_params.get(field) == (then if then == value else None)
+    setattr(webui.options, setting, now)
+    assert not equal(webui.generate(prompt, **job), first)
+    again = webui.replay(first)
+    assert equal(again, first)
+    assert getattr(webui.options, setting) == now
+
+
+def test_settings_are_not_written_beside_pictures_without_a_lora(webui: WebUI, ink: loras.File) -> None:
+    webui.options.lora_runtime_scope = EDITED
+    assert webui.generate("a").extra_generation_params == {}
+    assert "LoRA scope" in webui.generate("a <lora:ink>").extra_generation_params
+
+
+def test_a_pasted_prompt_alone_changes_no_setting(webui: WebUI) -> None:
+    webui.options.sd_lora = "ink"
+    assert "LoRA always on" not in webui.paste("a <lora:ink:1>")
+
+
+def test_frozen_settings_are_read_and_never_set(webui: WebUI, ink: loras.File) -> None:
+    webui.module("shared").cmd_opts.freeze_settings = True
+    before = dict(webui.options.data)
+    done = webui.generate("a <lora:ink:0.5>")
+    assert loras.differences(done.passes[0].weights, plain(), loras.patched(plain(), [(ink, 0.5)])) == []
+    webui.reload_ui()
+    webui.replay(done)
+    assert webui.options.data == before
+    assert webui.errors == []

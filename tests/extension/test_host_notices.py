@@ -145,6 +145,19 @@ def _raises(*_: Any, **__: Any) -> Any:
     raise ValueError("no embedding")
 
 
+@pytest.mark.parametrize(
+    ("written", "applied", "severity"),
+    [("4", 4.0, None), ("7", 7.0, "note"), ("-7", -7.0, "note"), ("1e3", 0.0, "error"), ("0@0,500@1", 0.0, "error")],
+)
+def test_a_strength_that_can_hardly_be_meant_is_said(
+    webui: WebUI, ink: loras.File, written: str, applied: float, severity: str | None
+) -> None:
+    done = webui.generate(f"a <lora:ink:{written}>")
+    said = [comment for comment in done.comments if "a strength of" in comment]
+    assert [comment.split()[1] for comment in said] == ([f"{severity}:"] if severity else [])
+    assert shows(webui, ink, applied) if applied else webui.changed(done.passes[0].weights) == []
+
+
 # --- prompts that ask for what the program cannot do ---
 
 

@@ -154,6 +154,106 @@ def the_builtin_owns_everything(webui: WebUI) -> None:
     assert webui.errors == []
 
 
+def raise_for_ours(module: str, function: str) -> None:
+    """Make one of the program's functions fail in the middle of what our extension does with it."""
+    import importlib
+
+    place = importlib.import_module(f"modules.{module}")
+    original = getattr(place, function)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        known = [str(getattr(thing, "__module__", "")) for arg in args for thing in (arg, type(arg))]
+        if any(name.startswith("lora_runtime_webui_extension") for name in known):
+            raise RuntimeError(f"{function} is broken")
+        return result
+
+    setattr(place, function, broken)
+
+
+FAULTS = {
+    "script_callbacks": (
+        "on_before_ui",
+        "on_app_started",
+        "on_infotext_pasted",
+        "on_script_unloaded",
+        "on_cfg_denoiser",
+    ),
+    "extra_networks": ("register_extra_network", "register_extra_network_alias"),
+    "ui_extra_networks": ("register_page",),
+}
+
+
+@pytest.mark.parametrize("order", ["after the built-in", "before the built-in"])
+@pytest.mark.parametrize("fault", [(module, name) for module in FAULTS for name in FAULTS[module]])
+def test_whichever_step_fails_all_others_are_undone(
+    start: Callable[..., WebUI], capsys: pytest.CaptureFixture[str], order: str, fault: tuple[str, str]
+) -> None:
+    webui = start(extensions=ORDERS[order], prepare=lambda: raise_for_ours(*fault))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[lora-runtime]" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("[lora-runtime] not started, the built-in Lora extension stays: RuntimeError: ")
+    reported = webui.module("errors").reported
+    assert all("[lora-runtime]" in message for message, _ in reported)
+    reported.clear()
+    assert "lora_runtime_scope" not in webui.module("shared").options_templates
+    the_builtin_owns_everything(webui)
+    assert webui.job.comments == {}
+    webui.build_ui()
+
+
+def hide_from_ours(name: str) -> None:
+    """Make a name of the program's as good as missing: for our extension, not for the program itself."""
+    import importlib
+
+    module = importlib.import_module("modules.script_callbacks")
+    source = Path(module.__file__ or "").read_text(encoding="utf-8")
+    exec(compile(source.replace(name, f"_{name}"), str(module.__file__), "exec"), vars(module))
+    delattr(module, name)
+
+
+def without_templates() -> None:
+    import importlib
+
+    pages = importlib.import_module("modules.ui_extra_networks")
+    made = pages.ExtraNetworksPage.__init__
+
+    def init(self: Any, title: str) -> None:
+        made(self, title)
+        del self.pane_content_tree_tpl, self.pane_content_dirs_tpl
+
+    pages.ExtraNetworksPage.__init__ = init
+
+
+def without_caching() -> None:
+    import importlib
+
+    del importlib.import_module("modules.processing").StableDiffusionProcessing.get_conds_with_caching
+
+
+@pytest.mark.parametrize(
+    ("prepare", "lacking"),
+    [
+        (lambda: hide_from_ours("ordered_callbacks_map"), "script_callbacks.ordered_callbacks_map"),
+        (without_templates, "pane_content_tree_tpl"),
+        (without_caching, "processing.StableDiffusionProcessing.get_conds_with_caching"),
+    ],
+    ids=["callbacks of 1.8", "pages of 1.8", "encoding"],
+)
+def test_an_older_version_keeps_its_builtin_and_is_told_which_serve(
+    start: Callable[..., WebUI], capsys: pytest.CaptureFixture[str], prepare: Callable[[], None], lacking: str
+) -> None:
+    webui = start(prepare=prepare)
+    [line] = capsys.readouterr().out.splitlines()
+    assert lacking in line
+    assert "1.9.4 and later" in line
+    assert type(webui.owner("lora")).__name__ == "Network"
+    assert webui.module("shared").options_templates["sd_lora"].label == "the built-in's"
+    assert not hasattr(webui.module("sd_models").reload_model_weights, "__wrapped__")
+    assert webui.errors == []
+    webui.build_ui()
+
+
 def test_in_a_forge_it_does_not_start(
     start: Callable[..., WebUI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +325,15 @@ def test_the_list_of_always_on_loras_has_the_files_and_can_be_refreshed(webui: W
     assert option.component_args() == {"choices": ["None", "ink"]}
 
 
+def test_one_click_keeps_the_builtin_from_being_loaded_and_one_more_brings_it_back(webui: WebUI) -> None:
+    webui.options.disabled_extensions = ["other"]
+    webui.options.set("lora_runtime_without_builtin", True)
+    assert webui.options.disabled_extensions == ["other", "Lora"]
+    webui.reload_ui()
+    webui.options.set("lora_runtime_without_builtin", False)
+    assert webui.options.disabled_extensions == ["other"]
+
+
 # --- folders ---
 
 
@@ -290,6 +399,26 @@ def test_an_axis_of_loras_offers_the_files_and_refuses_others(webui: WebUI) -> N
     axis.confirm(None, ["None", "ink"])
     with pytest.raises(RuntimeError, match='no LoRA named "imk"'):
         axis.confirm(None, ["imk"])
+
+
+@pytest.mark.parametrize("prompt", ["a", "a <lora:ink:0.9>"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_by_strength_has_each_lora_at_each_strength(webui: WebUI, prompt: str, turned: bool) -> None:
+    files = {
+        name: loras.write(webui.loras / f"{name}.safetensors", plain(), seed=len(name)) for name in ("ink", "wash")
+    }
+    strength, which = (next(axis for label, axis in axes(webui).items() if word in label) for word in ("Stre", "Which"))
+    values = strength.prepare("0, 0.5, 1")
+    strength.confirm(None, values)
+    for name in files:
+        for value in values:
+            job = webui.module("processing").StableDiffusionProcessing(prompt=prompt)
+            steps = [(which, name), (strength, value)]
+            for axis, chosen in reversed(steps) if turned else steps:
+                axis.apply(job, chosen, [])
+            done = webui.generate(job.prompt)
+            wanted = loras.patched(plain(), [(files[name], float(value))])
+            assert loras.differences(done.passes[0].weights, plain(), wanted) == []
 
 
 # --- the page ---

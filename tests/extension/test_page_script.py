@@ -145,3 +145,12 @@ def test_the_script_needs_nothing_that_a_browser_of_2018_lacks() -> None:
     text = SCRIPT.read_text("utf-8")
     for sign in ("?.", "??", "||=", "&&=", "replaceAll", "matchAll", "import ", "export "):
         assert sign not in text, sign
+
+
+def test_a_tag_is_found_in_either_case_and_with_signs_of_a_path_in_its_name() -> None:
+    assert click("a <LoRA:ink:1> b <LORA:ink>", INK) == ("a b", "")
+    odd = {**INK, "names": ["back\\slash"]}
+    assert click("a <lora:back\\slash:1>", odd) == ("a", "")
+    assert click("a <lora:style\\ink:1>", INK) == ("a", "")
+    blank = {**INK, "names": [" ink "]}
+    assert click("a <lora: ink :1>", blank) == ("a", "")

@@ -442,3 +442,15 @@ def test_others_ask_for_names_while_a_file_is_hashed(folder: Path, monkeypatch: 
             go_on.set()
             thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_refresh_sees_new_pictures_in_a_folder_that_keeps_its_time(folder: Path) -> None:
+    path = lora(folder / "ink.safetensors")
+    shelf = Shelf([folder])
+    entry = shelf.entry("ink")
+    assert shelf.neighbours(entry) == {"ink.safetensors"}
+    before = folder.stat().st_mtime_ns
+    path.with_suffix(".png").write_bytes(b"")
+    os.utime(folder, ns=(before, before))
+    shelf.refresh()
+    assert shelf.neighbours(entry) == {"ink.safetensors", "ink.png"}

@@ -33,7 +33,7 @@ def test_a_name_goes_on_until_the_next() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0-1", "has no name"),
+        (": 0-1", "has no name"),
         ("ink: much", "neither a number nor a range"),
         ("ink: 0-1(-0.5)", "never arrives"),
         ("ink: 0-1(0)", "never arrives"),
@@ -74,3 +74,12 @@ def test_another_lora_takes_the_place_of_the_first() -> None:
     assert variations.with_lora("a <lora:ink:0.5> <lora:wash:1>", "oil", 1.0) == "a <lora:oil:0.5> <lora:wash:1>"
     assert variations.with_lora("a <lora:ink:0.5> b", "None", 1.0) == "a  b"
     assert variations.with_lora("a", "oil", 0.8) == "a<lora:oil:0.8>"
+
+
+def test_numbers_without_a_name_are_for_all() -> None:
+    assert variations.strengths("0, 0.5-1(+0.25), ink: 2") == ["0", "0.5", "0.75", "1", "ink: 2"]
+    same = lambda one, other: one == other  # noqa: E731 - what a test needs
+    assert variations.with_strength("a <lora:ink:1> b <lora:wash:te=1:unet=2>", "0.5", same) == (
+        "a <lora:ink:0.5> b <lora:wash:0.5>"
+    )
+    assert variations.with_strength("a", "0.5", same) == "a"

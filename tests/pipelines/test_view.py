@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from lora_runtime.errors import ModelError
-from lora_runtime.metadata import _NAMES
+from lora_runtime.families import FAMILIES
 from lora_runtime.pipelines import view
-from lora_runtime.pipelines.family import _BY_CLASS
 
 
 def named(title: str, **config: Any) -> nn.Module:
@@ -87,11 +86,13 @@ def test_the_family_of_a_transformer_is_read_from_its_class(title: str, family: 
     assert view(SimpleNamespace(components={"transformer": transformer})).family == family
 
 
-def test_the_families_of_classes_are_called_as_files_call_them() -> None:
+def test_the_families_name_classes_of_diffusers() -> None:
     import diffusers
 
-    assert set(_BY_CLASS.values()) <= {name for _, name in _NAMES} | {"Sana"}
-    assert [title for title in _BY_CLASS if not hasattr(diffusers, title)] == []
+    titles = [title for family in FAMILIES for title in family.classes]
+    assert len(titles) == len(set(titles))
+    others = {"MMDiT", "UNetModel", "I2VGenXLUNet"}  # the originals', and what diffusers keeps to itself
+    assert [title for title in titles if not hasattr(diffusers, title) and title not in others] == []
 
 
 @pytest.mark.parametrize(

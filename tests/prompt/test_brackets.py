@@ -3,6 +3,7 @@
 import pytest
 
 from lora_runtime.prompt import Moment, Turn, Window, parse_prompt
+from lora_runtime.prompt.brackets import without_edits
 from lora_runtime.prompt.strength import Position
 
 
@@ -107,3 +108,31 @@ def test_brackets_that_are_not_read_are_said() -> None:
 def test_a_tag_belongs_to_its_part_between_ands(source: str, parts: list[int | None]) -> None:
     assert [tag.conditions.part for tag in parse_prompt(source, scope="and").tags] == parts
     assert [tag.conditions.part for tag in parse_prompt(source).tags] == [None] * len(parts)
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "left"),
+    [
+        ("a boat [<lora:a>:<lora:b>:0.5]", "a boat ", []),
+        ("a [<lora:a>::0.5] boat", "a  boat", []),
+        ("a [<lora:a>|<lora:b>|]", "a ", []),
+        ("[<lora:a>:[<lora:b>::8]:0.5] x", " x", []),
+        ("[(<lora:a>:1.2):0.5] x", " x", []),
+        ("[ <lora:a> : 5 ]x[<lora:b>:5]", "x", []),
+        ("[cat <lora:a>:dog:0.5]", "[cat :dog:0.5]", ["[cat :dog:0.5]"]),
+        ("[cat:[<lora:a>:4]:0.5]", "[cat::0.5]", ["[cat:[:4]:0.5]"]),
+        ("[cat|dog] <lora:a>", "[cat|dog] ", ["[cat|dog]"]),
+        ("[::0.5] <lora:a>", "[::0.5] ", ["[::0.5]"]),
+        ("[a] (b:1.2) [<lora:a>] [x:y", "[a] (b:1.2) [] [x:y", []),
+    ],
+)
+def test_brackets_that_only_switch_tags_leave_the_text_of_a_pipeline(source: str, text: str, left: list[str]) -> None:
+    prompt = parse_prompt(source, scope="edit")
+    found, others = without_edits(prompt.text, prompt.tag_places)
+    assert found == text
+    assert [prompt.text[edit.start : edit.end] for edit in others] == left
+
+
+def test_thousands_of_brackets_take_no_time_to_leave() -> None:
+    prompt = parse_prompt("[<lora:a>:0.5]" * 3000, scope="edit")
+    assert without_edits(prompt.text, prompt.tag_places) == ("", [])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_runtime.prompt import ALWAYS, Conditions, Moment, Region, Window, parse_prompt
+from lora_runtime.prompt import ALWAYS, Conditions, Moment, Region, Window, format_tag, parse_prompt
 from lora_runtime.prompt.strength import Position
 
 
@@ -190,3 +190,20 @@ def test_a_strength_that_cannot_be_read_costs_the_tag(key: str) -> None:
 def test_an_unknown_way_of_reading_is_refused(option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is one of .*, not '{value}'"):
         parse_prompt("a", **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("written", "mask"),
+    [
+        ("mask=C:\\pictures\\x.png", "C:\\pictures\\x.png"),
+        ("mask=d:/x.png", "d:/x.png"),
+        ('mask="C:\\x.png"', "C:\\x.png"),
+        ('mask="a:b:c.png"', "a:b:c.png"),
+        ("mask=x.png", "x.png"),
+    ],
+)
+def test_a_mask_may_lie_on_a_drive(written: str, mask: str) -> None:
+    (tag,) = parse_prompt(f"<lora:a:0.7:{written}:soft=0.1>").tags
+    assert tag.conditions.region == Region(mask=mask, soft=0.1)
+    assert (tag.te, tag.unet) == (0.7, 0.7)
+    assert parse_prompt(format_tag(tag)).tags[0].conditions == tag.conditions

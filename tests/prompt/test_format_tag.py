@@ -139,7 +139,7 @@ def test_random_block_weights_move_to_another_name() -> None:
         Conditions(when=(Window(Position(0)), Window(Position(0), Position(1)), Window(Position(0), Position(1)))),
         Conditions(part=1),
         Conditions(region=Region(soft=0.5)),
-        Conditions(region=Region(mask="C:\\a.png")),
+        Conditions(region=Region(mask='a:"b.png')),
         Conditions(region=Region(box=(0, 0, 2, 1))),
         Conditions(expert="two words"),
         Conditions(blocks=BlockWeights((Rule("IN99", 0.5),))),

@@ -172,3 +172,59 @@ def test_carets_end_where_a_cut_line_ends() -> None:
     _, line, carets = picture("a" * 500, (0, 500))
     assert line == "    " + "a" * 45 + "…"
     assert carets == "    " + "^" * 45
+
+
+# What people write and mean as <lora:a:0.7>.
+MEANT = [
+    *(
+        "<lora：a：0.7>",
+        "<lora=a:0.7>",
+        "<lora;a;0.7>",
+        "<lora a:0.7>",
+        "< lora:a:0.7>",
+        "<lora :a:0.7>",
+        "<lora:a:0.7",
+    ),
+    *("＜lora:a:0.7＞", "＜lora：a：0.7＞", "&lt;lora:a:0.7&gt;", "{lora:a:0.7}", "lora:a:0.7>", "withLora(a,0.7)"),
+    *(
+        "<lora:a:0,7>",
+        "<lora:a:70%>",
+        "<lora:a:(0.7)>",
+        "<lora:a:0.7,>",
+        "<lora:a:[0.7]>",
+        "<lora:a:7/10>",
+        "<lora:a:0，7>",
+    ),
+]
+
+
+@pytest.mark.parametrize("source", MEANT)
+def test_a_hint_can_be_typed_and_is_read_as_it_says(source: str) -> None:
+    prompt = parse_prompt(source)
+    assert prompt.tags == ()
+    (told,) = prompt.diagnostics
+    assert told.hint.startswith("write ")
+    proposed = told.hint.removeprefix("write ")
+    mended = proposed if proposed.startswith("<") else f"<lora:a:{proposed}>"
+    (tag,) = parse_prompt(mended).tags
+    assert (tag.name, tag.te, tag.unet) == ("a", 0.7, 0.7)
+    assert parse_prompt(mended).diagnostics == ()
+
+
+@pytest.mark.parametrize("text", ["(lora:1.2)", "lora: a thing", "a {b|c}", "lora:a", "5 > 3", "exploration:a:1>"])
+def test_words_that_look_like_a_tag_only_a_little_stay_words(text: str) -> None:
+    assert parse_prompt(text).diagnostics == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("clip=0.5", "did you mean te=?"),
+        ("model=0.5", "did you mean unet=?"),
+        ("weight=0.5", "a strength stands without a key, as in <lora:NAME:0.7>"),
+        ("strength=0.5", "a strength stands without a key, as in <lora:NAME:0.7>"),
+    ],
+)
+def test_the_words_of_other_programs_are_understood_in_hints(written: str, hint: str) -> None:
+    (told,) = parse_prompt(f"<lora:a:{written}>").diagnostics
+    assert told.hint == hint

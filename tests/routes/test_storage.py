@@ -331,7 +331,7 @@ def test_what_neither_merges_nor_acts_beside_is_refused_with_the_reason(tmp_path
     assert line.merged == 1
     assert line.unused == {
         "proj.diff": "for a weight that is stored as float8_e4m3fn, beside which it would have to act; "
-        "the weights of a MultiheadAttention are used without calling it"
+        "the weights of a MultiheadAttention are used without calling it: load it in 16 bits instead"
     }
     assert 'LoRA "x": 1 of its 2 keys change nothing: 1 for a weight that is stored' in applied.diagnostics[0].message
 

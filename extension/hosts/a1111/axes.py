@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from modules import scripts
@@ -12,10 +13,10 @@ from ...shelf import Patience, Shelf
 from ...variations import strengths, with_lora, with_strength
 from .settings import Settings
 
-_STRENGTH, _WHICH = "[LoRA] Strength (name: 0-1(+0.25))", "[LoRA] Which"
+_STRENGTH, _WHICH = "[LoRA] Strength (0-1(+0.25), or name: 0.2, 0.5)", "[LoRA] Which"
 
 
-def add(shelf: Shelf, settings: Settings) -> None:
+def add(shelf: Shelf, settings: Settings, undo: ExitStack) -> None:
     """Add the axes to the XYZ plot script, if that is there; once, though Reload UI may keep its module."""
     grid = next((data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options")), None)
     if grid is None:
@@ -29,15 +30,18 @@ def add(shelf: Shelf, settings: Settings) -> None:
             return False
 
     def set_strength(p: Any, value: str, values: list[str]) -> None:
+        if ":" not in value:
+            p.lora_runtime_strength = float(value)  # for the other axis, which may add the LoRA only after this
         for prompt in _prompts(p):
             setattr(p, prompt, with_strength(getattr(p, prompt), value, same))
 
     def set_lora(p: Any, value: str, values: list[str]) -> None:
+        strength = getattr(p, "lora_runtime_strength", settings.default_strength)
         for prompt in _prompts(p):
-            setattr(p, prompt, with_lora(getattr(p, prompt), value, settings.default_strength))
+            setattr(p, prompt, with_lora(getattr(p, prompt), value, strength))
 
     def check_strengths(p: Any, values: list[str]) -> None:
-        check_names(p, [value.rpartition(":")[0] for value in values])
+        check_names(p, [name for name, colon, _ in (value.rpartition(":") for value in values) if colon])
 
     def check_names(p: Any, values: list[str]) -> None:
         patience = Patience()
@@ -48,8 +52,11 @@ def add(shelf: Shelf, settings: Settings) -> None:
                 except LoraError as error:
                     raise RuntimeError(str(error)) from error
 
+    def remove() -> None:
+        grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in (_STRENGTH, _WHICH)]
+
     option, plain = grid.AxisOption, grid.format_value
-    grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in (_STRENGTH, _WHICH)] + [
+    added = [
         option(_STRENGTH, str, set_strength, format_value=plain, confirm=check_strengths, prepare=strengths),
         option(
             _WHICH,
@@ -60,6 +67,9 @@ def add(shelf: Shelf, settings: Settings) -> None:
             choices=lambda: ["None", *shelf.names()],
         ),
     ]
+    remove()
+    undo.callback(remove)
+    grid.axis_options.extend(added)
 
 
 def _prompts(p: Any) -> list[str]:

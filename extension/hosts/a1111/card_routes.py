@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import Query
 from fastapi.responses import JSONResponse, Response
 
+from ...cards import nothing_found_html
+
 __all__ = ["add_routes", "replace_routes"]
 
 _TABS = ("txt2img", "img2img")
@@ -47,8 +49,8 @@ def add_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
         )
         part = names[offset : offset + limit]
         answer = {"total": len(names), "shown": offset + len(part), "html": page.cards_html(_tab(tabname), part)}
-        if not names and not q and not folder:
-            answer["html"] = page.nothing_html()
+        if not names:
+            answer["html"] = nothing_found_html(q, folder) if q.strip() or folder else page.nothing_html()
         if offset + len(part) >= len(names):
             answer["note"] = page.refused_html()
         return JSONResponse(answer)

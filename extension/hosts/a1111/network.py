@@ -49,6 +49,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         self._presets = presets
         self._builtin_may_have_patched = False
         self._told_of_loractl = False
+        self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
     # --- what the WebUI calls ---
@@ -90,6 +91,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_batch(self, p: Any) -> None:
         """Hide what a picture before this one showed, where the WebUI will not call our `activate`."""
+        if self._stopped:
+            return
         if not self.settings.stand_back_for_loractl and takeover.takes_back(self) and not self._told_of_loractl:
             self._told_of_loractl = True
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
@@ -106,7 +109,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def before_conditioning(self, p: Any) -> None:
         """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
-        if not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
+        if self._stopped or not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
             return
         if getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
             p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
@@ -122,6 +125,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
 
     def stop(self) -> None:
         """Give everything back: the extension is being unloaded."""
+        self._stopped = True
         self.session.forget()
         self._embeddings.show((), _loaded_model())
 
@@ -144,8 +148,10 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         return prompt, requests, report, notices + more
 
     def coverage(self, entry: Any) -> str | None:
-        """Return how much of a file fits the checkpoint that is loaded, or None where all of it does."""
-        model = _loaded_model()
+        """Return how much of a file fits the checkpoint that is chosen, or None where all of it does."""
+        from .page import chosen_model
+
+        model = chosen_model()
         return None if model is None else self.session.coverage(model, entry)
 
     # --- the way of a prompt ---
@@ -182,6 +188,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         requests = list(self.session.wanted)
         notices += self._show_embeddings(requests, model)
         self._write_hashes(p, tags, hires, patience)
+        if tags or prompts.has_tags(p, hires):
+            p.extra_generation_params.update(self.settings.in_infotext())
         return requests
 
     def _parse(self, text: str) -> Prompt:

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 import gradio as gr
 from modules import shared
 
 from ...shelf import Shelf
-from .settings import NEGATIVE_TAGS, SCOPES
+from . import takeover
+from .settings import BUILTIN_KEY, FIELDS, NEGATIVE_TAGS, SCOPES
+
+_MARK = "lora_runtime_option"  # on each of ours
 
 
-def define(shelf: Shelf) -> None:
+def _put_back(options: dict[str, Any], before: dict[str, Any]) -> None:
+    """Make what we have defined what it was; options that others have defined since stay."""
+    for key in [key for key, option in options.items() if getattr(option, _MARK, False)]:
+        if key in before:
+            options[key] = before[key]
+        else:
+            del options[key]
+
+
+def define(shelf: Shelf, undo: ExitStack) -> None:
     """Put the options into the settings; done again before the UI is built, since the built-in may come after us."""
+    undo.callback(_put_back, shared.options_templates, dict(shared.options_templates))
 
     def names() -> dict[str, list[str]]:
         return {"choices": ["None", *shelf.names()]}
 
-    option = shared.OptionInfo
+    def option(*args: Any, **kwargs: Any) -> Any:
+        made = shared.OptionInfo(*args, **kwargs)
+        setattr(made, _MARK, True)
+        return made
+
     shared.options_templates.update(
         shared.options_section(
             ("extra_networks", "Extra Networks"),
             {
-                "sd_lora": option("None", "Always-on LoRA", gr.Dropdown, names, refresh=shelf.refresh).info(
-                    "added to every prompt at the default multiplier"
-                ),
+                "sd_lora": option(
+                    "None",
+                    "Always-on LoRA",
+                    gr.Dropdown,
+                    names,
+                    refresh=shelf.refresh,
+                    infotext=FIELDS["sd_lora"],
+                ).info("added to every prompt at the default multiplier"),
                 "lora_preferred_name": option(
                     "Alias from file",
                     "A click on a LoRA's card writes",
@@ -43,16 +68,27 @@ def define(shelf: Shelf) -> None:
                     {"choices": ["SD1", "SD2", "SDXL", "SD3"]},
                 ),
                 "lora_runtime_negative_tags": option(
-                    NEGATIVE_TAGS[0], "LoRA tags in the negative prompt", gr.Radio, {"choices": list(NEGATIVE_TAGS)}
+                    NEGATIVE_TAGS[0],
+                    "LoRA tags in the negative prompt",
+                    gr.Radio,
+                    {"choices": list(NEGATIVE_TAGS)},
+                    infotext=FIELDS["lora_runtime_negative_tags"],
                 ),
                 "lora_runtime_scope": option(
                     next(iter(SCOPES)),
                     "A LoRA tag inside of [prompt:editing:0.5] or of a part with AND acts on",
                     gr.Radio,
                     {"choices": list(SCOPES)},
+                    infotext=FIELDS["lora_runtime_scope"],
                 ),
                 "lora_runtime_stand_back": option(False, "Leave LoRA tags to loractl where it is installed").info(
                     "otherwise LoRA Runtime reads its syntax"
+                ),
+                BUILTIN_KEY: option(
+                    False, "Do not load the built-in Lora extension", onchange=takeover.switch_builtin
+                ).info(
+                    "from the next start, which then reads thousands of files once instead of twice; switch this off "
+                    "before you remove LoRA Runtime, and where another extension needs the built-in"
                 ),
                 "lora_in_memory_limit": option(0, "LoRA files to keep in memory", gr.Number, {"precision": 0}).info(
                     "0: as many as fit into 1 GB"

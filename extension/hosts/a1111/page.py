@@ -72,6 +72,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         self._warm = False
         self._covers: dict[Path, tuple[tuple[int, int], str]] = {}
 
+    def check(self) -> None:
+        """Raise AttributeError where this WebUI does not have what a page is made of."""
+        for name in ("pane_tpl", "pane_content_tree_tpl", "pane_content_dirs_tpl", "extra_networks_tabname"):
+            if not hasattr(self, name):
+                raise AttributeError(f"this WebUI's pages have no {name}; those of versions 1.9.4 and later have")
+
     # --- what the WebUI calls ---
 
     def refresh(self) -> None:
@@ -104,7 +110,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "shorthash": self.shelf.known_short_hash(entry),
             "preview": card.preview or None,
             "description": card.description,
-            "search_terms": [card.place, entry.alias or ""],
+            "search_terms": [*card.terms, entry.alias or ""],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
             "metadata": self.metadata_of(name) or {},
             "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
@@ -252,7 +258,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             other_family=self._differs(entry, notes),
             preview=self.preview_url(entry),
             problem=notes.problem,
+            terms=self._terms(entry),
         )
+
+    def _terms(self, entry: Entry) -> tuple[str, ...]:
+        digits = self.shelf.known_short_hash(entry)
+        return (self.shelf.path_from_root(entry), *([digits] if digits else []))
 
     def look(self, tabname: str) -> Look:
         """Return how the options want cards to look."""
@@ -377,10 +388,21 @@ class _OnDemand(MutableMapping[str, Any]):
         self._kept.clear()
 
 
+def chosen_model() -> Any | None:
+    """Return the checkpoint that the user has chosen, if it is loaded, else the one that was used last; None without.
+
+    After a refiner, or a checkpoint for the second pass, these differ. Asking `shared.sd_model` would load one.
+    """
+    chosen = getattr(shared.opts, "sd_model_checkpoint", None)
+    for model in sd_models.model_data.loaded_sd_models:
+        if getattr(getattr(model, "sd_checkpoint_info", None), "title", "") == chosen:
+            return model
+    return sd_models.model_data.sd_model
+
+
 def loaded_family() -> str:
     """Return the family of the model that is loaded, or "" while there is none."""
-    # Not shared.sd_model: asking for that loads a model.
-    model = sd_models.model_data.sd_model
+    model = chosen_model()
     if model is None:
         return ""
     families = (("is_sdxl", "SDXL"), ("is_sd3", "SD3"), ("is_sd2", "SD2"), ("is_sd1", "SD1"))

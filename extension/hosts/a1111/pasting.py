@@ -8,7 +8,7 @@ from modules import scripts
 
 from ...infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
 from ...shelf import Patience, Shelf
-from .settings import Settings
+from .settings import INFOTEXT, Settings
 
 _PROMPTS = ("Prompt", "Hires prompt")
 
@@ -22,6 +22,9 @@ def paste(fields: dict[str, Any], shelf: Shelf, settings: Settings) -> None:
         entry = shelf.by_hash(digits, patience)
         return None if entry is None else shelf.tag_name(entry, settings.prefer_alias)
 
+    if "Steps" in fields:  # the parameters of a picture, and not just a prompt
+        for field, (_, usual) in INFOTEXT.items():
+            fields.setdefault(field, usual)
     if hashes:
         for key in _PROMPTS:
             if fields.get(key):

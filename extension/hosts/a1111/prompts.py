@@ -102,6 +102,11 @@ def about_changed_prompts(p: Any, batch: BatchPrompts, hires: bool) -> list[Noti
     ]
 
 
+def has_tags(p: Any, hires: bool) -> bool:
+    """Return whether the negative prompts of this batch hold tags, whatever these do there."""
+    return any(written_tags(text) for text in negative_texts(p, hires))
+
+
 def about_negative_tags(p: Any, hires: bool) -> list[Notice]:
     """Say so where the negative prompt holds tags and they are left there, where they are read as words."""
     texts = (getattr(p, "all_hr_negative_prompts", None) if hires else None) or getattr(p, "all_negative_prompts", None)

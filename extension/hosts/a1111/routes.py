@@ -52,10 +52,15 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
             asking.release()
 
     guards = Guards(app)
-    replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
-    replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
-    replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
-    add_routes(app, page, guards.page)
+    before = list(app.router.routes)
+    try:
+        replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
+        replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
+        replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
+        add_routes(app, page, guards.page)
+    except Exception:
+        app.router.routes[:] = before
+        raise
 
 
 def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:

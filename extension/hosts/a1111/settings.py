@@ -15,6 +15,16 @@ SCOPES: Mapping[str, Scope] = {
     "its part of the prompt (AND)": "and",
 }
 
+BUILTIN_KEY = "lora_runtime_without_builtin"
+# Those of our settings that change the picture, by their names in its parameters: what is pasted from a picture is
+# painted as it was. What has the setting's first value is not written.
+INFOTEXT: Mapping[str, tuple[str, str]] = {
+    "LoRA always on": ("sd_lora", "None"),
+    "LoRA negative tags": ("lora_runtime_negative_tags", NEGATIVE_TAGS[0]),
+    "LoRA scope": ("lora_runtime_scope", next(iter(SCOPES))),
+}
+FIELDS: Mapping[str, str] = {key: field for field, (key, _) in INFOTEXT.items()}
+
 
 class Settings:
     """A reader of the WebUI's options by what they mean here."""
@@ -25,6 +35,11 @@ class Settings:
     def _get(self, key: str, default: Any) -> Any:
         value = getattr(self._opts, key, None)
         return default if value is None else value
+
+    def in_infotext(self) -> dict[str, str]:
+        """Return what is not as it is at first of the settings that change the picture, by the names in INFOTEXT."""
+        values = {field: (str(self._get(key, usual)), usual) for field, (key, usual) in INFOTEXT.items()}
+        return {field: value for field, (value, usual) in values.items() if value and value != usual}
 
     @property
     def always_on(self) -> str | None:

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from modules import extra_networks, script_callbacks, scripts, ui_extra_networks
+from modules import extra_networks, script_callbacks, scripts, shared, ui_extra_networks
 
 from ...console import say
+from .settings import BUILTIN_KEY
+
+_ALIASES = ("lyco", "loractl")
+_BUILTIN = "Lora"  # the name of its folder
 
 
 def run_last(category: str, function: Callable[..., Any]) -> None:
@@ -26,25 +31,42 @@ def run_last(category: str, function: Callable[..., Any]) -> None:
     callbacks.insert(0, own)
 
 
-def take_tags(network: Any) -> None:
+def take_tags(network: Any, undo: ExitStack) -> None:
     """Own `<lora:…>`, `<lyco:…>` and `<loractl:…>`; the built-in sees no tag, so its patches of torch stay idle."""
-    _retire_builtin_callbacks()
+    for table in (extra_networks.extra_network_registry, extra_networks.extra_network_aliases):
+        undo.callback(_put_back, table, dict(table))
+    _retire_builtin_callbacks(undo)
     _register(network)
+
+
+def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in ("lora", *_ALIASES):
+        table.pop(name, None)
+        if name in before:
+            table[name] = before[name]
 
 
 def _register(network: Any) -> None:
     extra_networks.register_extra_network(network)
-    for alias in ("lyco", "loractl"):
+    for alias in _ALIASES:
         extra_networks.register_extra_network_alias(network, alias)
 
 
-def take_page(page: Any) -> None:
+def take_page(page: Any, undo: ExitStack) -> None:
     """Show one Lora page: ours."""
+    undo.callback(_show_pages, list(ui_extra_networks.extra_pages))
     ui_extra_networks.extra_pages[:] = [other for other in ui_extra_networks.extra_pages if other.name != page.name]
     ui_extra_networks.register_page(page)
 
 
-def _retire_builtin_callbacks() -> None:
+def _show_pages(pages: list[Any]) -> None:
+    """Show just these; the WebUI hands out pictures of the pages that it is told of."""
+    ui_extra_networks.extra_pages.clear()
+    for page in pages:
+        ui_extra_networks.register_page(page)
+
+
+def _retire_builtin_callbacks(undo: ExitStack) -> None:
     """Take out what the built-in would do a second time: its API routes, and mending of pasted prompts.
 
     Those that undo its patches of torch and name the model's layers, which other extensions read, stay.
@@ -54,7 +76,10 @@ def _retire_builtin_callbacks() -> None:
         return
     for category in ("app_started", "infotext_pasted"):
         callbacks = script_callbacks.callback_map[f"callbacks_{category}"]
-        callbacks[:] = [callback for callback in callbacks if folder not in Path(callback.script).parents]
+        retired = [callback for callback in callbacks if folder in Path(callback.script).parents]
+        undo.callback(script_callbacks.ordered_callbacks_map.pop, category, None)
+        undo.callback(callbacks.extend, retired)
+        callbacks[:] = [callback for callback in callbacks if callback not in retired]
         script_callbacks.ordered_callbacks_map.pop(category, None)
 
 
@@ -64,6 +89,13 @@ def builtin_folder() -> Path | None:
     if networks is None or not hasattr(networks, "loaded_networks"):
         return None
     return Path(networks.__file__ or "").parent
+
+
+def switch_builtin() -> None:
+    """Put the built-in into the WebUI's list of disabled extensions, or take it out, as our setting says."""
+    opts = shared.opts
+    others = [name for name in opts.disabled_extensions if name != _BUILTIN]
+    opts.disabled_extensions = [*others, _BUILTIN] if getattr(opts, BUILTIN_KEY) else others
 
 
 def owns_tags(network: Any) -> bool:

@@ -5,6 +5,7 @@ The order of calls is the program's, for it is what the extension depends on.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -177,11 +178,21 @@ class StableDiffusionProcessing:
         self.passes.append(Pass(name, self.iteration, checkpoint, _now(model), c, uc, effective))
 
 
+@functools.cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Return whether this torch multiplies such matrices: 2.1 no halves on a CPU, on which nobody paints with them."""
+    try:
+        torch.zeros(1, 1, 1, dtype=dtype) @ torch.zeros(1, 1, 1, dtype=dtype)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _denoised(model: Any, conditioning: Any, steps: int, order: int) -> list[list[Tensor]]:
     """Call the denoiser as a sampler does; return what a layer's weight was in effect for each row of each call."""
     unet = model.model.diffusion_model
     layer = next((module for name, module in unet.named_modules() if name.endswith("attn1.to_q")), None)
-    if layer is None:
+    if layer is None or not _multiplies(layer.weight.dtype):
         return []
     parts = [len(parts) for parts in conditioning.batch]
     rows = sum(parts) + len(parts)

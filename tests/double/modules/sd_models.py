@@ -115,7 +115,7 @@ def send_model_to_trash(model: Any) -> None:
 def load_model_weights(model: Any, checkpoint: Checkpoint, weights: dict[str, Tensor] | None) -> None:
     """Write a checkpoint's weights into a model, in place."""
     if _writes_config:
-        shared.opts.sd_model_checkpoint = checkpoint.title
+        shared.opts.data["sd_model_checkpoint"] = checkpoint.title
     weights = checkpoint.read() if weights is None else weights
     _set_kind(model, checkpoint.kind)
     if not shared.cmd_opts.no_half:
@@ -175,7 +175,7 @@ def reuse_model_from_already_loaded(model: Any, checkpoint: Checkpoint, timer: A
         send_model_to_device(found)
         model_data.set_sd_model(found)
         if _writes_config:
-            shared.opts.sd_model_checkpoint = checkpoint.title
+            shared.opts.data["sd_model_checkpoint"] = checkpoint.title
         return found
     if limit > 1 and len(loaded) < limit:
         model_data.sd_model = None

@@ -20,6 +20,7 @@ class OptionInfo:
         onchange: Any = None,
         section: Any = None,
         refresh: Any = None,
+        infotext: str | None = None,
     ) -> None:
         self.default = default
         self.label = label
@@ -28,6 +29,7 @@ class OptionInfo:
         self.onchange = onchange
         self.section = section
         self.refresh = refresh
+        self.infotext = infotext  # the name under which a picture's parameters have the value
         self.comment_after = ""
 
     def info(self, text: str) -> OptionInfo:
@@ -57,6 +59,7 @@ class Options:
         raise AttributeError(key)
 
     def __setattr__(self, key: str, value: Any) -> None:
+        assert not getattr(cmd_opts, "freeze_settings", False), "changing settings is disabled"
         self.data[key] = value
 
     def set(self, key: str, value: Any) -> None:
@@ -76,6 +79,7 @@ class Options:
 _DEFAULTS = {
     "samples_format": "png",
     "batch_cond_uncond": True,
+    "disabled_extensions": [],
     "enable_prompt_comments": True,
     "sd_model_checkpoint": None,
     "sd_checkpoints_limit": 1,
