@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import diffusers
 import torch
+
 from matrix.paint import Paint, Record, seeded
 
 WIDTH = 16  # of the text

@@ -1,7 +1,7 @@
 """The judge: the same picture by a plain pipeline, whose denoiser runs with W₀ + sΔ, computed in float64, for each row.
 
-It knows nothing of the library that it judges. Whose a row of the batch is, the text in it says; the step, how often the
-time that the denoiser is given has changed; where a token lies, the pipeline's record.
+It knows nothing of the library that it judges. Whose a row of the batch is, the text in it says; the step, how often
+the time that the denoiser is given has changed; where a token lies, the pipeline's record.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def picture_of(out: Any) -> Tensor:
 def _at(
     model: nn.Module, changes: Mapping[str, Change], wish: Strength, record: Record
 ) -> Callable[[float], nn.Module]:
-    """Return what gives the model at a strength, as it is when that is asked for first: pipelines add to their models."""
+    """Return what gives the model at a strength, as it is when first asked for: pipelines add to models."""
     known: dict[float, nn.Module] = {}
 
     def at(strength: float) -> nn.Module:
@@ -104,7 +104,7 @@ def _mixed(outs: Sequence[Any]) -> Any:
 
 
 def _act_left(layer: nn.Module, delta: Tensor, record: Record) -> None:
-    """Have a layer's change act on the left half of the picture alone: its tokens are rows of columns, frame by frame."""
+    """Have a layer's change act on the left half of the picture alone: its tokens are rows, frame by frame."""
     frames, height, width = record.grid or (0, 0, 0)
 
     def act(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -53,14 +53,15 @@ HEAD = """\
 
 Made by `python -m matrix --write` in `tests/`; a test measures a sample of it again.
 
-Each cell is a picture that a tiny pipeline of diffusers {version} paints by its own `__call__`, with random weights and a
-LoRA in its prompt, held against the same picture by a judge: a plain pipeline whose denoiser runs with W₀ + sΔ, computed
-in float64 by the formula of the algorithm. The judge knows nothing of this library. Whose a row of the batch is, the text in
-it says; which step it is, the time step.
+Each cell is a picture that a tiny pipeline of diffusers {version} paints by its own `__call__`, with random weights
+and a LoRA in its prompt, held against the same picture by a judge: a plain pipeline whose denoiser runs with W₀ + sΔ,
+computed in float64 by the formula of the algorithm. The judge knows nothing of this library. Whose a row of the batch
+is, the text in it says; which step it is, the time step.
 
-- **equal**: the same picture. The number is the largest difference, in parts of the LoRA's own effect, rounded up to a power
-  of ten; without a number it is below {finest:g}. In brackets: what of the file is refused, with its reason.
-- **refused**: the picture is that without a LoRA, the report does not count the file as used, and a diagnostic has the reason.
+- **equal**: the same picture. The number is the largest difference, in parts of the LoRA's own effect, rounded up to
+  a power of ten; without a number it is below {finest:g}. In brackets: what of the file is refused, with its reason.
+- **refused**: the picture is that without a LoRA, the report does not count the file as used, and a diagnostic has
+  the reason.
 - –: there is no such thing. The notes say why.
 
 After each picture the LoRA is taken back and the pipeline paints once more: it is the picture without it.

@@ -76,7 +76,8 @@ def _tensors(value: Any) -> Iterator[Any]:
 class Record:
     """One kind of pipeline: how to make a tiny one, how to call it, and what of it a LoRA is put on.
 
-    `layers`: a pattern of the layers that see the picture's tokens, and those alone. `tokens`: how many of them there are, in
+    `layers`: a pattern of the layers that see the picture's tokens, and those alone. `tokens`: how many of them there
+    are, in
     `grid` = (frames, height, width); a reference picture's follow. `negative`: whether the call has a negative side.
     """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ CPU = torch.device("cpu")
 class State:
     """`prepare` does it to a pipeline; `weights` are what its denoiser then computes with.
 
-    `tolerance` is what the rounding of activations may come to over a picture, of the LoRA's own effect. `packages` must
-    be installed; `applies` says to which denoiser it can be done.
+    `tolerance` is what the rounding of activations may come to over a picture, of the LoRA's own effect. `packages`
+    must be installed; `applies` says to which denoiser it can be done.
     """
 
     prepare: Callable[[Any, Record], None]
@@ -79,12 +80,8 @@ def _can_fuse(model: nn.Module) -> bool:
 @contextmanager
 def _another_comes_and_goes(record: Record, pipe: Any, folder: str) -> Iterator[None]:
     """Have another pipeline with the same denoiser apply something else, and leave again."""
-
-    class Other:
-        components = {name: getattr(pipe, name) for name in record.denoisers}
-        scheduler = None
-
-    with lora_runtime.apply(Other(), "<lora:x:-2>", loras=folder):
+    other = SimpleNamespace(components={name: getattr(pipe, name) for name in record.denoisers}, scheduler=None)
+    with lora_runtime.apply(other, "<lora:x:-2>", loras=folder):
         pass
     yield
 
@@ -103,10 +100,12 @@ def _to_and_fro(model: nn.Module) -> None:
     model.register_forward_hook(move)
 
 
-def _sequential(model: nn.Module) -> None:
+def _sequential(pipe: Any, record: Record) -> None:
     from accelerate import cpu_offload
 
-    cpu_offload(model, CPU, offload_buffers=len(model._parameters) > 0)
+    for module in pipe.components.values():  # all of them: the pipeline asks any of them where it runs
+        if isinstance(module, nn.Module):
+            cpu_offload(module, CPU, offload_buffers=len(module._parameters) > 0)
 
 
 def _group(kind: str, **more: Any) -> Callable[[nn.Module], None]:
@@ -298,7 +297,7 @@ STATES: Mapping[str, State] = {
     "fused qkv": State(_each(lambda model: model.fuse_qkv_projections()), applies=_can_fuse),
     "shared": State(lambda pipe, record: None, amid=_another_comes_and_goes),
     "model offload": State(_each(_to_and_fro)),
-    "sequential offload": State(_each(_sequential), packages=("accelerate",)),
+    "sequential offload": State(_sequential, packages=("accelerate",)),
     "group offload, blocks": State(_each(_group("block_level"))),
     "group offload, leaves": State(_each(_group("leaf_level"))),
     "group offload, disk": State(_each(_group("leaf_level", disk=True))),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from matrix.cell import measure
 from matrix.page import STRENGTHS, Spot, spots, word
 from matrix.pipelines import RECORDS

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import tiny
 import torch
+
 from matrix.images import WIDTH, photo
 from matrix.paint import Paint, Record, StandIn, seeded
 

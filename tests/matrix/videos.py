@@ -8,9 +8,10 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
+
 from matrix.images import NO_CLIP, NO_CLIPS, WIDTH, causal_vae, flow, masks, paint_kandinsky5, photo, pooled, wishes
 from matrix.paint import Paint, Record, StandIn, seeded
-from torch import Tensor
 
 GRID = (3, 4, 6)  # nine frames are three of latents
 FILM: Any = {"num_frames": 9}
@@ -79,9 +80,7 @@ class Coder(StandIn):
 
     spatial_compression_ratio, temporal_compression_ratio, mel_compression_ratio = 32, 8, 4
     latents_mean, latents_std = torch.zeros(8), torch.ones(8)
-    config = SimpleNamespace(
-        scaling_factor=1.0, sample_rate=16000, mel_hop_length=160, mel_bins=64, latent_channels=8
-    )
+    config = SimpleNamespace(scaling_factor=1.0, sample_rate=16000, mel_hop_length=160, mel_bins=64, latent_channels=8)
 
 
 class SoundCoder(Coder):

@@ -1,4 +1,4 @@
-"""What may happen to the networks. Each operation does it, and tells the expectation; False where it has no meaning now."""
+"""What may happen to the networks. An operation does it and tells what to expect; False if it has no meaning now."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def state_dict(stage: Stage, random: Random) -> bool | None:
 
 
 def deepcopy(stage: Stage, random: Random) -> bool | None:
-    """Take a copy, or save the network as a whole and load it: it must be a plain network with the weights that are shown, or W₀, and stay so."""
+    """Take a copy, or save the network and load it: a plain network with the weights shown, or W₀, for good."""
     weights = random.choice(stage.weights)
     if weights.hooked or _fused(stage, weights.kind):
         return False

@@ -1,6 +1,7 @@
 """What each network should show: W₀, and over it a stack of owners of which the topmost one acts.
 
-`apply` puts an owner on top of every component of its model; one that only stays until the next `apply` to the same model
+`apply` puts an owner on top of every component of its model; one that only stays until the next `apply` to the same
+model
 is replaced by that. Leaving takes an owner out of the stack, wherever it lies. What a user writes into the weights
 meanwhile is the new W₀.
 """
@@ -66,7 +67,7 @@ class Weights:
         return self.base["b.weight"][0].dtype
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Take note of `.to(dtype)`: W₀ itself may have gone the same way, or what was kept of it is cast at the end."""
+        """Take note of `.to(dtype)`: W₀ went the same way, or what is kept of it is cast at the end."""
         self.rounding = max(self.rounding, ROUNDING[dtype])
         for name, bits in self.base.items():
             self.base[name] = [value.to(dtype) for value in [*bits, self.kept[name]]]
@@ -119,9 +120,10 @@ class Expected:
             if _near(out, want, weights.rounding):
                 continue
             plain = output(weights.kind, {name: bits[0].double() for name, bits in weights.base.items()})
-            if weights.written and owner is not None:
-                if _near(out, plain, weights.rounding) or any(dose.fades for dose in owner.doses):
-                    continue  # what acts beside the weights still does, what was merged does not
+            # What acts beside the weights still does after they were written; what was merged does not.
+            excused = weights.written and owner is not None
+            if excused and (_near(out, plain, weights.rounding) or any(dose.fades for dose in owner.doses)):
+                continue
             effect = (want - plain).norm() if owner is not None else want.norm()
             raise Wrong(
                 f"network {number} shows something else than {owner and owner.doses}: "

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from random import Random
 
 import torch
-from soak.operations import OPERATIONS, Stage
-from soak.owners import Wrong
 
 import lora_runtime
+from soak.operations import OPERATIONS, Stage
+from soak.owners import Wrong
 
 LENGTH = 12
 

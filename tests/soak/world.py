@@ -1,4 +1,4 @@
-"""Three tiny networks, two pipelines that share one of them, and a folder of LoRA files with their formulas in float64."""
+"""Three tiny networks, two pipelines that share one of them, and a folder of LoRA files with their formulas."""
 
 from __future__ import annotations
 
