@@ -63,6 +63,7 @@ class Applied(Generic[Text]):
         self._originals: Originals = "auto"
         self._wait: float | None = WAIT
         self._clock: Clock | None = None
+        self._moment: Moment | None = None  # said last with `at`
         self._texts: Texts | None = None  # told apart where negative tags act
         self._given = mine()  # claims under which it was made
         self._entered: list[tuple[Claim, Owner | None]] = []
@@ -127,7 +128,8 @@ class Applied(Generic[Text]):
         Changes strengths that vary; nothing where none does, or where a later `apply` has replaced this one.
         """
         if self._clock is not None:
-            self._clock.at(Moment(step, steps, sigma))
+            self._moment = Moment(step, steps, sigma)
+            self._clock.at(self._moment)
 
     def restore(self) -> None:
         """Undo this: every weight shows what it would without it. Does nothing where it was replaced or undone."""
@@ -216,7 +218,7 @@ class Applied(Generic[Text]):
     def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
-        self._waiting = None
+        self._waiting = self._moment = None
         plan = self._plan(state, view, problems)
         while True:
             compiled = bool(plan.lives) and view.compiled()
@@ -256,6 +258,8 @@ class Applied(Generic[Text]):
         """Follow the steps of the model from now on, for as long as this acts beside it."""
         self._clock = Clock(self._model.view(), live.stages, self._images, self._texts)
         live.until_then(self._clock.stop)
+        if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
+            self._clock.at(self._moment)
 
 
 def apply(
