@@ -157,7 +157,7 @@ def show(
 
 
 def _step_out(owner: Owner) -> None:
-    """Let what an owner has replaced be replaced by what replaced the owner: two threads may apply before they enter."""
+    """Let what an owner has replaced be replaced by what replaced the owner: threads may apply before they enter."""
     above = next((other for other in _snapshot() if owner in other.replaced), None)
     if above is not None:
         above.replaced = [*(other for other in above.replaced if other is not owner), *owner.replaced]
