@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -28,7 +29,7 @@ from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.scopes import Scope, scope_of
-from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, leave, owned
+from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, is_topmost, leave, owned
 from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]
@@ -55,7 +56,7 @@ class Applied(Generic[Text]):
         """Each prompt as it was read, with the places of its tags."""
         self._diagnostics: tuple[Diagnostic, ...] = ()
         self._report = Report()
-        self._owner = Owner()
+        self._owner = self._new_owner()
         self._model = WeakView(model)
         self._waiting: ModelView | None = None  # until it is entered, where somebody else had the model at the time
         self._problems = Problems(strict=False)
@@ -63,6 +64,7 @@ class Applied(Generic[Text]):
         self._originals: Originals = "auto"
         self._wait: float | None = WAIT
         self._clock: Clock | None = None
+        self._moment: Moment | None = None  # said last with `at`
         self._texts: Texts | None = None  # told apart where negative tags act
         self._given = mine()  # claims under which it was made
         self._entered: list[tuple[Claim, Owner | None]] = []
@@ -127,7 +129,8 @@ class Applied(Generic[Text]):
         Changes strengths that vary; nothing where none does, or where a later `apply` has replaced this one.
         """
         if self._clock is not None:
-            self._clock.at(Moment(step, steps, sigma))
+            self._moment = Moment(step, steps, sigma)
+            self._clock.at(self._moment)
 
     def restore(self) -> None:
         """Undo this: every weight shows what it would without it. Does nothing where it was replaced or undone."""
@@ -177,9 +180,9 @@ class Applied(Generic[Text]):
                 claim.release()
                 return False
             owner: Owner | None = None
-            if not any(map(is_active, self._owners())):
+            if not any(map(is_topmost, self._owners())):
                 # One that is under others already stays there: this block stands above them.
-                owner = Owner() if self._owner.entered else self._owner
+                owner = self._new_owner() if self._owner.entered else self._owner
                 self._show(ModelState(scope, claim), view, owner)
             elif not self._owner.entered:
                 owner = self._owner
@@ -190,6 +193,11 @@ class Applied(Generic[Text]):
             raise
         self._entered.append((claim, owner))
         return True
+
+    def _new_owner(self) -> Owner:
+        owner = Owner()
+        owner.handle = weakref.ref(self)
+        return owner
 
     def _owners(self) -> list[Owner]:
         return [self._owner, *(owner for _, owner in self._entered if owner is not None and owner is not self._owner)]
@@ -216,7 +224,7 @@ class Applied(Generic[Text]):
     def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
-        self._waiting = None
+        self._waiting = self._moment = None
         plan = self._plan(state, view, problems)
         while True:
             compiled = bool(plan.lives) and view.compiled()
@@ -256,6 +264,8 @@ class Applied(Generic[Text]):
         """Follow the steps of the model from now on, for as long as this acts beside it."""
         self._clock = Clock(self._model.view(), live.stages, self._images, self._texts)
         live.until_then(self._clock.stop)
+        if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
+            self._clock.at(self._moment)
 
 
 def apply(
