@@ -69,7 +69,8 @@ class Call:
     `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
     and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
     of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
-    grid, all the sequences that they see.
+    grid, all the sequences that they see. `disturbed`: how many rows at the end are copies whose attention is
+    disturbed: such an attention has them and the others in calls of its layers apart.
     """
 
     moment: Moment = _ONLY
@@ -78,6 +79,7 @@ class Call:
     text: int = 0
     frames: int = 1
     sequences: tuple[Sequence, ...] | None = None
+    disturbed: int = 0
 
 
 class Run(NamedTuple):
@@ -131,6 +133,8 @@ class Stage:
         None where nobody can tell: what is meant for some rows alone must not act on the others.
         """
         rows = self.call.rows
+        if self.call.disturbed and (part := self._apart(batch)) is not None:
+            return part
         if rows and batch % len(rows) == 0:
             each = batch // len(rows)
             return [row for row in rows for _ in range(each)]
@@ -145,6 +149,12 @@ class Stage:
                 "is left out"
             )
         return [None] * batch
+
+    def _apart(self, batch: int) -> list[Row | None] | None:
+        """Return the rows of a layer that is called for the disturbed copies alone, or for all others alone."""
+        rows, count, frames = self.call.rows, self.call.disturbed, self.call.frames
+        parts = (rows[:-count], rows[-count:])  # of the same length they are the same rows
+        return next(([row for row in part for _ in range(frames)] for part in parts if batch == len(part) * frames), None)
 
     def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
         """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
