@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Clock:
         self._images = images
         self._texts = texts or Texts(model.ask)
         self._stages = stages
+        self.said: dict[str, Literal["rows", "places"]] = {}
+        """What could not be told in the calls so far, and of which strengths."""
+        for stage in stages.values():
+            stage.said = self.said
         self._said: Moment | None = None  # by `at`
         self._runs: dict[str, _Run] = {}  # by the name of the scheduler
         code = model.compiled()

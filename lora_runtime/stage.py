@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,7 +102,8 @@ class Stage:
         self._known: dict[Any, Any] = {}
         self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
-        self._said: set[str] = set()
+        # What could not be told in a call, each once, and of which strengths: of rows, or of places.
+        self.said: dict[str, Literal["rows", "places"]] = {}
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
@@ -153,8 +154,10 @@ class Stage:
     def _apart(self, batch: int) -> list[Row | None] | None:
         """Return the rows of a layer that is called for the disturbed copies alone, or for all others alone."""
         rows, count, frames = self.call.rows, self.call.disturbed, self.call.frames
-        parts = (rows[:-count], rows[-count:])  # of the same length they are the same rows
-        return next(([row for row in part for _ in range(frames)] for part in parts if batch == len(part) * frames), None)
+        for part in (rows[:-count], rows[-count:]):  # of the same length they are the same rows
+            if batch == len(part) * frames:
+                return [row for row in part for _ in range(frames)]
+        return None
 
     def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
         """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
@@ -186,7 +189,7 @@ class Stage:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
         if found is None:
             layer = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
-            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there")
+            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there", "places")
         return found
 
     def _halved(self, place: Place, tokens: int) -> Tensor | None:
@@ -219,9 +222,9 @@ class Stage:
             self._masks[key] = place.mask(height, width)
         return self._masks[key]
 
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _say(self, message: str, of: Literal["rows", "places"] = "rows") -> None:
+        if message not in self.said:
+            self.said[message] = of
             logger.warning("%s", message)
 
 

@@ -15,7 +15,11 @@ def _read(given: Given) -> Reading | None:
     known = all(isinstance(extent, int) for extent in size)
     grid = Grid(*map(int, size)) if known else None
     # What conditions a video stands before or behind it, with places of its own; without it all tokens are the video's.
-    if grid is not None and given.get("video_coords") is not None and tokens_of(given.get("hidden_states")) != prod(grid):
+    if (
+        grid is not None
+        and given.get("video_coords") is not None
+        and tokens_of(given.get("hidden_states")) != prod(grid)
+    ):
         grid = None
     return packed(given, grid)
 
@@ -27,5 +31,6 @@ LTX = Family(
     marks=(pieces("patchify.proj"), pieces("audio.to.video.attn")),
     read=_read,
     no_place=r"caption_projection|audio|adaln|av_ca_",
+    placeless=("LTXConditionPipeline", "LTXI2VLongMultiPromptPipeline"),
     dialects=("ltx",),
 )
