@@ -21,7 +21,14 @@ from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later,
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
-from lora_runtime.problems import Problems, judge, text_at_all_steps, warn_of_idle_tags, warn_of_negative_tags
+from lora_runtime.problems import (
+    Problems,
+    found_in_calls,
+    judge,
+    text_at_all_steps,
+    warn_of_idle_tags,
+    warn_of_negative_tags,
+)
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.prompt.tags import Dialect
@@ -104,10 +111,11 @@ class Applied(Generic[Text]):
         """What could not be read, found or used, with its place in the prompt.
 
         Of a list what could not be read comes first, prompt by prompt, and what is common to all has its place in the
-        first.
+        first. What only a call of the model shows, such as rows that cannot be told, comes last, after that call.
         """
         self._settle()
-        return self._diagnostics
+        said = {} if self._clock is None else self._clock.said
+        return self._diagnostics + tuple(found_in_calls(said, self._requests))
 
     @property
     def _images(self) -> int:
