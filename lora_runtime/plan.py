@@ -68,10 +68,9 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
             identity = (sha256, place.stem, place.number, strength, dyn, place.part)
             if isinstance(strength, Varying):
                 found.count_beside(place)
-                module = place.target.module
-                live.setdefault(id(module), _Live(place.target, module)).add(
-                    place, LiveTerm(place.adapter, strength, dyn, place.part, place.pieces), identity
-                )
+                term = LiveTerm(place.adapter, strength, dyn, place.part, place.pieces)
+                for module in (place.target.module, *targets.same_tables(place.target, place.name)):
+                    live.setdefault(id(module), _Live(place.target, module)).add(place, term, identity)
                 continue
             found.merged += 1
             key = id(place.parameter)
@@ -144,7 +143,7 @@ class _Found:
         if place.route.kind == "beside":
             self.beside[place.route.reason] += 1
         self.live += 1
-        self.dense += dense_bytes(place.target.module, place.name, place.adapter)
+        self.dense += dense_bytes(place.target.module, place.name, place.adapter, place.part)
 
 
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.
