@@ -68,10 +68,9 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
             identity = (sha256, place.stem, place.number, strength, dyn, place.part)
             if isinstance(strength, Varying):
                 found.count_beside(place, strength)
-                module = place.target.module
-                live.setdefault(id(module), _Live(place.target, module)).add(
-                    place, LiveTerm(place.adapter, strength, dyn, place.part, place.pieces), identity
-                )
+                term = LiveTerm(place.adapter, strength, dyn, place.part, place.pieces)
+                for module in (place.target.module, *targets.same_tables(place.target, place.name)):
+                    live.setdefault(id(module), _Live(place.target, module)).add(place, term, identity)
                 continue
             found.merged += 1
             key = id(place.parameter)

@@ -58,7 +58,7 @@ class Counted:
         self.name = name
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
-        from torch._dynamo import lookup_backend
+        from torch._dynamo.backends.registry import lookup_backend
 
         self.count += 1
         return lookup_backend(self.name)(graph, inputs)
