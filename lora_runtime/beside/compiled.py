@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol, cast
 
 import torch
@@ -42,6 +42,18 @@ class Acts(Protocol):
         ...
 
 
+def _own_space() -> str:
+    """Return the namespace of this module's operator, which is another one where the library is imported anew.
+
+    The WebUI does so at each Reload UI. torch keeps an operator for the process, and the code from before may run yet.
+    """
+    names = chain(["lora_runtime"], (f"lora_runtime_{number}" for number in count(2)))
+    name = next(name for name in names if "taken" not in vars(getattr(torch.ops, name)))
+    vars(getattr(torch.ops, name))["taken"] = True
+    return name
+
+
+_SPACE = _own_space()
 _numbers = count(1)
 _acting: weakref.WeakValueDictionary[int, Acts] = weakref.WeakValueDictionary()
 
@@ -75,7 +87,7 @@ def run_as_operator(handle: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, 
     values = [value for value in args if value is not None]
     names = [name for name, value in kwargs.items() if value is not None]
     values += [kwargs[name] for name in names]
-    made: Tensor = torch.ops.lora_runtime.beside(handle, values, ",".join(names), output)
+    made: Tensor = getattr(torch.ops, _SPACE).beside(handle, values, ",".join(names), output)
     return made
 
 
@@ -112,7 +124,7 @@ _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
 @lru_cache(maxsize=1)
 def operators() -> Any:
     """Tell torch of the operator, once; return what keeps it."""
-    library: Any = cast("Any", torch.library.Library)("lora_runtime", "FRAGMENT")
+    library: Any = cast("Any", torch.library.Library)(_SPACE, "FRAGMENT")
     library.define(f"beside({_GIVEN}) -> Tensor")
     library.define(f"beside_backward({_GIVEN}, Tensor grad) -> Tensor[]")
     library.impl("beside", _beside, "CompositeExplicitAutograd")
@@ -124,7 +136,7 @@ def operators() -> Any:
         if without_data is None:
             library.impl(name, outline, "Meta")
         else:
-            without_data(f"lora_runtime::{name}", outline)
+            without_data(f"{_SPACE}::{name}", outline)
     return library
 
 
@@ -169,13 +181,15 @@ class _Differentiable(torch.autograd.Function):
         ctx.names = names
         ctx.save_for_backward(handle, output, *values)
         with torch._C._AutoDispatchBelowAutograd():
-            made: Tensor = torch.ops.lora_runtime.beside(handle, list(values), names, output)
+            made: Tensor = getattr(torch.ops, _SPACE).beside(handle, list(values), names, output)
         return made
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override, unused-ignore]
         handle, output, *values = ctx.saved_tensors
-        *grads, of_output = torch.ops.lora_runtime.beside_backward(handle, values, ctx.names, output, grad.contiguous())
+        *grads, of_output = getattr(torch.ops, _SPACE).beside_backward(
+            handle, values, ctx.names, output, grad.contiguous()
+        )
         return (
             None,
             None,

@@ -291,4 +291,3 @@ def test_what_is_for_one_picture_acts_in_a_model_whose_rows_only_the_host_can_te
     asked = of_batch([requests(session, "<lora:ink:1>"), []])
     report, notices = session.show(model, asked)
     assert (report.live, notices) == (1, [])
-
