@@ -46,7 +46,7 @@ class Plan:
 def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
     """Return the plan for these files on these targets.
 
-    `limits`: where on this model a strength cannot vary; None where who calls the model says what its calls are about.
+    `limits`: where on this model a strength cannot vary; None where nothing but the names of its layers is known.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings, spelled_out
-from lora_runtime.errors import StrengthError
+from lora_runtime.errors import LoraError
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
@@ -25,6 +25,7 @@ from lora_runtime.problems import (
     Problems,
     found_in_calls,
     judge,
+    show_what_can_be,
     text_at_all_steps,
     warn_of_idle_tags,
     warn_of_negative_tags,
@@ -233,19 +234,19 @@ class Applied(Generic[Text]):
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
         self._waiting = self._moment = None
-        plan = self._plan(state, view, problems)
-        while True:
+
+        def show(requests: tuple[Request, ...]) -> Plan:
+            self._requests = requests
+            plan = self._plan(state, view, problems)
             compiled = bool(plan.lives) and view.compiled()
             teach = self._teacher(problems)
-            try:
-                state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
-                break
-            except StrengthError as error:  # costs its own tags, as a file that does not fit does
-                sha256 = error.sha256
-                for request in (asked for asked in self._requests if asked.lora.sha256 == sha256):
-                    problems.error(StrengthError(f'LoRA "{request.lora.name}": {error}'), request.span)
-                self._requests = tuple(asked for asked in self._requests if asked.lora.sha256 != sha256)
-                plan = self._plan(state, view, problems)
+            state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
+            return plan
+
+        def leave_out(error: LoraError, request: Request) -> None:
+            problems.error(error, request.span)
+
+        _, plan = show_what_can_be(self._requests, show, leave_out)
         if not plan.lives:
             self._clock = None
         self._report = plan.report

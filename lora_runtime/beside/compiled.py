@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol, cast
 
 import torch
@@ -49,6 +49,18 @@ class Acts(Protocol):
         ...
 
 
+def _own_space() -> str:
+    """Return the namespace of this module's operator, which is another one where the library is imported anew.
+
+    The WebUI does so at each Reload UI. torch keeps an operator for the process, and the code from before may run yet.
+    """
+    names = chain(["lora_runtime"], (f"lora_runtime_{number}" for number in count(2)))
+    name = next(name for name in names if "taken" not in vars(getattr(torch.ops, name)))
+    vars(getattr(torch.ops, name))["taken"] = True
+    return name
+
+
+_SPACE = _own_space()
 _numbers = count(1)
 _acting: weakref.WeakValueDictionary[int, Acts] = weakref.WeakValueDictionary()
 
@@ -82,7 +94,7 @@ def run_as_operator(handle: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, 
     values = [value for value in args if value is not None]
     names = [name for name, value in kwargs.items() if value is not None]
     values += [kwargs[name] for name in names]
-    made: Tensor = torch.ops.lora_runtime.beside(handle, values, ",".join(names), output)[0]
+    made: Tensor = getattr(torch.ops, _SPACE).beside(handle, values, ",".join(names), output)[0]
     return made
 
 
@@ -119,9 +131,9 @@ _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
 @lru_cache(maxsize=1)
 def operators() -> Any:
     """Tell torch of the operator, once; return what keeps it."""
-    library: Any = cast("Any", torch.library.Library)("lora_runtime", "FRAGMENT")
-    # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded. Where torch
-    # has no such tag, the handle is what keeps inductor from recording: it lies in the processor's memory.
+    library: Any = cast("Any", torch.library.Library)(_SPACE, "FRAGMENT")
+    # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded. Where
+    # torch has no such tag, the handle is what keeps inductor from recording: it lies in the processor's memory.
     unsafe = getattr(torch._C.Tag, "cudagraph_unsafe", None)
     tags = {} if unsafe is None else {"tags": (unsafe,)}
     library.define(f"beside({_GIVEN}) -> (Tensor, Tensor)", **tags)
@@ -135,7 +147,7 @@ def operators() -> Any:
         if without_data is None:
             library.impl(name, outline, "Meta")
         else:
-            without_data(f"lora_runtime::{name}", outline)
+            without_data(f"{_SPACE}::{name}", outline)
     return library
 
 
@@ -195,7 +207,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, handle: Tensor, names: str, output: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         ctx.names = names
         with torch._C._AutoDispatchBelowAutograd():
-            made, serial = torch.ops.lora_runtime.beside(handle, list(values), names, output)
+            made, serial = getattr(torch.ops, _SPACE).beside(handle, list(values), names, output)
         ctx.save_for_backward(handle, output, serial, *values)
         ctx.mark_non_differentiable(serial)
         return made, serial
@@ -204,7 +216,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, of_serial: Any) -> Any:  # type: ignore[override, unused-ignore]
         handle, output, serial, *values = ctx.saved_tensors
         given = handle, values, ctx.names, output, grad.contiguous(), serial
-        *grads, of_output = torch.ops.lora_runtime.beside_backward(*given)
+        *grads, of_output = getattr(torch.ops, _SPACE).beside_backward(*given)
         return (
             None,
             None,
