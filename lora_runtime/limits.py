@@ -55,6 +55,8 @@ class Limits:
             return f"which {what} is not known of {self._name(kind)}; left out"
         if strength.by_row and (odd := guidance_of(family, self._model.titles).reason):
             return f"the rows of {self._name()} cannot be told: {odd}; left out"
+        if strength.place is not None and set(family.placeless) & set(self._model.titles):
+            return f"the calls of {self._name()} do not say which tokens lie where in the picture; left out"
         return None
 
     def _name(self, kind: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from lora_runtime.errors import LoraError, NoMatchError
@@ -20,6 +20,7 @@ from lora_runtime.requests import Request
 
 __all__ = [
     "Problems",
+    "found_in_calls",
     "judge",
     "show_what_can_be",
     "text_at_all_steps",
@@ -90,6 +91,16 @@ class Problems:
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source
             logger.warning("%s", diagnostic.message + hint if source is None else diagnostic.format(source))
+
+
+def found_in_calls(said: Mapping[str, str], requests: Iterable[Request]) -> Iterator[Diagnostic]:
+    """Yield what calls of a model have shown of strengths that differ by row, or by place, once for each tag."""
+    for request in requests:
+        by_row = request.images is not None or request.side is not None or request.conditions.part is not None
+        by_place = request.place is not None
+        for message, of in said.items():
+            if by_row if of == "rows" else by_place:
+                yield Diagnostic("warning", request.span, f'"{request.lora.name}": {message}')
 
 
 def text_at_all_steps(prompt: Prompt, problems: Problems) -> str:

@@ -60,7 +60,7 @@ class Counted:
         self.name = name
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
-        from torch._dynamo import lookup_backend
+        from torch._dynamo.backends.registry import lookup_backend
 
         self.count += 1
         return lookup_backend(self.name)(graph, inputs)
@@ -232,7 +232,7 @@ class Adds:
     """Something that acts beside a module: it adds a number."""
 
     def __init__(self, number: int) -> None:
-        self.module, self.number = nn.Identity(), number
+        self.module, self.number, self.serial = nn.Identity(), number, 1
 
     def act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
         return output + self.number
