@@ -243,7 +243,8 @@ class Session:
             if self._wanted:
                 show_what_can_be(seen_by(self._wanted, row), present, leave_out)
                 notices = list(dict.fromkeys(notices))
-                self._unencoded = identity(self._wanted), self._unencoded_for(self._wanted) + notices
+                said = dict.fromkeys((*self._unencoded_for(self._wanted), *notices))
+                self._unencoded = identity(self._wanted), list(said)
         return notices
 
     def _unencoded_for(self, requests: Sequence[Request]) -> list[Notice]:
