@@ -1,4 +1,4 @@
-"""The tests in `suite` need a process of their own, with a device that cannot be taken back: test_device.py starts it."""
+"""The tests in `suite` need a process of their own, as its device cannot be taken back: test_device.py starts it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A pretend accelerator: torch's device "pretend", whose memory the host cannot touch.
 
-`start()` builds it where it is not yet built, and makes it this process's device. That cannot be undone: torch takes one
-such device in a process, so tests that need it run in a process of their own. What it can do is in pretend.cpp.
+`start()` builds it where it is not yet built, and makes it this process's device. That cannot be undone: torch takes
+one such device in a process, so tests that need it run in a process of their own. What it can do is in pretend.cpp.
 """
 
 from __future__ import annotations

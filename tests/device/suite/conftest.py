@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import tiny
-
-import lora_runtime
 from device import pretend as source
 from device.pretend import Pretend
+
+import lora_runtime
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Copies and waits: what a switch and a step may cost. A wait lets a GPU run dry, and costs more than its arithmetic."""
+"""Copies and waits: what a switch and a step may cost. A wait lets a GPU run dry, which costs more than arithmetic."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def paint(pipe: Any, prompt: str | list[str], steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_a_step_waits_for_nothing_and_copies_nothing(
-    pretend: Pretend, files: Path, kind: str, scheduler: str
-) -> None:
+def test_a_step_waits_for_nothing_and_copies_nothing(pretend: Pretend, files: Path, kind: str, scheduler: str) -> None:
     import diffusers
 
     pipe = tiny.pipeline("sd1")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.judges import JUDGES, Judge, judged
 from device.pretend import Pretend
 from torch import nn
 
 import lora_runtime
+from benchmarks.judges import JUDGES, Judge, judged
 from lora_runtime.merge import Term, merge_into
 
 # What MPS and older cards do not have.
@@ -46,9 +46,7 @@ def test_every_adapter_makes_the_bits_that_it_makes_on_the_cpu(
 
 
 @pytest.mark.parametrize("operation", LACKS)
-def test_what_a_device_cannot_compute_is_computed_on_the_cpu(
-    pretend: Pretend, tmp_path: Path, operation: str
-) -> None:
+def test_what_a_device_cannot_compute_is_computed_on_the_cpu(pretend: Pretend, tmp_path: Path, operation: str) -> None:
     pretend.lack(f"aten::{operation}")
     torch.manual_seed(0)
     for judge in JUDGES:

@@ -68,9 +68,7 @@ def test_each_weight_has_its_original_after_a_move(
 
 @pytest.mark.parametrize("flag", ["overwrite", "swap"])
 @pytest.mark.parametrize("moves", ["device ink cpu", "ink half", "ink device"])
-def test_new_parameters_get_their_originals(
-    pretend: Pretend, unet: Any, tmp_path: Path, flag: str, moves: str
-) -> None:
+def test_new_parameters_get_their_originals(pretend: Pretend, unet: Any, tmp_path: Path, flag: str, moves: str) -> None:
     before = bits(unet)
     with conversion(flag):
         act(unet, moves, tmp_path, "auto")
