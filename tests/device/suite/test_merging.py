@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from device.pretend import Pretend
+from formula import random_terms
 from torch import nn
 
 import lora_runtime
 from benchmarks.judges import JUDGES, Judge, judged
 from lora_runtime.merge import Term, merge_into
 
-# What MPS and older cards do not have.
 WANTED = [torch.float32, torch.float16, torch.bfloat16]
+# Operations that some backend does not have.
 LACKS = ["_linalg_solve_ex", "linalg_solve_triangular", "_fft_c2c", "linalg_vector_norm", "index_add", "bmm"]
 
 
@@ -33,7 +34,7 @@ def test_every_adapter_makes_the_bits_that_it_makes_on_the_cpu(
     if layer == "convolution" and not judge.convolutions:
         pytest.skip("not for convolutions")
     torch.manual_seed(0)
-    made = judged(judge, nn.Linear(96, 48) if layer == "linear" else nn.Conv2d(32, 48, 3), tmp_path)
+    made = judged(judge, nn.Linear(128, 64) if layer == "linear" else nn.Conv2d(32, 48, 3), tmp_path)
     if made is None:
         pytest.skip("not written by the installed version of its library")
     terms = [Term(adapter, 0.7) for adapter in made.adapters]
@@ -45,16 +46,23 @@ def test_every_adapter_makes_the_bits_that_it_makes_on_the_cpu(
         assert torch.equal(result.cpu(), merged(weight, terms)), dtype
 
 
-@pytest.mark.parametrize("operation", LACKS)
-def test_what_a_device_cannot_compute_is_computed_on_the_cpu(pretend: Pretend, tmp_path: Path, operation: str) -> None:
-    pretend.lack(f"aten::{operation}")
+@pytest.mark.parametrize("judge", JUDGES, ids=lambda judge: judge.name)
+def test_what_a_device_cannot_compute_is_computed_on_the_cpu(pretend: Pretend, tmp_path: Path, judge: Judge) -> None:
+    pretend.lack(*(f"aten::{operation}" for operation in LACKS))
     torch.manual_seed(0)
-    for judge in JUDGES:
-        made = judged(judge, nn.Linear(96, 48), tmp_path)
-        if made is not None:
-            terms = [Term(adapter, 0.7) for adapter in made.adapters]
-            weight = made.weight.bfloat16()
-            assert torch.equal(merged(weight.to(pretend.device), terms).cpu(), merged(weight, terms)), judge.name
+    made = judged(judge, nn.Linear(128, 64), tmp_path)
+    if made is None:
+        pytest.skip("not written by the installed version of its library")
+    terms = [Term(adapter, 0.7) for adapter in made.adapters]
+    weight = made.weight.bfloat16()
+    assert torch.equal(merged(weight.to(pretend.device), terms).cpu(), merged(weight, terms))
+
+
+def test_a_device_without_autocast_merges(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.pretend, "get_amp_supported_dtype")  # type: ignore[attr-defined]
+    weight = torch.ones(16, 16)
+    terms = random_terms(2, weight.shape)
+    assert torch.equal(merged(weight.to(pretend.device), terms).cpu(), merged(weight, terms))
 
 
 def test_a_model_without_an_operation_shows_all_tags(pretend: Pretend, tmp_path: Path) -> None:
