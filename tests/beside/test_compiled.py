@@ -232,7 +232,7 @@ class Adds:
     """Something that acts beside a module: it adds a number."""
 
     def __init__(self, number: int) -> None:
-        self.module, self.number = nn.Identity(), number
+        self.module, self.number, self.serial = nn.Identity(), number, 1
 
     def act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
         return output + self.number

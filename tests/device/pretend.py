@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -201,11 +202,13 @@ class Pretend:
 
 def _product_frame(frame: FrameType) -> FrameType | None:
     """Return the innermost frame of the product, or None where a host's own code asks."""
-    for found, _ in traceback.walk_stack(frame):
-        parts = Path(found.f_code.co_filename).parts
-        if "lora_runtime" in parts and "demo" not in parts:
-            return found
-    return None
+    return next((found for found, _ in traceback.walk_stack(frame) if _is_product(found.f_code.co_filename)), None)
+
+
+@cache  # a step asks for thousands of kernels, from deep stacks
+def _is_product(filename: str) -> bool:
+    parts = Path(filename).parts
+    return "lora_runtime" in parts and "demo" not in parts
 
 
 def start() -> Pretend:

@@ -25,7 +25,8 @@ PROMPTS = {
     "dense schedule": "a <lora:full:0@0,1@1>",
     "batch": ["a <lora:ink>", "b <lora:wash>"],
 }
-SCHEDULERS = ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+STEPS = [("DDIMScheduler", kind) for kind in PROMPTS]
+STEPS += [(scheduler, "schedule") for scheduler in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler")]
 
 
 # What schedulers of diffusers do with numpy is theirs.
@@ -59,8 +60,7 @@ def paint(pipe: Any, prompt: str | list[str], steps: int) -> torch.Tensor:
     return latents.cpu()
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize(("scheduler", "kind"), STEPS)
 def test_a_step_waits_for_nothing_and_copies_nothing(pretend: Pretend, files: Path, kind: str, scheduler: str) -> None:
     import diffusers
 
@@ -107,7 +107,7 @@ def test_a_restore_copies_nothing_where_the_originals_are_on_the_device(pretend:
     assert not log.kinds
 
 
-@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("kind", ["constant", "box and schedule", "dense", "batch"])
 @pytest.mark.parametrize("offload", ["none", "model", "sequential", "group"])
 def test_a_picture_is_the_cpus_however_weights_come_to_the_device(
     pretend: Pretend, files: Path, kind: str, offload: str
