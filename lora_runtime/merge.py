@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["Piece", "Term", "Workspace", "delta_of", "merge_into", "region_of", "rows_of"]
+__all__ = ["Piece", "Term", "Workspace", "delta_of", "full_precision", "merge_into", "region_of", "rows_of"]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
@@ -73,7 +73,7 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
 def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Part = WHOLE) -> Tensor:
     """Return Δ(weight) of one adapter at strength 1, in float32 and the shape of `weight`; 0 outside of its part."""
     factors = adapter.factors()
-    with no_autocast(weight.device), _full_precision():
+    with no_autocast(weight.device), full_precision():
         here = region_of(weight, part)
         if factors is None:
             delta = adapter.delta(_swap(here, part)).to(_sum_dtype(weight))
@@ -125,7 +125,7 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     Raises OverflowError where a sum is beyond what the dtype of `out` can hold; `out` is of no use then.
     """
     workspace = workspace or Workspace()
-    with no_autocast(out.device), _full_precision():
+    with no_autocast(out.device), full_precision():
         factors = [(term, term.adapter.factors()) for term in terms]
         joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
         others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
@@ -331,8 +331,8 @@ class _FullPrecision:
 _FULL_PRECISION = _FullPrecision()
 
 
-def _full_precision() -> _FullPrecision:
-    """Return the one guard of this process."""
+def full_precision() -> _FullPrecision:
+    """Return the one guard of this process: within it float32 products have all their digits."""
     return _FULL_PRECISION
 
 
