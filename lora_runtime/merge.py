@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -126,7 +126,7 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     """
     workspace = workspace or Workspace()
     with no_autocast(out.device), full_precision():
-        factors = [(term, term.adapter.factors()) for term in terms]
+        factors = [_factored(term, out) for term in terms]
         joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
         others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
         order = _storage_order(weight)
@@ -206,6 +206,16 @@ def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | 
     if dense is not None and any(factors is None for _, factors in terms):
         bound += float(torch.linalg.vector_norm(dense, float("inf")))
     return not bound < harmless
+
+
+def _factored(term: Term, out: Tensor) -> tuple[Term, Factors | None]:
+    """Return a term with its factors, if it has any that a merge is better done with."""
+    factors = term.adapter.factors()
+    if factors is not None:
+        return term, factors
+    dtype = _sum_dtype(out)
+    # Their ranks are no ranks of the file's, of which `dyn` would take the first.
+    return replace(term, dyn=None), term.adapter.products(lambda tensor: tensor.to(out.device, dtype))
 
 
 def _norm(factor: Tensor) -> float:

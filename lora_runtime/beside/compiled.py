@@ -24,7 +24,16 @@ from torch.torch_version import TorchVersion
 
 from lora_runtime.errors import ModelError
 
-__all__ = ["compiling", "handle_of", "make_anew", "make_room", "may_be_compiled", "operators", "run_as_operator", "uncompiled"]
+__all__ = [
+    "compiling",
+    "handle_of",
+    "make_anew",
+    "make_room",
+    "may_be_compiled",
+    "operators",
+    "run_as_operator",
+    "uncompiled",
+]
 
 _SELECTIVE = (
     TorchVersion(torch.__version__) >= "2.5"
