@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from lora_runtime.texts import Texts
 
 __all__ = ["Clock"]
 
+_WITH_AN_END = ("DDPMWuerstchenScheduler",)  # whose last time is where it arrives, at which no denoiser is called
 _TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
@@ -46,6 +47,10 @@ class Clock:
         self._images = images
         self._texts = texts or Texts(model.ask)
         self._stages = stages
+        self.said: dict[str, Literal["rows", "places"]] = {}
+        """What could not be told in the calls so far, and of which strengths."""
+        for stage in stages.values():
+            stage.said = self.said
         self._said: Moment | None = None  # by `at`
         self._runs: dict[str, _Run] = {}  # by the name of the scheduler
         code = model.compiled()
@@ -124,7 +129,8 @@ class _Denoiser:
         rows = self._sides.rows(reading, first) or ()
         grid = reading.grid
         place = None if grid is None else (grid.height, grid.width)
-        stage.begin(Call(moment, rows, place, 0, 1 if grid is None else grid.frames, reading.sequences))
+        frames = 1 if grid is None else grid.frames
+        stage.begin(Call(moment, rows, place, 0, frames, reading.sequences, self._sides.disturbed))
 
     def _read(self, arguments: Mapping[str, Any]) -> Any:
         assert self._family is not None and self._family.read is not None
@@ -157,6 +163,7 @@ class _Run:
         self.index = -1
         self._first = 0  # of the times; a picture that starts from another picture skips some
         self._order = max(1, int(getattr(scheduler, "order", 1)))
+        self._ends = type(scheduler).__name__ in _WITH_AN_END
         self._tensor: Tensor | None = None  # of the time steps, as the scheduler has it now
         self._original: Tensor | None = None  # as the run began with it: the pipeline goes through this
         self._times: list[float] = []
@@ -183,7 +190,7 @@ class _Run:
             self.number = object()
             self._first = begin if isinstance(begin, int) and begin <= index else index
         self.index = index
-        steps = max(1, math.ceil((len(self._times) - self._first) / self._order))
+        steps = max(1, math.ceil((len(self._times) - self._ends - self._first) / self._order))
         step = min(max(0, index - self._first) // self._order, steps - 1)
         at = self._first + step * self._order
         return Moment(step, steps, self._sigmas[at] if at < len(self._sigmas) else None)
@@ -234,16 +241,20 @@ class _Run:
         return self._by_value(time, self.index + 1)
 
     def _by_value(self, time: Any, otherwise: int) -> int:
-        """Return the place of the first time step that is the nearest to a value, or to a thousand times it."""
+        """Return the place of the first time step that is the nearest to a value, or to a thousand times it.
+
+        A fraction can be a time step as well: 1.0 is both the first of 1000 and the last before 0. No step comes before
+        the one that is expected, and what comes first there is meant: a run goes through all of them.
+        """
         value = _value_of(time)
         if value is None:
             return otherwise
-        off, place = min(
-            (abs(value * scale - known) / max(1.0, abs(known)), place)
+        nearest = (
+            min((abs(value * scale - known) / max(1.0, abs(known)), place) for place, known in enumerate(self._times))
             for scale in (1.0, 1000.0)
-            for place, known in enumerate(self._times)
         )
-        return place if off <= _DIGITS else otherwise
+        places = [place for off, place in nearest if off <= _DIGITS]
+        return min(places, key=lambda place: (place < otherwise, place), default=otherwise)
 
 
 _DIGITS = 0.004  # of a time step that was rounded to bfloat16

@@ -40,6 +40,7 @@ class Sides:
 
     def forget(self) -> None:
         """Begin a run: its texts are other ones."""
+        self.disturbed = 0  # rows of the last call that are disturbed copies, at its end
         self._texts: list[tuple[Any, Side]] = []  # of calls for one side each
         self._stacked: tuple[Any, tuple[Row, ...]] | None = None  # the text of a call for several, and its rows
         self._most = 0  # rows of a call
@@ -48,7 +49,7 @@ class Sides:
 
     def rows(self, reading: Reading, first: bool) -> tuple[Row, ...] | None:
         """Return the rows of a call; `first`: whether it is the first of its step."""
-        guidance = self._guidance
+        guidance, self.disturbed = self._guidance, 0
         if guidance is None or guidance.reason:
             return None
         if not guidance.stacked or self._ask("guider") is not None:
@@ -62,6 +63,8 @@ class Sides:
         rows = None if sides is None else self._of(sides, reading.rows)
         if rows is not None and len(rows) > self._most:
             self._stacked, self._most = (reading.text, rows), len(rows)
+        if sides is not None and rows is not None and len(sides) > 1 and self._is_disturbed():
+            self.disturbed = len(rows) // len(sides)
         return rows
 
     def _of(self, sides: Sequence[Side], batch: int) -> tuple[Row, ...] | None:
@@ -93,7 +96,7 @@ class Sides:
             if several > self._images:
                 return stacked if several == len(stacked) * self._images else None
             return _ALL if several == self._images else None
-        again: tuple[Side, ...] = ("positive",) if self._ask("do_perturbed_attention_guidance") else ()
+        again: tuple[Side, ...] = ("positive",) if self._is_disturbed() else ()
         stacked += again  # a disturbed copy of the prompt's side comes last
         guided = self._is_guided()
         if guided is None:
@@ -115,6 +118,10 @@ class Sides:
         if start is None or start + reading.rows > len(rows) or reading.rows == len(rows):
             return None
         return rows[start : start + reading.rows]
+
+    def _is_disturbed(self) -> bool:
+        """Return whether there is a copy whose attention is disturbed (PAG)."""
+        return bool(self._ask("do_perturbed_attention_guidance"))
 
     def _is_guided(self) -> bool | None:
         """Return whether the pipeline is guided now, as it says, or None where it does not."""

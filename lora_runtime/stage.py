@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from itertools import count, groupby
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class Call:
     `rows`: of its batch; one stands for all where the batch is of one kind; () where nobody can tell. `grid`: height
     and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
     of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
-    grid, all the sequences that they see.
+    grid, all the sequences that they see. `disturbed`: how many rows at the end are copies whose attention is
+    disturbed: such an attention has them and the others in calls of its layers apart.
     """
 
     moment: Moment = _ONLY
@@ -79,6 +80,7 @@ class Call:
     text: int = 0
     frames: int = 1
     sequences: tuple[Sequence, ...] | None = None
+    disturbed: int = 0
 
 
 class Run(NamedTuple):
@@ -102,7 +104,8 @@ class Stage:
         self._known: dict[Any, Any] = {}
         self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
-        self._said: set[str] = set()
+        # What could not be told in a call, each once, and of which strengths: of rows, or of places.
+        self.said: dict[str, Literal["rows", "places"]] = {}
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
@@ -133,6 +136,8 @@ class Stage:
         None where nobody can tell: what is meant for some rows alone must not act on the others.
         """
         rows = self.call.rows
+        if self.call.disturbed and (part := self._apart(batch)) is not None:
+            return part
         if rows and batch % len(rows) == 0:
             each = batch // len(rows)
             return [row for row in rows for _ in range(each)]
@@ -147,6 +152,14 @@ class Stage:
                 "is left out"
             )
         return [None] * batch
+
+    def _apart(self, batch: int) -> list[Row | None] | None:
+        """Return the rows of a layer that is called for the disturbed copies alone, or for all others alone."""
+        rows, count, frames = self.call.rows, self.call.disturbed, self.call.frames
+        for part in (rows[:-count], rows[-count:]):  # of the same length they are the same rows
+            if batch == len(part) * frames:
+                return [row for row in part for _ in range(frames)]
+        return None
 
     def scale(self, terms: tuple[tuple[Varying, int], ...], like: Tensor) -> Tensor | float:
         """Return the strengths of these terms, each as often as its rank, (R,); one float where all are equal."""
@@ -178,7 +191,7 @@ class Stage:
             found = self._halved(place, shape[0]) if self.call.sequences is None else self._spanned(place, shape[0])
         if found is None:
             layer = f"a layer of {shape[0]} tokens" if not spatial and len(shape) == 2 else "a layer without tokens"
-            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there")
+            self._say(f"where the picture lies in {layer} cannot be told; a region is left out there", "places")
         return found
 
     def _halved(self, place: Place, tokens: int) -> Tensor | None:
@@ -211,9 +224,9 @@ class Stage:
             self._masks[key] = place.mask(height, width)
         return self._masks[key]
 
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _say(self, message: str, of: Literal["rows", "places"] = "rows") -> None:
+        if message not in self.said:
+            self.said[message] = of
             logger.warning("%s", message)
 
 

@@ -185,7 +185,7 @@ class Targets:
         return route_of(target.module, name, self._facts, self.precise(target, name))
 
     def same_tables(self, target: Target, name: str) -> list[nn.Module]:
-        """Return the other embeddings that look up in a place's table: which of them the model calls, nobody can tell."""
+        """Return the other embeddings that look up in this table; which of them the model calls, nobody can tell."""
         module = target.module
         parameter = module._parameters.get(name)
         if parameter is None or not isinstance(module, nn.Embedding):

@@ -483,6 +483,26 @@ def test_a_list_of_texts_tells_its_copies() -> None:
 # ---- schedulers that are not stepped themselves, or not in order -----------------------------------------------------
 
 
+def test_a_fraction_that_is_the_last_time_step_too_is_the_first(pipe: Any) -> None:
+    """As PRX divides the time by a thousand: the first of 1000, 500.5 and 1 is 1.0."""
+    with told(own(flux(), scheduler=(scheduler := flow()))) as (module, seen):
+        for _ in range(2):
+            scheduler.set_timesteps(3)
+            run(module, scheduler, lambda time: [{"encoder_hidden_states": PROMPT, "timestep": time.view(1) / 1000}])
+    assert float(scheduler.timesteps[-1]) == 1.0
+    assert steps_of(seen) == [(step, 3) for step in range(3)] * 2
+
+
+def test_where_a_scheduler_arrives_is_no_step() -> None:
+    """Wuerstchen's has one time more than there are calls."""
+    scheduler = diffusers.DDPMWuerstchenScheduler()
+    scheduler.set_timesteps(3)
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        for time in scheduler.timesteps[:-1]:
+            module(hidden_states=LATENTS, img_ids=IDS, timestep=time.expand(1), encoder_hidden_states=PROMPT)
+    assert steps_of(seen) == [(0, 3), (1, 3), (2, 3)]
+
+
 @pytest.mark.parametrize("given", ["view", "value"])
 def test_a_pipeline_that_steps_copies_of_its_scheduler(given: str) -> None:
     """As SkyReels does, a copy for each frame."""

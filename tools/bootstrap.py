@@ -1,6 +1,6 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-oldest, test-newest, test-webui, bench, train, format, lock, venv, clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, bench, matrix, soak, train, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
@@ -120,6 +120,8 @@ def main(arguments: list[str]) -> int:
         "test-newest": test_newest,
         "test-webui": test_webui,
         "bench": bench,
+        "matrix": matrix,
+        "soak": soak,
         "train": train,
         "format": reformat,
         "lock": lock,
@@ -268,6 +270,24 @@ def bench(arguments: list[str]) -> None:
     """Measure, print the table and write bench.json."""
     install("bench")
     run(MAIN.python, "-m", "benchmarks.bench", *arguments)
+
+
+def matrix(arguments: list[str]) -> None:
+    """Measure where a LoRA acts, cell by cell; `--write` makes docs/where-it-acts.md of it."""
+    install("test")
+    run_of_tests("matrix", arguments)
+
+
+def soak(arguments: list[str]) -> None:
+    """Run random sequences of what people do with a model, and look that no bit is wrong."""
+    install("test")
+    run_of_tests("soak", arguments)
+
+
+def run_of_tests(package: str, arguments: list[str]) -> None:
+    """Run a package of tests/ that is a program."""
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    run(MAIN.python, "-m", package, *arguments)
 
 
 def train(arguments: list[str]) -> None:

@@ -20,9 +20,9 @@ from lora_runtime.key_endings import ENDINGS
 __all__ = ["ALGORITHM", "Hadamard", "build", "hadamard_delta", "tucker"]
 
 
-# Up to this rank one product, summed in blocks that stay in the cache, took a merge into weights of 640² to 3072² 0.1 to
-# 0.9 of the time of two products of the weight's size (one thread; 1.2 in one case, 640² in bfloat16 at 36). At 64 it
-# was 0.3 to 2.0, at 256 up to 6.
+# Up to this rank one product, summed in blocks that stay in the cache, took a merge into weights of 640² to 3072² 0.1
+# to 0.9 of the time of two products of the weight's size (one thread; 1.2 in one case, 640² in bfloat16 at 36). At 64
+# it was 0.3 to 2.0, at 256 up to 6.
 _SMALL = 36
 
 

@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol, cast
 
 import torch
@@ -58,6 +58,18 @@ class Acts(Protocol):
         ...
 
 
+def _own_space() -> str:
+    """Return the namespace of this module's operator, which is another one where the library is imported anew.
+
+    The WebUI does so at each Reload UI. torch keeps an operator for the process, and the code from before may run yet.
+    """
+    names = chain(["lora_runtime"], (f"lora_runtime_{number}" for number in count(2)))
+    name = next(name for name in names if "taken" not in vars(getattr(torch.ops, name)))
+    vars(getattr(torch.ops, name))["taken"] = True
+    return name
+
+
+_SPACE = _own_space()
 _numbers = count(1)
 _acting: weakref.WeakValueDictionary[int, Acts] = weakref.WeakValueDictionary()
 
@@ -91,7 +103,7 @@ def run_as_operator(handle: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, 
     values = [value for value in args if value is not None]
     names = [name for name, value in kwargs.items() if value is not None]
     values += [kwargs[name] for name in names]
-    made: Tensor = torch.ops.lora_runtime.beside(handle, values, ",".join(names), output)[0]
+    made: Tensor = getattr(torch.ops, _SPACE).beside(handle, values, ",".join(names), output)[0]
     return made
 
 
@@ -130,7 +142,7 @@ def make_room(modules: frozenset[int]) -> None:
     was compiled as one graph. The other half of the limit is for other sizes of pictures and batches.
     """
     config: Any = sys.modules["torch._dynamo"].config
-    limit = getattr(config, "recompile_limit", None) or getattr(config, "cache_size_limit", 8)
+    limit: int = getattr(config, "recompile_limit", None) or getattr(config, "cache_size_limit", 8)
     if modules not in _touched and len(_touched) >= max(1, limit // 2):
         torch.compiler.reset()
         _touched.clear()
@@ -145,7 +157,7 @@ _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
 @lru_cache(maxsize=1)
 def operators() -> Any:
     """Tell torch of the operator, once; return what keeps it."""
-    library: Any = cast("Any", torch.library.Library)("lora_runtime", "FRAGMENT")
+    library: Any = cast("Any", torch.library.Library)(_SPACE, "FRAGMENT")
     # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded.
     unsafe = getattr(torch._C.Tag, "cudagraph_unsafe", None)
     tags = {} if unsafe is None else {"tags": (unsafe,)}
@@ -160,7 +172,7 @@ def operators() -> Any:
         if without_data is None:
             library.impl(name, outline, "Meta")
         else:
-            without_data(f"lora_runtime::{name}", outline)
+            without_data(f"{_SPACE}::{name}", outline)
     return library
 
 
@@ -220,7 +232,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, handle: Tensor, names: str, output: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         ctx.names = names
         with torch._C._AutoDispatchBelowAutograd():
-            made, serial = torch.ops.lora_runtime.beside(handle, list(values), names, output)
+            made, serial = getattr(torch.ops, _SPACE).beside(handle, list(values), names, output)
         ctx.save_for_backward(handle, output, serial, *values)
         ctx.mark_non_differentiable(serial)
         return made, serial
@@ -229,7 +241,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, of_serial: Any) -> Any:  # type: ignore[override, unused-ignore]
         handle, output, serial, *values = ctx.saved_tensors
         given = handle, values, ctx.names, output, grad.contiguous(), serial
-        *grads, of_output = torch.ops.lora_runtime.beside_backward(*given)
+        *grads, of_output = getattr(torch.ops, _SPACE).beside_backward(*given)
         return (
             None,
             None,

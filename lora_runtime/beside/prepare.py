@@ -68,7 +68,8 @@ _dense: weakref.WeakKeyDictionary[Adapter, dict[object, bool]] = weakref.WeakKey
 def dense_bytes(module: nn.Module, name: str, adapter: Adapter, part: Part = WHOLE) -> int:
     """Return the bytes of the dense Δ that an adapter needs to act beside a module with nothing merged; 0 without one.
 
-    It computes nothing, and remembers what it found for the shape. `part`: of the parameter, as in a LiveTerm.
+    `part`: what of the weight it changes; the Δ is as large as the weight all the same. It computes nothing, and
+    remembers what it found for the shape.
     """
     shape = layer_shape(module, name)
     if shape is None or (name == "weight" and adapter.factors() is not None):

@@ -161,6 +161,7 @@ class Family:
     `no_place`: a pattern of the layers that see no picture token, so that a region cannot act there.
     `no_rows`: a pattern of the layers whose batch is not the call's, so that nothing of one row alone can act there.
     `guidance` is how its pipelines call the denoiser, `pipelines` by class name those that do otherwise.
+    `placeless`: its pipelines whose calls do not say where the picture lies: regions are refused there.
     `dialects`: the names of the modules in dialects/ with the spellings of its files.
     """
 
@@ -173,4 +174,5 @@ class Family:
     no_rows: str = ""
     guidance: Guidance = Guidance()
     pipelines: Mapping[str, Guidance] = field(default_factory=lambda: MappingProxyType({}))
+    placeless: tuple[str, ...] = ()
     dialects: tuple[str, ...] = ()

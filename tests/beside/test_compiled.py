@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group
 from lora_runtime.beside import Live, LiveModule, LiveTerm
+from lora_runtime.beside import compiled as compiled_module
 from lora_runtime.errors import ModelError
 from lora_runtime.patcher import Patcher
 from lora_runtime.prompt.strength import Curve, Key, Moment, Position
@@ -247,3 +249,26 @@ def test_no_number_of_sets_of_touched_modules_is_too_many(monkeypatch: pytest.Mo
         changed = before[list(layers).index(layer)]
         changed.weight.data += 0.7 * adapter.delta(changed.weight.data)  # type: ignore[operator, union-attr]
         close(got, before(inputs.double()))
+
+
+def test_the_library_can_be_imported_anew_in_one_process() -> None:
+    """As the WebUI does at each Reload UI; what was imported first may run yet."""
+    spec = importlib.util.find_spec("lora_runtime.beside.compiled")
+    assert spec is not None and spec.loader is not None
+    compiled_module.operators()
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    anew.operators()
+    output, by_first, by_second = torch.zeros(2), Adds(1), Adds(2)
+    assert compiled_module.run_as_operator(compiled_module.handle_of(by_first), (), {}, output).tolist() == [1, 1]
+    assert anew.run_as_operator(anew.handle_of(by_second), (), {}, output).tolist() == [2, 2]
+
+
+class Adds:
+    """Something that acts beside a module: it adds a number."""
+
+    def __init__(self, number: int) -> None:
+        self.module, self.number, self.serial = nn.Identity(), number, 1
+
+    def act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
+        return output + self.number

@@ -401,3 +401,26 @@ def test_what_no_family_describes_is_refused_with_the_pipeline_s_name(tmp_path: 
         assert diagnostic.severity == "warning"
         assert "SomebodysTransformer in a Pipeline" in diagnostic.message
         assert "left out" in diagnostic.message
+
+
+def test_what_only_a_call_shows_is_among_the_diagnostics_after_it(tmp_path: Path) -> None:
+    """Places of tokens that are no grid's."""
+    net, call = flux()
+    write(net, tmp_path)
+    call["img_ids"] = call["img_ids"].flip(0)
+    for _ in range(2):
+        with lora_runtime.apply(Pipeline(net, guided=False), "<lora:ink:1:box=0,0,0.5,1>", loras=tmp_path) as applied:
+            before = applied.diagnostics
+            output(net, call)
+        said = [found.message for found in applied.diagnostics if found not in before]
+        assert any('"ink": where the picture lies' in message and "left out" in message for message in said)
+
+
+def test_a_pipeline_whose_calls_do_not_say_where_the_picture_lies_is_refused_a_region(tmp_path: Path) -> None:
+    class LTXConditionPipeline(Pipeline): ...
+
+    net, _ = ltx()
+    write(net, tmp_path)
+    with lora_runtime.apply(LTXConditionPipeline(net, False), "<lora:ink:1:box=0,0,0.5,1>", loras=tmp_path) as applied:
+        assert applied.report.live == 0
+    assert any("LTXConditionPipeline do not say" in found.message for found in applied.diagnostics)

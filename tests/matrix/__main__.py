@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", action="append")
     parser.add_argument("--strength", action="append")
     parser.add_argument("--algorithm", action="append")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} of all cells")
+    parser.add_argument("--all", action="store_true", help="all that can be measured, which takes hours")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; only without a choice of cells")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     chosen = parser.parse_args(arguments)
     from matrix import page
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = (chosen.only, chosen.state, chosen.strength, chosen.algorithm)
     spots = [
         spot
-        for spot in page.spots()
+        for spot in (page.everything() if chosen.all or any(wanted) else page.spots())
         if all(names is None or field in names for field, names in zip(spot, wanted, strict=True))
     ]
     cells, wrong = {}, 0
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             why = cell.detail if cell.kind == "wrong" else cell.reason
             print(f"{', '.join(spot)}: {page.word(cell)} ({seconds:.1f} s) {why}", flush=True)
     print(f"{len(cells)} cells, {wrong} wrong")
-    if chosen.write:
+    if chosen.write and not any(wanted):
         PAGE.write_text(page.text(cells), encoding="utf-8")
     return 1 if wrong else 0
 

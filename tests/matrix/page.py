@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from matrix.cell import Cell
@@ -24,34 +25,34 @@ class Spot(NamedTuple):
     algorithm: str = "LoRA"
 
 
-# In the last table: one pipeline of each build, so that the algorithms meet every state.
-DEEP = ("SD 1", "Flux", "Wan 2.1")
+# One pipeline of each build: two UNets, pictures by transformers of three kinds, films, and one with two experts.
+BUILDS = ("SD 1", "SDXL", "SD3", "Flux", "Qwen-Image", "LTX", "Wan 2.2")
+# Where all algorithms meet all states: a model whose attention can be fused, and whose layers can all be quantised.
+DEEP = "Flux"
+BY_STATE = ("constant", "schedule")  # strengths that go into the weights, and that act beside them
 
 
 def spots() -> list[Spot]:
-    """Return all cells of the page."""
+    """Return the cells of the page."""
     first = [Spot(name, strength=strength) for name in RECORDS for strength in STRENGTHS]
-    second = [
-        Spot(name, state, strength)
-        for name in RECORDS
-        for state in STATES
-        for strength in ("constant", "schedule")
-        if state != "plain"
-    ]
+    second = [Spot(name, state, strength) for name in BUILDS for state in STATES for strength in BY_STATE]
     third = [
-        Spot(name, state, strength, algorithm)
-        for name in DEEP
-        for state in STATES
-        for strength in ("constant", "schedule")
-        for algorithm in ALGORITHMS
+        Spot(DEEP, state, strength, algorithm) for state in STATES for strength in BY_STATE for algorithm in ALGORITHMS
     ]
     return list(dict.fromkeys([*first, *second, *third]))
+
+
+def everything() -> list[Spot]:
+    """Return all cells that can be measured, on the page or not."""
+    return [Spot(*spot) for spot in product(RECORDS, STATES, STRENGTHS, ALGORITHMS)]
 
 
 HEAD = """\
 # Where a LoRA acts
 
-Made by `python -m matrix --write` in `tests/`; a test measures a sample of it again.
+Made by `make matrix ARGS=--write`; a test measures a sample of it again. On the page are all pipelines with all kinds
+of strength, one pipeline of each build in all states, and all algorithms in all states of one of them: some minutes
+of two cores. `make matrix` measures any other cell too: `ARGS="--only 'Wan VACE' --state 'layerwise fp8'"`.
 
 Each cell is a picture that a tiny pipeline of diffusers {version} paints by its own `__call__`, with random weights
 and a LoRA in its prompt, held against the same picture by a judge: a plain pipeline whose denoiser runs with W₀ + sΔ,
@@ -68,6 +69,9 @@ After each picture the LoRA is taken back and the pipeline paints once more: it 
 """
 
 
+KINDS = {"constant": "at a constant strength", "schedule": "at a strength that varies over the steps"}
+
+
 def text(cells: Mapping[Spot, Cell]) -> str:
     """Return the page."""
     import diffusers
@@ -78,19 +82,17 @@ def text(cells: Mapping[Spot, Cell]) -> str:
     rows = {name: [_text(cells, Spot(name, strength=s), notes) for s in STRENGTHS] for name in RECORDS}
     lines += _table(["", *STRENGTHS], rows)
     others = [state for state in STATES if state != "plain"]
-    for strength in ("constant", "schedule"):
-        kind = "constant strength" if strength == "constant" else "strength that varies over the steps"
-        lines += ["", f"## Pipelines and states, with a {kind}", ""]
-        rows = {name: [_text(cells, Spot(name, state, strength), notes) for state in others] for name in RECORDS}
+    for strength in BY_STATE:
+        lines += ["", f"## Pipelines and states, {KINDS[strength]}", ""]
+        rows = {name: [_text(cells, Spot(name, state, strength), notes) for state in others] for name in BUILDS}
         lines += _table(["", *others], rows)
-    for strength in ("constant", "schedule"):
-        lines += ["", f"## States and algorithms ({strength})", ""]
-        for name in DEEP:
-            rows = {
-                state: [_text(cells, Spot(name, state, strength, algorithm), notes) for algorithm in ALGORITHMS]
-                for state in STATES
-            }
-            lines += [*_table([name, *ALGORITHMS], rows), ""]
+    for strength in BY_STATE:
+        lines += ["", f"## {DEEP}: states and algorithms, {KINDS[strength]}", ""]
+        rows = {
+            state: [_text(cells, Spot(DEEP, state, strength, algorithm), notes) for algorithm in ALGORITHMS]
+            for state in STATES
+        }
+        lines += _table(["", *ALGORITHMS], rows)
     if notes:
         lines += ["", "## Notes", "", *(f"{number}. {note}" for note, number in notes.items())]
     return "\n".join(lines).rstrip() + "\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from matrix.cell import measure
-from matrix.page import STRENGTHS, Spot, spots, word
+from matrix.page import KINDS, STRENGTHS, Spot, spots, word
 from matrix.pipelines import RECORDS
 from matrix.states import STATES
 
@@ -16,6 +16,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "where-it-acts.md"
 
 SAMPLE = [
     *(Spot(name, strength=strength) for name in ("Flux", "Z-Image", "Wan 2.2") for strength in STRENGTHS),
+    Spot("SD 1 PAG", strength="per image"),
+    Spot("SD 1 PAG", strength="negative side"),
+    Spot("SD 1 PAG without guidance", strength="per image"),
+    Spot("PRX", strength="schedule"),
+    Spot("Cascade's prior", strength="schedule"),
+    Spot("LTX-2", strength="region"),
     *(Spot("Flux", state) for state in STATES if not state.startswith("compiled")),
     *(Spot("SD 1", state) for state in ("fused qkv", "group offload, stream", "layerwise fp8")),
     *(Spot("Flux", "layerwise fp8", "schedule", algorithm) for algorithm in ("LoHa", "DoRA", "OFT")),
@@ -48,7 +54,7 @@ def _on_the_page(spot: Spot) -> str:
     for text in part.splitlines():
         if text.startswith("## "):
             break
-        if re.match(rf"\| ({re.escape(spot.pipeline)} )?\|", text) and f"| {column} |" in text:
+        if text.startswith("| |") and f"| {column} |" in text:
             head = text
         elif text.startswith(f"| {row} |") and head:
             line = text
@@ -60,11 +66,10 @@ def _on_the_page(spot: Spot) -> str:
 def _place(spot: Spot) -> tuple[str, str, str]:
     """Return the heading, the row and the column in which the page has a cell."""
     if spot.algorithm != "LoRA":
-        return f"## States and algorithms ({spot.strength})", spot.state, spot.algorithm
+        return f"## {spot.pipeline}: states and algorithms, {KINDS[spot.strength]}", spot.state, spot.algorithm
     if spot.state == "plain":
         return "## Pipelines and kinds of strength", spot.pipeline, spot.strength
-    kind = "constant strength" if spot.strength == "constant" else "strength that varies over the steps"
-    return f"## Pipelines and states, with a {kind}", spot.pipeline, spot.state
+    return f"## Pipelines and states, {KINDS[spot.strength]}", spot.pipeline, spot.state
 
 
 def _fields(line: str) -> list[str]:
