@@ -142,7 +142,7 @@ def make_room(modules: frozenset[int]) -> None:
     was compiled as one graph. The other half of the limit is for other sizes of pictures and batches.
     """
     config: Any = sys.modules["torch._dynamo"].config
-    limit: int = getattr(config, "recompile_limit", None) or getattr(config, "cache_size_limit", 8)
+    limit = int(getattr(config, "recompile_limit", 0) or getattr(config, "cache_size_limit", 8))
     if modules not in _touched and len(_touched) >= max(1, limit // 2):
         torch.compiler.reset()
         _touched.clear()
