@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["BLOCK_BYTES", "Piece", "Term", "Workspace", "delta_of", "merge_into", "region_of", "rows_of"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Piece",
+    "Term",
+    "Workspace",
+    "delta_of",
+    "full_precision",
+    "merge_into",
+    "region_of",
+    "rows_of",
+]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
@@ -73,7 +83,7 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
 def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Part = WHOLE) -> Tensor:
     """Return Δ(weight) of one adapter at strength 1, in float32 and the shape of `weight`; 0 outside of its part."""
     factors = adapter.factors()
-    with no_autocast(weight.device), _full_precision():
+    with no_autocast(weight.device), full_precision():
         here = region_of(weight, part)
         if factors is None:
             delta = _delta(adapter, _swap(here, part)).to(_sum_dtype(weight))
@@ -135,8 +145,8 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     Raises OverflowError where a sum is beyond what the dtype of `out` can hold; `out` is of no use then.
     """
     workspace = workspace or Workspace()
-    with no_autocast(out.device), _full_precision():
-        factors = [(term, term.adapter.factors()) for term in terms]
+    with no_autocast(out.device), full_precision():
+        factors = [_factored(term, out) for term in terms]
         joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
         others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
         order = _storage_order(weight)
@@ -216,6 +226,16 @@ def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | 
     if dense is not None and any(factors is None for _, factors in terms):
         bound += float(torch.linalg.vector_norm(dense, float("inf")))
     return not bound < harmless
+
+
+def _factored(term: Term, out: Tensor) -> tuple[Term, Factors | None]:
+    """Return a term with its factors, if it has any that a merge is better done with."""
+    factors = term.adapter.factors()
+    if factors is not None:
+        return term, factors
+    dtype = _sum_dtype(out)
+    # Their ranks are no ranks of the file's, of which `dyn` would take the first.
+    return replace(term, dyn=None), term.adapter.products(lambda tensor: tensor.to(out.device, dtype))
 
 
 def _norm(factor: Tensor) -> float:
@@ -341,8 +361,8 @@ class _FullPrecision:
 _FULL_PRECISION = _FullPrecision()
 
 
-def _full_precision() -> _FullPrecision:
-    """Return the one guard of this process."""
+def full_precision() -> _FullPrecision:
+    """Return the one guard of this process: within it float32 products have all their digits."""
     return _FULL_PRECISION
 
 

@@ -24,7 +24,16 @@ from torch.torch_version import TorchVersion
 
 from lora_runtime.errors import ModelError
 
-__all__ = ["compiling", "handle_of", "make_anew", "may_be_compiled", "operators", "run_as_operator", "uncompiled"]
+__all__ = [
+    "compiling",
+    "handle_of",
+    "make_anew",
+    "make_room",
+    "may_be_compiled",
+    "operators",
+    "run_as_operator",
+    "uncompiled",
+]
 
 _SELECTIVE = (
     TorchVersion(torch.__version__) >= "2.5"
@@ -123,6 +132,23 @@ def make_anew(module: nn.Module) -> Callable[[], None]:
     return undo
 
 
+_touched: set[frozenset[int]] = set()  # the sets of modules, by id, that code may have been made for
+
+
+def make_room(modules: frozenset[int]) -> None:
+    """Let torch forget all compiled code before it has more of it for one function than it keeps.
+
+    It has one for each set of touched modules. Beyond its limit it runs the model uncompiled, or raises where the model
+    was compiled as one graph. The other half of the limit is for other sizes of pictures and batches.
+    """
+    config: Any = sys.modules["torch._dynamo"].config
+    limit = int(getattr(config, "recompile_limit", 0) or getattr(config, "cache_size_limit", 8))
+    if modules not in _touched and len(_touched) >= max(1, limit // 2):
+        torch.compiler.reset()
+        _touched.clear()
+    _touched.add(modules)
+
+
 # ---- the operator ---------------------------------------------------------------------------------------------------
 
 _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
@@ -132,8 +158,7 @@ _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
 def operators() -> Any:
     """Tell torch of the operator, once; return what keeps it."""
     library: Any = cast("Any", torch.library.Library)(_SPACE, "FRAGMENT")
-    # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded. Where
-    # torch has no such tag, the handle is what keeps inductor from recording: it lies in the processor's memory.
+    # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded.
     unsafe = getattr(torch._C.Tag, "cudagraph_unsafe", None)
     tags = {} if unsafe is None else {"tags": (unsafe,)}
     library.define(f"beside({_GIVEN}) -> (Tensor, Tensor)", **tags)
