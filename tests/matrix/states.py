@@ -264,7 +264,8 @@ def _gguf() -> tuple[Callable[[nn.Module], None], Callable[[nn.Module], dict[str
         for path, layer in model.named_modules():
             if type(layer) is nn.Linear and layer.in_features % 32 == 0:
                 packed = gguf.quantize(layer.weight.detach().numpy(), kind)
-                state[f"{path}.weight"] = torch.from_numpy(gguf.dequantize(packed, kind)).float()
+                # diffusers multiplies code and scale in float16, whatever it computes with after that.
+                state[f"{path}.weight"] = torch.from_numpy(gguf.dequantize(packed, kind)).half().float()
         return state
 
     return replace, weights
