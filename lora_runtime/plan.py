@@ -144,7 +144,7 @@ class _Found:
         if place.route.kind == "beside":
             self.beside[place.route.reason] += 1
         self.live += 1
-        self.dense += dense_bytes(place.target.module, place.name, place.adapter)
+        self.dense += dense_bytes(place.target.module, place.name, place.adapter, place.part)
 
 
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.

@@ -64,19 +64,21 @@ def prepare(
 _dense: weakref.WeakKeyDictionary[Adapter, dict[object, bool]] = weakref.WeakKeyDictionary()
 
 
-def dense_bytes(module: nn.Module, name: str, adapter: Adapter) -> int:
+def dense_bytes(module: nn.Module, name: str, adapter: Adapter, part: Part = WHOLE) -> int:
     """Return the bytes of the dense Δ that an adapter needs to act beside a module with nothing merged; 0 without one.
+
+    `part`: of the weight, where the adapter is for a part alone.
 
     It computes nothing, and remembers what it found for the shape.
     """
     shape = layer_shape(module, name)
     if shape is None or (name == "weight" and adapter.factors() is not None):
         return 0
-    known, key = _dense.setdefault(adapter, {}), (type(module), shape)
+    known, key = _dense.setdefault(adapter, {}), (type(module), shape, part)
     if key not in known:
         outline = _Source(module, name, _NoKeeper(), lambda: torch.empty(shape, device="meta"))
         outline.device = torch.device("meta")
-        known[key] = _forms(outline, adapter, LiveTerm(adapter, Varying(1.0)), unmerged=True) is None
+        known[key] = _forms(outline, adapter, LiveTerm(adapter, Varying(1.0), part=part), unmerged=True) is None
     if not known[key]:
         return 0
     parameter = module._parameters.get(name)
