@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -109,6 +110,7 @@ class Targets:
         self._precise = view.precise
         self._watched = tuple((_name_of(watched), detail) for watched, detail in _watch(view))
         self._facts = Facts(module for root in view.components.values() for module in root.modules())
+        self._disturbed = {id(layer) for layer in _disturbed_fused_layers(view)}
         # What was found out for a file on these places, by the file; whoever finds it out keeps it here.
         self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._components = tuple(view.components)
@@ -182,6 +184,10 @@ class Targets:
 
     def route(self, target: Target, name: str) -> Route:
         """Return how adapters act on the parameter `name` of a place's module."""
+        if id(target.module) in self._disturbed:
+            return Route(
+                "refused", "for a fused layer that disturbed attention (PAG) does not call: take it apart first"
+            )
         return route_of(target.module, name, self._facts, self.precise(target, name))
 
     def same_tables(self, target: Target, name: str) -> list[nn.Module]:
@@ -338,6 +344,18 @@ def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str, Part]]:
             for name, child in reversed(module._modules.items())
             if child is not None and name not in fused
         ]
+
+
+def _disturbed_fused_layers(view: ModelView) -> Iterator[nn.Module]:
+    """Yield the fused layers of attention that a pipeline disturbs (PAG): its calls put a processor there that has q, k
+    and v apart, whatever was there before.
+    """
+    wanted = view.ask("pag_applied_layers")
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    for root in view.components.values() if patterns else ():
+        for path, module in root.named_modules():
+            if not getattr(module, "is_cross_attention", False) and any(re.search(one, path) for one in patterns):
+                yield from (part.layer for part in fused_parts(module).values())
 
 
 # torch.compile, PEFT (the original layer lies beside the factors, which are no part of the model), FSDP, checkpointing.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from functools import lru_cache
+from inspect import getattr_static
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ _FUSIONS = (
     ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
     ("to_added_kv", ("add_k_proj", "add_v_proj")),
 )
+_FUSED = frozenset(fused for fused, _ in _FUSIONS)
 
 
 class FusedPart(NamedTuple):
@@ -37,14 +40,29 @@ def runs_fused(attention: nn.Module) -> bool:
     """Return whether an attention layer runs its fused layers.
 
     Newer attentions of diffusers say so themselves and delete the fused layers when they are taken apart. The older
-    class keeps both its word and the layers then, and only the processor tells.
+    class keeps both its word and the layers then, and only the processor tells. Some of the newer have fused layers too
+    that their processor never asks for (LTX's): its code tells.
     """
     if not attention.__dict__.get("fused_projections", False):
         return False
-    return (
-        hasattr(type(attention), "unfuse_projections")
-        or "Fused" in type(getattr(attention, "processor", None)).__name__
-    )
+    processor: Any = type(getattr(attention, "processor", None))
+    return "Fused" in processor.__name__ or (hasattr(type(attention), "unfuse_projections") and _asks(processor))
+
+
+@lru_cache(maxsize=256)
+def _asks(processor: Any) -> bool:
+    """Return whether the code of a processor, or of a function that it calls, speaks of fused layers."""
+    return processor is type(None) or _speaks(getattr_static(processor, "__call__", None), 2)
+
+
+def _speaks(function: Any, deeper: int) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    if any("fused" in name or name in _FUSED for name in code.co_names):
+        return True
+    called = (function.__globals__.get(name) for name in code.co_names) if deeper else ()
+    return any(_speaks(other, deeper - 1) for other in called)
 
 
 def fused_parts(attention: nn.Module) -> Mapping[str, FusedPart]:

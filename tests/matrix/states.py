@@ -186,7 +186,10 @@ def _bitsandbytes(kind: str) -> tuple[Callable[[nn.Module], None], Callable[[nn.
     def replace(model: nn.Module) -> None:
         import bitsandbytes as bnb
 
+        whole = getattr(model, "_keep_in_fp32_modules", None) or ()  # diffusers' loader leaves these as they are
         for path, layer in [(p, m) for p, m in model.named_modules() if type(m) is nn.Linear]:
+            if any(name in path.split(".") for name in whole):
+                continue
             parent = model.get_submodule(path.rpartition(".")[0])
             new = bnb.nn.Linear4bit(
                 layer.in_features, layer.out_features, layer.bias is not None, torch.float32, quant_type=kind
@@ -264,7 +267,8 @@ def _gguf() -> tuple[Callable[[nn.Module], None], Callable[[nn.Module], dict[str
         for path, layer in model.named_modules():
             if type(layer) is nn.Linear and layer.in_features % 32 == 0:
                 packed = gguf.quantize(layer.weight.detach().numpy(), kind)
-                state[f"{path}.weight"] = torch.from_numpy(gguf.dequantize(packed, kind)).float()
+                # diffusers multiplies code and scale in float16, whatever it computes with after that.
+                state[f"{path}.weight"] = torch.from_numpy(gguf.dequantize(packed, kind)).half().float()
         return state
 
     return replace, weights

@@ -23,6 +23,8 @@ SAMPLE = [
     Spot("Cascade's prior", strength="schedule"),
     Spot("LTX-2", strength="region"),
     *(Spot("Flux", state) for state in STATES if not state.startswith("compiled")),
+    Spot("Flux", "fused qkv", "schedule", "DoRA"),
+    Spot("LTX", "fused qkv"),
     *(Spot("SD 1", state) for state in ("fused qkv", "group offload, stream", "layerwise fp8")),
     *(Spot("Flux", "layerwise fp8", "schedule", algorithm) for algorithm in ("LoHa", "DoRA", "OFT")),
 ]
