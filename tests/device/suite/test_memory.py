@@ -89,7 +89,7 @@ def test_a_device_that_just_fits_the_model_gets_the_originals_back(
     layers.to(pretend.device)
     gc.collect()
     pretend.limit(pretend.used)
-    assert lora_runtime.restore(layers) == LAYERS
+    lora_runtime.restore(layers)
     pretend.reset()
     assert equal(bits(layers), before)
 
