@@ -15,18 +15,14 @@ import lora_runtime
 
 PROMPTS = {
     "constant": "a <lora:ink>",
-    "two": "a <lora:ink:0.7><lora:wash:0.4>",
-    "schedule": "a <lora:ink:0@0,1@1>",
     "schedules": "a <lora:ink:0@0,1@1><lora:wash:1@0,0@1>",
     "stop": "a <lora:ink:1:stop=2>",
-    "box": "a <lora:ink:1:box=0,0,0.5,1>",
     "box and schedule": "a <lora:ink:0@0,1@1:box=0,0,0.5,1>",
-    "dense": "a <lora:full:0.5>",
     "dense schedule": "a <lora:full:0@0,1@1>",
     "batch": ["a <lora:ink>", "b <lora:wash>"],
 }
-STEPS = [("DDIMScheduler", kind) for kind in PROMPTS]
-STEPS += [(scheduler, "schedule") for scheduler in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler")]
+STEPS = [("DDIMScheduler", kind) for kind in ("constant", "box and schedule", "dense schedule", "batch")]
+STEPS += [("EulerDiscreteScheduler", "schedules"), ("DPMSolverMultistepScheduler", "stop")]
 
 
 # What schedulers of diffusers do with numpy is theirs.
@@ -107,7 +103,7 @@ def test_a_restore_copies_nothing_where_the_originals_are_on_the_device(pretend:
     assert not log.kinds
 
 
-@pytest.mark.parametrize("kind", ["constant", "box and schedule", "dense", "batch"])
+@pytest.mark.parametrize("kind", ["constant", "box and schedule"])
 @pytest.mark.parametrize("offload", ["none", "model", "sequential", "group"])
 def test_a_picture_is_the_cpus_however_weights_come_to_the_device(
     pretend: Pretend, files: Path, kind: str, offload: str
