@@ -7,7 +7,7 @@ strengths), `restore`, `step` (one pass of the UNet afterwards, 32 × 32 latents
 attention blocks of a UNet of SD1.5's size; `first` (the first apply of a process, page faults included) and `again`
 (apply after restore, adapters still loaded: for diffusers without its load_lora_weights). The same cases with `-10x16`
 (10 LoRAs of rank 16) and `-conv` (3 LoCons of rank 16 on the 3×3 convolutions) behind their names. `parse10k` and
-`import` need no model. `live` and `batch8`: see `live_worker`.
+`import` need no model. `live` and `batch8`: see `live_worker`; `nf4` and `linear`: see `layers_worker`.
 
 `load200` is load_lora of a file of 200 MB, beside `read` (Path.read_bytes: into new memory, as any loader needs it)
 and `sha256` (the hash alone, of bytes in memory); `keys100k` a file of 100,000 keys. The page cache is warm. `delta …`
@@ -368,6 +368,50 @@ def live_worker(options: Options) -> Iterator[Record]:
         yield Record(case, options.dtype, who, taken, None)
 
 
+def layers_worker(options: Options) -> Iterator[Record]:
+    """Yield the time of a call of linear layers with a LoRA beside each: ours, PEFT's unmerged, and none.
+
+    `linear`: plain layers in bfloat16, at a strength that varies; `nf4`: layers of bitsandbytes, where that is.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+
+    import lora_runtime
+
+    size, tokens = (64, 8) if options.quick else (1280, 512)
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(shape, generator=generator) * 0.1 for shape in ((size, 16), (16, size)))
+    inputs = torch.randn(tokens, size, generator=generator).to(options.device, torch.bfloat16)
+
+    def model(quantised: bool) -> Any:
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(*(torch.nn.Linear(size, size, bias=False) for _ in range(4))).bfloat16()
+        if quantised:
+            bnb = import_module("bitsandbytes").nn
+            for number, plain in enumerate(list(layers)):
+                assert isinstance(plain, torch.nn.Linear)
+                layer = bnb.Linear4bit(size, size, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+                layer.weight = bnb.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+                layers[number] = layer
+        return layers.to(options.device).eval().requires_grad_(False)
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        keys = {f"{n}.lora_{side}.weight": t.clone() for n in range(4) for side, t in (("A", down), ("B", up))}
+        save_file(keys, Path(folder) / "x.safetensors")
+        for case, quantised in (("linear", False), ("nf4", True)):
+            try:
+                bare, ours, peft = model(quantised), model(quantised), model(quantised)
+            except ImportError:
+                continue
+            lora_runtime.apply(ours, "<lora:x:0.7@0,0.9@1>", loras=folder, strict=True)
+            config = LoraConfig(r=16, lora_alpha=16, target_modules=list("0123"))
+            unmerged = get_peft_model(peft, config, autocast_adapter_dtype=False)
+            ways = {who: partial(m, inputs) for who, m in (("bare", bare), ("ours", ours), ("unmerged", unmerged))}
+            for who, taken in minima(ways, options.rounds * 4).items():
+                yield Record(case, "bfloat16", who, taken, None)
+
+
 WORKERS = {
     "rounds": rounds_worker,
     "live": live_worker,
@@ -376,6 +420,7 @@ WORKERS = {
     "import": import_worker,
     "load": load_worker,
     "delta": delta_worker,
+    "layers": layers_worker,
 }
 
 
@@ -421,13 +466,14 @@ def jobs_of(arguments: argparse.Namespace, folder: str) -> Iterator[Job]:
 
 def measure(arguments: argparse.Namespace, folder: str) -> list[Record]:
     """Return all records, one for each case, dtype and who."""
-    if arguments.only in ("load", "delta"):
-        options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds)
+    if arguments.only in ("load", "delta", "layers"):
+        device = arguments.device if arguments.only == "layers" else "cpu"
+        options = Options(device, "-", "", folder, arguments.quick, arguments.rounds)
         return merged(work([(arguments.only, options)]))
     options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds)
     jobs = list(jobs_of(arguments, folder))
     if arguments.only is None:
-        jobs += [("load", options), ("delta", options)]
+        jobs += [("load", options), ("delta", options), ("layers", replace(options, device=arguments.device))]
     # Most of a quick run would be imports: there all jobs share one process.
     processes = [jobs] if arguments.quick else [[job] for job in jobs]
     processes += [[("parse", options)]] + [[("import", options)]] * arguments.rounds
@@ -501,6 +547,8 @@ def aims(records: list[Record]) -> Iterator[Aim]:
         yield f"{dtype}: a step with live strengths / bare", ratio("live", "ours", "live", "bare", dtype), 1.10, False
         for other in ("unmerged", "remerge"):
             yield f"{dtype}: a live step / {other}", ratio("live", "ours", "live", other, dtype), 1.0, False
+        yield f"{dtype}: a live linear layer / bare", ratio("linear", "ours", "linear", "bare", dtype), 1.10, False
+        yield f"{dtype}: a live nf4 layer / unmerged", ratio("nf4", "ours", "nf4", "unmerged", dtype), 1.0, False
         yield f"{dtype}: 8 images, a file each / none", ratio("batch8", "ours", "batch8", "bare", dtype), 1.25, False
         yield f"{dtype}: 8 images / 8 runs", ratio("batch8", "ours", "batch8", "separate", dtype), 1.0, False
 
@@ -540,7 +588,7 @@ def table(records: list[Record]) -> Iterator[str]:
                 size = row[0].bytes if row[0] else None
                 yield f"  {who:16}" + "".join(times) + (f"{size / 1e6:12.1f}" if size is not None else f"{'–':>12}")
     for (case, dtype, who), found in cell.items():
-        if case in ("live", "batch8") and found.seconds is not None:
+        if case in ("live", "batch8", "linear", "nf4") and found.seconds is not None:
             yield f"{dtype} {case} {who}".ljust(30) + f"{found.seconds * 1000:9.1f} ms"
     yield ""
     yield f"Δ{'ours':>63}{'theirs':>12}{'ratio':>8}"
@@ -586,7 +634,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    parser.add_argument("--only", choices=("models", "live", "load", "delta"), help="one part of the measurements")
+    parser.add_argument(
+        "--only", choices=("models", "live", "load", "delta", "layers"), help="one part of the measurements"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that everything runs")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:

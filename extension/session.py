@@ -19,11 +19,12 @@ from typing import Any, Literal
 from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
+from lora_runtime.limits import Limits
 from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, make_plan
-from lora_runtime.problems import judge
+from lora_runtime.problems import judge, show_what_can_be
 from lora_runtime.prompt import Diagnostic, LoraTag
 from lora_runtime.prompt.strength import Curve
 from lora_runtime.prompt.tags import Severity
@@ -73,6 +74,7 @@ class Session:
         self._wanted: tuple[Request, ...] = ()
         self._planned: _Planned | None = None
         self._owner = Owner()
+        self._unencoded: tuple[str, list[Notice]] = "", []  # what is wanted, and what of it could not be encoded
         self._coverage: tuple[Targets | None, dict[Any, str | None]] = None, {}
 
     @property
@@ -181,14 +183,24 @@ class Session:
                 return Report(), []
             looked_at = view(model)
             notices: list[Notice] = []
+
+            def present(asked: tuple[Request, ...]) -> Report:
+                self._wanted = asked
+                return self._present(model, looked_at, Row())
+
+            def leave_out(error: LoraError, request: Request) -> None:
+                notices.append(_cannot(request, str(error), source))
+
             try:
-                report = self._present(model, looked_at, Row())
+                _, report = show_what_can_be(requests, present, leave_out)
             except Exception as error:
                 _log.error("LoRAs cannot be applied together", exc_info=True)
-                report, notices = self._show_what_can_be(model, looked_at, tuple(requests), error, source)
-            return report, notices + _judged(report, self._wanted, looked_at, source)
+                report, more = self._show_one_by_one(model, looked_at, self._wanted, error, source)
+                notices += more
+            notices += _judged(report, self._wanted, looked_at, source)
+            return report, notices + self._unencoded_for(self._wanted)
 
-    def _show_what_can_be(
+    def _show_one_by_one(
         self, model: Any, looked_at: ModelView, requests: tuple[Request, ...], error: Exception, source: Source
     ) -> tuple[Report, list[Notice]]:
         """Show those of the requests with which it works, the first ones first; say of each other why it does not."""
@@ -207,28 +219,48 @@ class Session:
             return Report(), [Notice("error", f"no LoRA is applied: {_told(error)}")]
         report = self._present(model, looked_at, Row())
         return report, [
-            notice_of(
-                Diagnostic("error", request.span, f'"{request.lora.name}" cannot be applied: {_told(reason)}'),
-                source(request),
-            )
+            _cannot(request, f'"{request.lora.name}" cannot be applied: {_told(reason)}', source)
             for request, reason in failed
         ]
 
-    def encode_for(self, model: Any, row: Row) -> None:
-        """Make the text encoders show what one row of the batch asks for, until `show_again`."""
+    def encode_for(self, model: Any, row: Row) -> list[Notice]:
+        """Make the text encoders show what one row of the batch asks for, until `show_again`.
+
+        What cannot be shown there is left out of this row's text encoders, and said; `show` says it again as long as
+        the same is wanted, since what was encoded may be kept.
+        """
+        notices: list[Notice] = []
         with self._lock:
+            looked_at = view(model)
+
+            def present(asked: tuple[Request, ...]) -> Report:
+                return self._present_all(model, looked_at, asked)
+
+            def leave_out(error: LoraError, request: Request) -> None:
+                message = f"{error}; left out of the text of picture {row.image + 1} alone"
+                notices.append(Notice("error", message))
+
             if self._wanted:
-                self._present(model, view(model), row)
+                show_what_can_be(seen_by(self._wanted, row), present, leave_out)
+                notices = list(dict.fromkeys(notices))
+                said = dict.fromkeys((*self._unencoded_for(self._wanted), *notices))
+                self._unencoded = identity(self._wanted), list(said)
+        return notices
+
+    def _unencoded_for(self, requests: Sequence[Request]) -> list[Notice]:
+        return list(self._unencoded[1]) if self._unencoded[0] == identity(requests) else []
 
     def _present(self, model: Any, looked_at: ModelView, row: Row) -> Report:
         """Make the model show what is wanted, the text encoders for one row, unless it does."""
-        requests = seen_by(self._wanted, row)
+        return self._present_all(model, looked_at, seen_by(self._wanted, row))
+
+    def _present_all(self, model: Any, looked_at: ModelView, requests: Sequence[Request]) -> Report:
         with owned(looked_at) as state:
             key, planned = identity(requests), self._planned
             if planned is None or not planned.is_shown(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._planned = None
-                plan = make_plan(requests, state.targets, looked_at.description)
+                plan = make_plan(requests, state.targets, looked_at.description, Limits(looked_at, told=True))
                 compiled = bool(plan.lives) and looked_at.compiled()
                 state.show(self._owner, plan, compiled=compiled, began=self._watched(looked_at))
                 planned = self._planned = _Planned(key, looked_at, plan)
@@ -271,7 +303,7 @@ class Session:
         with owned(looked_at) as state:
             targets = state.targets
         # Outside of the lock: who asks about a prompt must not hold up a picture.
-        report = make_plan(requests, targets, looked_at.description).report
+        report = make_plan(requests, targets, looked_at.description, Limits(looked_at, told=True)).report
         return report, _judged(report, requests, looked_at, source)
 
     def coverage(self, model: Any, entry: Entry) -> str | None:
@@ -370,6 +402,11 @@ def _judged(report: Report, requests: Sequence[Request], model: ModelView, sourc
                     notices.append(Notice("note", _in_part(lora)))
                 notices += _fixed(lora)
     return notices
+
+
+def _cannot(request: Request, message: str, source: Source) -> Notice:
+    """Return the notice that the tag of a request does nothing."""
+    return notice_of(Diagnostic("error", request.span, message), source(request))
 
 
 def _fixed(lora: LoraReport) -> Iterator[Notice]:

@@ -205,6 +205,10 @@ class Shelf:
         """Return one name for each usable file, in the order of the WebUI: by folder, numbers as numbers."""
         return [book.name for book in self._now().books]
 
+    def paths(self) -> list[Path]:
+        """Return the usable files, in the order of `names`."""
+        return [book.entry.path for book in self._now().books]
+
     def entry(self, name: str) -> Entry | None:
         """Return the file that `names` calls so."""
         book = self._now().by_name.get(_composed(name))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lora_runtime.errors import NoMatchError as NoMatchError
     from lora_runtime.errors import RefusedFileError as RefusedFileError
     from lora_runtime.errors import RegionError as RegionError
+    from lora_runtime.errors import StrengthError as StrengthError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
     from lora_runtime.lookup import clear_cache as clear_cache
@@ -61,6 +62,7 @@ _HOME = {
     "ModelBusyError": "errors",
     "NoMatchError": "errors",
     "RegionError": "errors",
+    "StrengthError": "errors",
 }
 
 __all__ = [*_HOME]

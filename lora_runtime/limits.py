@@ -21,9 +21,10 @@ _SPLITS = "SplitInferenceModule"  # of diffusers' FreeNoise: a layer that gets i
 class Limits:
     """What can be told of the calls of one model."""
 
-    def __init__(self, model: ModelView) -> None:
-        """Look at the model as it is now."""
+    def __init__(self, model: ModelView, *, told: bool = False) -> None:
+        """Look at the model as it is now. `told`: who runs it says what the rows of each call are, and its picture."""
         self._model = model
+        self._told = told
         self._families: dict[str, Family | None] = {}
         self._blocks: dict[str, dict[str, str]] = {}  # by component: paths of blocks, and what is odd about their batch
 
@@ -35,6 +36,19 @@ class Limits:
             self._families[component] = family_of(self._model.components[component])
             self._blocks[component] = dict(_odd_blocks(self._model.components[component]))
         family = self._families[component]
+        if not self._told and (unread := self._unread(component, family, strength)):
+            return unread
+        odd_block = next((why for block, why in self._blocks[component].items() if _is_within(path, block)), None)
+        if odd_block is not None:
+            return f"{odd_block}; left out"
+        if strength.by_row and has_no_rows(family, path):
+            return "it sees the rows of a call mixed or more than once; left out"
+        if strength.place is not None and has_no_place(family, path):
+            return NO_PLACE
+        return None
+
+    def _unread(self, component: str, family: Family | None, strength: Varying) -> str | None:
+        """Return why the rows or the picture cannot be read from a denoiser's calls, or None where they can."""
         if family is None or family.read is None:
             kind = type(self._model.components[component]).__name__
             what = "rows of a call are which image and side" if strength.by_row else "tokens lie where in the picture"
@@ -43,13 +57,6 @@ class Limits:
             return f"the rows of {self._name()} cannot be told: {odd}; left out"
         if strength.place is not None and set(family.placeless) & set(self._model.titles):
             return f"the calls of {self._name()} do not say which tokens lie where in the picture; left out"
-        odd_block = next((why for block, why in self._blocks[component].items() if _is_within(path, block)), None)
-        if odd_block is not None:
-            return f"{odd_block}; left out"
-        if strength.by_row and has_no_rows(family, path):
-            return "it sees the rows of a call mixed or more than once; left out"
-        if strength.place is not None and has_no_place(family, path):
-            return NO_PLACE
         return None
 
     def _name(self, kind: str = "") -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,23 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.dialects import WHOLE, Part
 
-__all__ = ["Piece", "Term", "Workspace", "delta_of", "merge_into", "region_of", "rows_of"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Piece",
+    "Term",
+    "Workspace",
+    "delta_of",
+    "full_precision",
+    "merge_into",
+    "region_of",
+    "rows_of",
+]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
 # as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
 # twice the time. On other devices a block only bounds the temporary.
 _BLOCK_BYTES = {"cpu": 4 << 20}
-_BLOCK_BYTES_ELSEWHERE = 64 << 20
+BLOCK_BYTES = 64 << 20
 _FAST = {"tf32", "bf16"}  # what a host may have allowed inside float32 products
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
@@ -73,10 +83,10 @@ def region_of(weight: Tensor, part: Part) -> Tensor:
 def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Part = WHOLE) -> Tensor:
     """Return Δ(weight) of one adapter at strength 1, in float32 and the shape of `weight`; 0 outside of its part."""
     factors = adapter.factors()
-    with no_autocast(weight.device), _full_precision():
+    with no_autocast(weight.device), full_precision():
         here = region_of(weight, part)
         if factors is None:
-            delta = adapter.delta(_swap(here, part)).to(_sum_dtype(weight))
+            delta = _delta(adapter, _swap(here, part)).to(_sum_dtype(weight))
         else:
             up, down = (f.to(weight.device, _sum_dtype(weight)) for f in (factors.up[:, :dyn], factors.down[:dyn]))
             delta = (up @ down).mul_(factors.scale).reshape(here.shape)
@@ -85,6 +95,16 @@ def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Par
         total = torch.zeros(weight.shape, dtype=_sum_dtype(weight), device=weight.device)
         region_of(total, part).copy_(_swap(delta, part))
         return total
+
+
+def _delta(adapter: Adapter, weight: Tensor) -> Tensor:
+    """Return Δ(weight) on the weight's device, computed on the CPU where the device lacks an operation for it."""
+    try:
+        return adapter.delta(weight)
+    except NotImplementedError:
+        if weight.device.type == "cpu":
+            raise
+    return adapter.delta(weight.cpu()).to(weight.device)
 
 
 def rows_of(weight: Tensor, part: Part) -> Tensor:
@@ -120,13 +140,13 @@ class Workspace:
 def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Workspace | None = None) -> None:
     """Fill `out` with round(weight + Σ strength·Δ(weight)).
 
-    `out` has the weight's shape, and its own dtype and device; it may be the very tensor `weight` if every term is
-    low-rank. The sum is float32 (float64 for float64 weights), on `out`'s device, in the order of `terms`.
+    `out` has the weight's shape, and its own dtype and device; it may be the very tensor `weight`, which is read
+    before it is written. The sum is float32 (float64 for float64 weights), on `out`'s device, in the order of `terms`.
     Raises OverflowError where a sum is beyond what the dtype of `out` can hold; `out` is of no use then.
     """
     workspace = workspace or Workspace()
-    with no_autocast(out.device), _full_precision():
-        factors = [(term, term.adapter.factors()) for term in terms]
+    with no_autocast(out.device), full_precision():
+        factors = [_factored(term, out) for term in terms]
         joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
         others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
         order = _storage_order(weight)
@@ -208,6 +228,16 @@ def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | 
     return not bound < harmless
 
 
+def _factored(term: Term, out: Tensor) -> tuple[Term, Factors | None]:
+    """Return a term with its factors, if it has any that a merge is better done with."""
+    factors = term.adapter.factors()
+    if factors is not None:
+        return term, factors
+    dtype = _sum_dtype(out)
+    # Their ranks are no ranks of the file's, of which `dyn` would take the first.
+    return replace(term, dyn=None), term.adapter.products(lambda tensor: tensor.to(out.device, dtype))
+
+
 def _norm(factor: Tensor) -> float:
     return float(torch.linalg.vector_norm(factor, dtype=torch.float32))
 
@@ -260,7 +290,7 @@ def _dense(
     for term, factors in terms:
         here = region_of(weight, term.part)
         if factors is None:
-            delta = term.adapter.delta(_swap(here.to(out.device), term.part)).to(dtype)
+            delta = _delta(term.adapter, _swap(here.to(out.device), term.part)).to(dtype)
         else:
             up, down = factors.up[:, : term.dyn], factors.down[: term.dyn]
             delta = (up.to(out.device, dtype) @ down.to(out.device, dtype)).mul_(factors.scale).reshape(here.shape)
@@ -296,7 +326,7 @@ def _reorder_columns(down: Tensor, shape: torch.Size, order: tuple[int, ...]) ->
 
 def _row_blocks(rows: Tensor) -> Iterator[slice]:
     """Yield slices that cover the rows of a (rows, columns) tensor in blocks of about `_BLOCK_BYTES` as float32."""
-    budget = _BLOCK_BYTES.get(rows.device.type, _BLOCK_BYTES_ELSEWHERE)
+    budget = _BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES)
     step = max(_ROWS, budget // max(1, 4 * rows.shape[1]) // _ROWS * _ROWS)
     for start in range(0, rows.shape[0], step):
         yield slice(start, start + step)
@@ -331,8 +361,8 @@ class _FullPrecision:
 _FULL_PRECISION = _FullPrecision()
 
 
-def _full_precision() -> _FullPrecision:
-    """Return the one guard of this process."""
+def full_precision() -> _FullPrecision:
+    """Return the one guard of this process: within it float32 products have all their digits."""
     return _FULL_PRECISION
 
 

@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lora_runtime.errors import ModelBusyError
 from lora_runtime.scopes import Scope
 
-__all__ = ["WAIT", "Claim", "claimed", "mine", "take", "take_later", "would_wait"]
+__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "would_wait"]
 
 WAIT = 600.0
 """Seconds to wait for a model that somebody else has, unless a caller says how long."""
@@ -218,12 +219,21 @@ def _too_long(waiter: _Waiter, wait: float | None) -> ModelBusyError:
     )
 
 
+def current_line() -> tuple[int, int]:
+    """Return what tells the running thread and task from others that are there."""
+    return threading.get_ident(), id(_task())
+
+
+def _task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def _me() -> str:
     """Return the name of the task, or of the thread, that is running."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = _task()
     return f'thread "{threading.current_thread().name}"' if task is None else f'task "{task.get_name()}"'
 
 

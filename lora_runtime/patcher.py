@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from typing import Literal, ParamSpec, TypeVar
@@ -31,7 +32,8 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
 from lora_runtime.errors import StrengthError
-from lora_runtime.merge import Piece, Term, Workspace, delta_of, merge_into, rows_of
+from lora_runtime.memory import OutOfMemory, free_bytes
+from lora_runtime.merge import BLOCK_BYTES, Piece, Term, Workspace, delta_of, merge_into, rows_of
 from lora_runtime.plan import Assignment
 from lora_runtime.weights import Weight, is_shared, plain_data, serial, tell_autograd
 
@@ -94,6 +96,9 @@ class Patcher:
     def _weight(self, home: Home, module: nn.Module, name: str, parameter: nn.Parameter) -> Weight:
         known = home.weights.get(name)
         if known is not None and known.parameter is parameter:
+            return known
+        if known is not None and not known.patched and known.parameter.is_meta and parameter.is_meta:
+            self._go_on(known, parameter)  # an offloader puts a new one there after each call
             return known
         if known is not None and known.patched and known.replacement() is parameter:
             self._go_on(known, parameter)
@@ -160,12 +165,27 @@ class Patcher:
         `weights`: those of the assignments, where the caller has them at hand.
 
         If anything fails on the way, every one of them gets its original back before the error goes on.
+        "auto" that runs out of a device's memory goes on in place.
         """
         among = self._all() if among is None else among
+        asked = list(zip(assignments, weights or map(self.weight_of, assignments), strict=True))
+        in_place = _choose_in_place(asked, originals)
+        if originals == "auto" and not all(in_place.values()):
+            try:
+                return self._apply(asked, in_place, among)
+            except OutOfMemory:
+                pass  # what was computed so far lies in the error's frames: only here, without it, is its memory free
+            in_place = dict.fromkeys(in_place, True)
+        return self._apply(asked, in_place, among)
+
+    def _apply(
+        self,
+        asked: Sequence[tuple[Assignment, Weight]],
+        in_place: Mapping[torch.device, bool],
+        among: Sequence[Weight],
+    ) -> int:
         written: list[Weight] = []
         try:
-            asked = list(zip(assignments, weights or map(self.weight_of, assignments), strict=True))
-            in_place = _choose_in_place(asked, originals)
             wanted = {id(weight) for _, weight in asked}
             for weight in among:
                 if weight.original is not None and id(weight) not in wanted:
@@ -178,15 +198,11 @@ class Patcher:
             for assignment, weight, value in bindings:
                 weight.bind(value, assignment)
         except BaseException:
-            self.restore(among=[*among, *(w for w in map(self._known, assignments) if w is not None)])
+            self.restore(among=[*among, *(weight for _, weight in asked)])
             raise
         finally:
             _warn_of(written)
         return len(changed)
-
-    def _known(self, assignment: Assignment) -> Weight | None:
-        weight = self._by_id.get(id(assignment.parameter))
-        return None if weight is None or weight.parameter is not assignment.parameter else weight
 
     @_plain_mode
     def restore(self, *, release: bool = False, among: Iterable[Weight] | None = None) -> int:
@@ -307,12 +323,19 @@ class Patcher:
         """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""
         parameter = weight.parameter
         if in_place:
+            here = plain_data(parameter)
+            first = weight.original is None
             if weight.original is None:
                 weight.begin(_copy_to_host(parameter, weight.buffer), in_place=True)
             assert weight.original is not None
-            base = weight.original if assignment.precise is None else assignment.precise
             weight.shown = None  # neither W₀ nor W′ until the sum is done
-            merge_into(plain_data(parameter), base, self._terms(assignment), workspace)
+            if first and assignment.precise is None:
+                with suppress(OverflowError):  # which only a sum from W₀ itself can tell from a W₀ that is not finite
+                    # The device has W₀ still: from the host it would be a copy more.
+                    merge_into(here, here, self._terms(assignment), workspace)
+                    return weight.original
+            base = weight.original if assignment.precise is None else assignment.precise
+            merge_into(here, base, self._terms(assignment), workspace)
             return weight.original
         original = plain_data(parameter) if weight.original is None else weight.original
         value = self._memory(weight, original)
@@ -437,13 +460,32 @@ def _choose_in_place(asked: Sequence[tuple[Assignment, Weight]], originals: Orig
             held[device] = held.get(device, 0) + size
     if originals != "auto":
         return dict.fromkeys(touched, originals == "host")
-    return {device: not _has_room(device, 2 * (size - held.get(device, 0))) for device, size in touched.items()}
+    return {
+        # Twice: what the model computes with the weights needs memory too.
+        device: size > held.get(device, 0)
+        and not _has_room(device, 2 * (size - held.get(device, 0)) + _temporaries(asked, device))
+        for device, size in touched.items()
+    }
+
+
+def _temporaries(asked: Sequence[tuple[Assignment, Weight]], device: torch.device) -> int:
+    """Return the bytes beside W₀ and W′ that the merge of the largest weight takes, about.
+
+    Measured, as multiples of the weight in float32: 1 to 6.5 for the algorithms without factors. Low-rank sums run in
+    blocks.
+    """
+    most = 0
+    for assignment, weight in asked:
+        if weight.parameter.device == device:
+            dense = any(term.adapter.factors() is None for term in assignment.terms)
+            size = 4 * weight.parameter.numel()
+            most = max(most, 7 * size if dense else 2 * min(size, BLOCK_BYTES))
+    return most
 
 
 def _has_room(device: torch.device, size: int) -> bool:
-    """Return whether `size` bytes are free on the device; memory shared with the host (CPU, MPS) counts as room."""
-    if device.type != "cuda" or size <= 0:
+    """Return whether `size` bytes are free on the device; one that does not tell counts as having room."""
+    if size <= 0:
         return True
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return size <= free + cached
+    free = free_bytes(device)
+    return free is None or size <= free

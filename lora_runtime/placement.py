@@ -228,7 +228,8 @@ def _spot(place: Target, name: str, adapters: Sequence[Adapter], targets: Target
         shape = layer_shape(module, own)
         if shape is None:
             return f"for a weight that is {route.reason}, whose shape its layer does not tell"
-        key: object = (id(module), own)
+        # Embeddings that share a table are one place, as they are where it is merged.
+        key: object = id(parameter) if isinstance(module, nn.Embedding) else (id(module), own)
     else:
         assert parameter is not None
         shape, key = parameter.shape, id(parameter)

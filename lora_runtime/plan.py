@@ -46,7 +46,7 @@ class Plan:
 def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
     """Return the plan for these files on these targets.
 
-    `limits`: where on this model a strength cannot vary; None where who calls the model says what its calls are about.
+    `limits`: where on this model a strength cannot vary; None where nothing but the names of its layers is known.
 
     Files are summed in the order of their content hashes, so the order of the tags cannot change a bit; the same file
     asked for twice adds up. What is constant goes into the weights, what varies beside the modules.
@@ -67,11 +67,10 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
                 continue
             identity = (sha256, place.stem, place.number, strength, dyn, place.part)
             if isinstance(strength, Varying):
-                found.count_beside(place)
-                module = place.target.module
-                live.setdefault(id(module), _Live(place.target, module)).add(
-                    place, LiveTerm(place.adapter, strength, dyn, place.part, place.pieces), identity
-                )
+                found.count_beside(place, strength)
+                term = LiveTerm(place.adapter, strength, dyn, place.part, place.pieces)
+                for module in (place.target.module, *targets.same_tables(place.target, place.name)):
+                    live.setdefault(id(module), _Live(place.target, module)).add(place, term, identity)
                 continue
             found.merged += 1
             key = id(place.parameter)
@@ -139,12 +138,17 @@ class _Found:
     beside: Counter[str] = field(default_factory=Counter)
     dense: int = 0
     fixed: Counter[str] = field(default_factory=Counter)
+    deltas: set[object] = field(default_factory=set)  # the dense ones counted: parts of a weight share one
 
-    def count_beside(self, place: Placed) -> None:
+    def count_beside(self, place: Placed, strength: Varying) -> None:
         if place.route.kind == "beside":
             self.beside[place.route.reason] += 1
         self.live += 1
-        self.dense += dense_bytes(place.target.module, place.name, place.adapter, place.part)
+        size = dense_bytes(place.target.module, place.name, place.adapter, place.part)
+        delta = id(place.target.module), place.name, strength
+        if size and delta not in self.deltas:
+            self.deltas.add(delta)
+            self.dense += size
 
 
 # Why a strength does not vary that nobody would expect to: worth a note, and no warning.

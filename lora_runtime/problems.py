@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from lora_runtime.errors import LoraError, NoMatchError
 from lora_runtime.limits import NO_PLACE
@@ -17,7 +18,17 @@ from lora_runtime.prompt.excerpt import quote
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
-__all__ = ["Problems", "found_in_calls", "judge", "text_at_all_steps", "warn_of_idle_tags", "warn_of_negative_tags"]
+__all__ = [
+    "Problems",
+    "found_in_calls",
+    "judge",
+    "show_what_can_be",
+    "text_at_all_steps",
+    "warn_of_idle_tags",
+    "warn_of_negative_tags",
+]
+
+Shown = TypeVar("Shown")
 
 logger = logging.getLogger("lora_runtime")
 
@@ -138,6 +149,31 @@ def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Pro
                 f'"{tag.name}" belongs to part {part + 1} of a prompt with AND, which is not painted by itself here'
             )
             problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
+
+
+def show_what_can_be(
+    requests: Sequence[Request],
+    show: Callable[[tuple[Request, ...]], Shown],
+    leave_out: Callable[[LoraError, Request], None],
+) -> tuple[tuple[Request, ...], Shown]:
+    """Return the requests that can be shown together, and what `show` gives for them.
+
+    `show` plans and applies, and leaves the model as it was where it raises. An error that names a file by `.sha256`
+    costs the requests for that file: `leave_out` is told of each, and may raise; then the others are tried again. Any
+    other error is raised.
+    """
+    kept = tuple(requests)
+    while True:
+        try:
+            return kept, show(kept)
+        except LoraError as error:
+            sha256 = getattr(error, "sha256", "")
+            lost = [request for request in kept if request.lora.sha256 == sha256]
+            if not lost:
+                raise
+            for request in lost:
+                leave_out(type(error)(f'LoRA "{request.lora.name}": {error}', sha256), request)
+            kept = tuple(request for request in kept if request.lora.sha256 != sha256)
 
 
 def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic | None:

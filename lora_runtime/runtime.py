@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings, spelled_out
-from lora_runtime.errors import StrengthError
+from lora_runtime.errors import LoraError
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
@@ -24,6 +25,7 @@ from lora_runtime.problems import (
     Problems,
     found_in_calls,
     judge,
+    show_what_can_be,
     text_at_all_steps,
     warn_of_idle_tags,
     warn_of_negative_tags,
@@ -35,7 +37,7 @@ from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.scopes import Scope, scope_of
-from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, leave, owned
+from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, is_topmost, leave, owned
 from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]
@@ -62,7 +64,7 @@ class Applied(Generic[Text]):
         """Each prompt as it was read, with the places of its tags."""
         self._diagnostics: tuple[Diagnostic, ...] = ()
         self._report = Report()
-        self._owner = Owner()
+        self._owner = self._new_owner()
         self._model = WeakView(model)
         self._waiting: ModelView | None = None  # until it is entered, where somebody else had the model at the time
         self._problems = Problems(strict=False)
@@ -70,6 +72,7 @@ class Applied(Generic[Text]):
         self._originals: Originals = "auto"
         self._wait: float | None = WAIT
         self._clock: Clock | None = None
+        self._moment: Moment | None = None  # said last with `at`
         self._texts: Texts | None = None  # told apart where negative tags act
         self._given = mine()  # claims under which it was made
         self._entered: list[tuple[Claim, Owner | None]] = []
@@ -135,7 +138,8 @@ class Applied(Generic[Text]):
         Changes strengths that vary; nothing where none does, or where a later `apply` has replaced this one.
         """
         if self._clock is not None:
-            self._clock.at(Moment(step, steps, sigma))
+            self._moment = Moment(step, steps, sigma)
+            self._clock.at(self._moment)
 
     def restore(self) -> None:
         """Undo this: every weight shows what it would without it. Does nothing where it was replaced or undone."""
@@ -185,9 +189,9 @@ class Applied(Generic[Text]):
                 claim.release()
                 return False
             owner: Owner | None = None
-            if not any(map(is_active, self._owners())):
+            if not any(map(is_topmost, self._owners())):
                 # One that is under others already stays there: this block stands above them.
-                owner = Owner() if self._owner.entered else self._owner
+                owner = self._new_owner() if self._owner.entered else self._owner
                 self._show(ModelState(scope, claim), view, owner)
             elif not self._owner.entered:
                 owner = self._owner
@@ -198,6 +202,11 @@ class Applied(Generic[Text]):
             raise
         self._entered.append((claim, owner))
         return True
+
+    def _new_owner(self) -> Owner:
+        owner = Owner()
+        owner.handle = weakref.ref(self)
+        return owner
 
     def _owners(self) -> list[Owner]:
         return [self._owner, *(owner for _, owner in self._entered if owner is not None and owner is not self._owner)]
@@ -224,20 +233,20 @@ class Applied(Generic[Text]):
     def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
-        self._waiting = None
-        plan = self._plan(state, view, problems)
-        while True:
+        self._waiting = self._moment = None
+
+        def show(requests: tuple[Request, ...]) -> Plan:
+            self._requests = requests
+            plan = self._plan(state, view, problems)
             compiled = bool(plan.lives) and view.compiled()
             teach = self._teacher(problems)
-            try:
-                state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
-                break
-            except StrengthError as error:  # costs its own tags, as a file that does not fit does
-                sha256 = error.sha256
-                for request in (asked for asked in self._requests if asked.lora.sha256 == sha256):
-                    problems.error(StrengthError(f'LoRA "{request.lora.name}": {error}'), request.span)
-                self._requests = tuple(asked for asked in self._requests if asked.lora.sha256 != sha256)
-                plan = self._plan(state, view, problems)
+            state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
+            return plan
+
+        def leave_out(error: LoraError, request: Request) -> None:
+            problems.error(error, request.span)
+
+        _, plan = show_what_can_be(self._requests, show, leave_out)
         if not plan.lives:
             self._clock = None
         self._report = plan.report
@@ -264,6 +273,8 @@ class Applied(Generic[Text]):
         """Follow the steps of the model from now on, for as long as this acts beside it."""
         self._clock = Clock(self._model.view(), live.stages, self._images, self._texts)
         live.until_then(self._clock.stop)
+        if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
+            self._clock.at(self._moment)
 
 
 def apply(

@@ -85,8 +85,10 @@ class Scope:
         return self is other or not self.serials.isdisjoint(other.serials)
 
     def covers(self, other: Scope) -> bool:
-        """Return whether this has all that the other has."""
-        return self is other or other.serials <= self.serials
+        """Return whether this has all that is still there of the other: a parameter goes with its place."""
+        if self is other or other.serials <= self.serials:
+            return True
+        return all(home.serial in self.serials for _, home in other.homes())
 
     def attentions(self) -> list[nn.Module]:
         """Return the attention layers that can run fused and are still there."""

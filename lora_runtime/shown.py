@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.ownership import WAIT, Claim, claimed
+from lora_runtime.ownership import WAIT, Claim, claimed, current_line
 from lora_runtime.patcher import Home, Originals
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
@@ -32,10 +32,14 @@ from lora_runtime.scopes import PATCHER, Scope, scope_of
 from lora_runtime.targets import Targets
 from lora_runtime.weights import Weight
 
-__all__ = ["ModelState", "Owner", "owned"]
+__all__ = ["ModelState", "Owner", "enter", "is_active", "is_on", "is_topmost", "leave", "owned"]
 
 
 def _nothing(live: Live) -> None:
+    return None
+
+
+def _nothing_left() -> None:
     return None
 
 
@@ -57,6 +61,8 @@ class Owner:
         self.teach: Teach | None = None  # teaches the pipeline words, and returns what makes it forget them
         self.forget: Callable[[], None] | None = None  # while it knows them
         self.replaced: list[Owner] = []
+        self.handle: Callable[[], object] = _nothing_left  # what can enter it, as long as that is there
+        self.line = current_line()  # of calls, that it was made in
         self.asked: list[weakref.ref[Weight]] = []
         self.beside: list[weakref.ref[Home]] = []
         self.serials: frozenset[int] = frozenset()  # of all of which it asks something
@@ -120,29 +126,42 @@ def show(
         replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
         if owner in _owners:
             _owners.remove(owner)
+    _step_out(owner)
     for other in replaced:
-        _drop(other.replaced)
-        other.replaced = []
+        if other.handle() is None or other.line == owner.line:  # no other thread is about to enter it
+            _drop(other.replaced)
+            other.replaced = []
         other.asleep = True
         if owner.live.count == 0 and other.scope is scope:
             owner.live, other.live = other.live, Live()  # what stays the same stays attached
-    _drop([other for other in owner.replaced if other not in replaced])
+    if owner.handle() is None:
+        _drop(owner.replaced)
+        owner.replaced = []
     owner.scope, owner.originals, owner.compiled, owner.began = scope, originals, compiled, began
     _forget_words(owner)
     owner.teach = teach
-    owner.replaced, owner.whole, owner.asleep = replaced, True, False
+    owner.replaced = [*(other for other in owner.replaced if other not in replaced), *replaced]
+    owner.whole, owner.asleep = True, False
     _ask(owner, plan)
     with _lock:
         _owners.append(owner)
     try:
         _settle(scope, owner)
     except BaseException:
-        _drop([*owner.replaced, owner])
+        _drop([owner])
         try:
             _settle(scope)
         except Exception:
             clear(scope)
         raise
+
+
+def _step_out(owner: Owner) -> None:
+    """Let what an owner has replaced be replaced by what replaced the owner: threads may apply before they enter."""
+    above = next((other for other in _snapshot() if owner in other.replaced), None)
+    if above is not None:
+        above.replaced = [*(other for other in above.replaced if other is not owner), *owner.replaced]
+        owner.replaced = []
 
 
 def _is_replaced(other: Owner, scope: Scope) -> bool:
@@ -167,8 +186,8 @@ def leave(owner: Owner) -> None:
     except BaseException:
         owner.asleep = False  # it still shows in part: leaving can be tried again
         raise
-    _drop([*owner.replaced, owner])
-    owner.replaced, owner.entered = [], False
+    _drop([owner])
+    owner.entered = False
 
 
 def clear(scope: Scope, *, release: bool = False) -> int:
@@ -221,8 +240,11 @@ def _forget(owner: Owner) -> None:
 
 
 def _drop(owners: Iterable[Owner]) -> None:
-    """Forget owners that show nothing any more."""
-    for owner in owners:
+    """Forget owners that show nothing any more, and what they have replaced."""
+    waiting = list(owners)
+    for owner in waiting:  # it grows on the way
+        waiting += owner.replaced
+        owner.replaced = []
         owner.live.clear()
         _forget_words(owner)
         _forget(owner)
@@ -293,7 +315,7 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
 def _settle_words() -> None:
     """Let pipelines know the words of the topmost owners alone: two may bring the same word along."""
     owners = [owner for owner in _snapshot() if owner.teach is not None]
-    topmost = [owner for owner in owners if _is_topmost(owner)]
+    topmost = [owner for owner in owners if is_on(owner) and _is_uncovered(owner)]
     for owner in owners:
         if owner not in topmost:
             _forget_words(owner)
@@ -302,11 +324,14 @@ def _settle_words() -> None:
             owner.forget = owner.teach()
 
 
-def _is_topmost(owner: Owner) -> bool:
-    if owner.asleep or owner.scope is None:
-        return False
+def is_topmost(owner: Owner) -> bool:
+    """Return whether all that an owner stands on shows what it asks, which may be nothing."""
+    return is_on(owner) and owner.whole and _is_uncovered(owner)
+
+
+def _is_uncovered(owner: Owner) -> bool:
     above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
-    return not any(owner.scope.meets(scope) for scope in above)
+    return owner.scope is not None and not any(owner.scope.meets(scope) for scope in above)
 
 
 def _forget_words(owner: Owner) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from lora_runtime.regions import Place
 __all__ = ["Call", "Row", "Run", "Side", "Stage", "Varying"]
 
 logger = logging.getLogger("lora_runtime")
+_serials = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Stage:
     def __init__(self) -> None:
         """Begin with a call of one row at the first step of one."""
         self.call = Call()
+        self.serial = next(_serials)  # of the call: no other call of any stage has it
         self.paused = False  # while a module runs once more with a delta for its weight
         self._known: dict[Any, Any] = {}
         self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
@@ -109,7 +111,7 @@ class Stage:
         """Say what the next call is about."""
         if call == self.call:
             return
-        before, self.call = self.call, call
+        before, self.call, self.serial = self.call, call, next(_serials)
         self._known.clear()
         if any(getattr(before, name) != getattr(call, name) for name in _PLACED_BY):
             self._placed.clear()

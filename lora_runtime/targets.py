@@ -188,6 +188,15 @@ class Targets:
             return Route("refused", _NOT_CALLED)
         return route_of(target.module, name, self._facts, self.precise(target, name))
 
+    def same_tables(self, target: Target, name: str) -> list[nn.Module]:
+        """Return the other embeddings that look up in this table; which of them the model calls, nobody can tell."""
+        module = target.module
+        parameter = module._parameters.get(name)
+        if parameter is None or not isinstance(module, nn.Embedding):
+            return []
+        owners = self._facts.owners(parameter)
+        return [owner for owner in owners if owner is not module and isinstance(owner, nn.Embedding)]
+
     def reason(self, stem: str) -> str:
         """Return why `find` has no answer."""
         found = self._matches(stem)

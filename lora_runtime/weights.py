@@ -186,12 +186,13 @@ class Weight:
         dtype, strides = self.layout
         then = torch.frombuffer(bytearray(self.sample), dtype=torch.uint8).view(dtype)
         data = plain_data(parameter)
+        # Each by itself to the host: to join them takes memory that a full device does not have.
         if data.is_contiguous() and strides == data.stride():
             starts, size = _spots(data.numel(), dtype.itemsize if hasattr(dtype, "itemsize") else _size(dtype))
-            now_values = torch.cat([data.view(-1)[start : start + size] for start in starts]).cpu()
+            now_values = torch.cat([data.view(-1)[start : start + size].cpu() for start in starts])
         else:
             indices = _indices(data.numel(), data.shape, strides, _size(dtype))
-            now_values = torch.stack([data[index] for index in indices]).cpu()
+            now_values = torch.stack([data[index].cpu() for index in indices])
         return _alike(then, now_values)
 
 

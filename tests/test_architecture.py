@@ -48,6 +48,7 @@ LADDER = (
     "report",
     "placement",
     "plan",
+    "memory",
     "weights",
     "patcher",
     "clock",

@@ -179,7 +179,7 @@ SUPPORTED = kohya("good")
             },
         ),
         (
-            {"x.lora_up": UP, "x.lora_down": DOWN},
+            {"x.lora_up": UP, "x.lora_down": DOWN.t().contiguous()},
             dict.fromkeys(
                 ("x.lora_up", "x.lora_down"),
                 "Nunchaku's packed LoRA cannot be used: its factors are padded and in the order of its kernels; "

@@ -12,7 +12,7 @@ from formula import DTYPES, Dense, LowRank, assert_rounded_once, random_terms, r
 from torch import Tensor
 
 from lora_runtime import merge as merge_module
-from lora_runtime.adapters import no_autocast
+from lora_runtime.adapters import ALGORITHMS, Group, no_autocast
 from lora_runtime.dialects import Part
 from lora_runtime.merge import Term, merge_into
 
@@ -254,7 +254,7 @@ def test_threads_that_merge_at_once_all_have_full_precision_and_leave_the_hosts_
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        first, second = merge_module._full_precision(), merge_module._full_precision()
+        first, second = merge_module.full_precision(), merge_module.full_precision()
         with first:
             with second:
                 pass
@@ -262,3 +262,23 @@ def test_threads_that_merge_at_once_all_have_full_precision_and_leave_the_hosts_
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [2, 6, 7])  # by one product up to 6 · 6
+@pytest.mark.parametrize("shape", [(64, 48), (16, 12, 3, 3)])
+def test_a_merged_hadamard_product_is_the_formula_in_float64(
+    shape: tuple[int, ...], rank: int, dtype: torch.dtype
+) -> None:
+    generator, columns = torch.Generator().manual_seed(0), math.prod(shape[1:])
+    # In float16 the products of these factors alone would overflow.
+    sizes = {"w1_a": (shape[0], rank), "w1_b": (rank, columns), "w2_a": (shape[0], rank), "w2_b": (rank, columns)}
+    tensors = {name: (torch.randn(size, generator=generator) * 300).half() for name, size in sizes.items()}
+    (build,) = (algorithm.build for algorithm in ALGORITHMS if algorithm.name == "loha")
+    (adapter,) = build(Group("x", tensors, ("x",), scale=1e-10))
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    one, two = (tensors[f"w{n}_a"].double() @ tensors[f"w{n}_b"].double() for n in (1, 2))
+    exact = weight.double() + 0.7e-10 * (one * two).reshape(shape)
+    merged = torch.empty_like(weight)
+    merge_into(merged, weight, [Term(adapter, 0.7, dyn=1)])  # whose ranks are no ranks that could be left out
+    assert (merged.double() - exact).abs().max() <= 0.51 * ulp(exact.abs().max(), dtype) + 1e-5

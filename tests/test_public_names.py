@@ -32,6 +32,7 @@ ERRORS = {
     "ModelError",
     "NoMatchError",
     "RegionError",
+    "StrengthError",
 }
 NAMES = {
     "apply",

@@ -252,6 +252,7 @@ def test_a_mask_that_is_not_there_costs_its_tag(pipe: Any, folder: Path) -> None
         lora_runtime.apply(pipe, "<lora:ink:0.9:mask=nothing.png>", loras=folder, strict=True)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it while it compiles
 @pytest.mark.parametrize("inside", [False, True], ids=["torch.compile", ".compile()"])
 def test_compiled_code_is_made_anew_for_what_acts_beside_it(inside: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)

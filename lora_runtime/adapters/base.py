@@ -57,6 +57,10 @@ class Adapter(ABC):
         factors = self.factors()
         return None if factors is None else (factors,)
 
+    def products(self, cast: Cast) -> Factors | None:
+        """Return factors of the whole change that cost a merge less than `delta`, or None; never a choice of ranks."""
+        return None
+
     def given(self, originals: tuple[Tensor, ...]) -> Adapter:
         """Return this adapter with the originals of other parameters that its Δ depends on, or itself."""
         return self
@@ -188,5 +192,5 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which products on `device` are not rounded to half precision, whatever the caller's is."""
     try:
         return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # a device without autocast: MPS before torch 2.5
+    except (RuntimeError, AssertionError, AttributeError):  # a device without autocast: MPS before torch 2.5, others
         return nullcontext()

@@ -154,7 +154,8 @@ def build(group: Group, keys: tuple[str, ...] | None = None) -> LowRank:
     up, down, mid, enlarged = (group.tensors.get(role) for role in ("up", "down", "mid", "reshape_weight"))
     if up is None or down is None:
         raise ValueError(_missing(group))
-    if group.key_of.get("up", "").endswith(_PACKED) and up.shape[1:] == down.shape[1:] and up.shape[1:] != down.shape[:1]:
+    packed = group.key_of.get("up", "").endswith(_PACKED)
+    if packed and up.shape[1:] == down.shape[1:] and up.shape[1:] != down.shape[:1]:
         raise ValueError(
             "Nunchaku's packed LoRA cannot be used: its factors are padded and in the order of its kernels; use the "
             "file that it was converted from"

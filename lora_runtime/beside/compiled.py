@@ -15,14 +15,25 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-__all__ = ["compiling", "handle_of", "make_anew", "may_be_compiled", "operators", "run_as_operator", "uncompiled"]
+from lora_runtime.errors import ModelError
+
+__all__ = [
+    "compiling",
+    "handle_of",
+    "make_anew",
+    "make_room",
+    "may_be_compiled",
+    "operators",
+    "run_as_operator",
+    "uncompiled",
+]
 
 _SELECTIVE = (
     TorchVersion(torch.__version__) >= "2.5"
@@ -37,11 +48,28 @@ class Acts(Protocol):
         """The module."""
         ...
 
+    @property
+    def serial(self) -> int:
+        """A number above 0 that is another one where the strengths are others."""
+        ...
+
     def act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         """Return the output with what acts beside the module; it may be written."""
         ...
 
 
+def _own_space() -> str:
+    """Return the namespace of this module's operator, which is another one where the library is imported anew.
+
+    The WebUI does so at each Reload UI. torch keeps an operator for the process, and the code from before may run yet.
+    """
+    names = chain(["lora_runtime"], (f"lora_runtime_{number}" for number in count(2)))
+    name = next(name for name in names if "taken" not in vars(getattr(torch.ops, name)))
+    vars(getattr(torch.ops, name))["taken"] = True
+    return name
+
+
+_SPACE = _own_space()
 _numbers = count(1)
 _acting: weakref.WeakValueDictionary[int, Acts] = weakref.WeakValueDictionary()
 
@@ -75,7 +103,7 @@ def run_as_operator(handle: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, 
     values = [value for value in args if value is not None]
     names = [name for name, value in kwargs.items() if value is not None]
     values += [kwargs[name] for name in names]
-    made: Tensor = torch.ops.lora_runtime.beside(handle, values, ",".join(names), output)
+    made: Tensor = getattr(torch.ops, _SPACE).beside(handle, values, ",".join(names), output)[0]
     return made
 
 
@@ -104,6 +132,23 @@ def make_anew(module: nn.Module) -> Callable[[], None]:
     return undo
 
 
+_touched: set[frozenset[int]] = set()  # the sets of modules, by id, that code may have been made for
+
+
+def make_room(modules: frozenset[int]) -> None:
+    """Let torch forget all compiled code before it has more of it for one function than it keeps.
+
+    It has one for each set of touched modules. Beyond its limit it runs the model uncompiled, or raises where the model
+    was compiled as one graph. The other half of the limit is for other sizes of pictures and batches.
+    """
+    config: Any = sys.modules["torch._dynamo"].config
+    limit = int(getattr(config, "recompile_limit", 0) or getattr(config, "cache_size_limit", 8))
+    if modules not in _touched and len(_touched) >= max(1, limit // 2):
+        torch.compiler.reset()
+        _touched.clear()
+    _touched.add(modules)
+
+
 # ---- the operator ---------------------------------------------------------------------------------------------------
 
 _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
@@ -112,9 +157,12 @@ _GIVEN = "Tensor handle, Tensor[] values, str names, Tensor output"
 @lru_cache(maxsize=1)
 def operators() -> Any:
     """Tell torch of the operator, once; return what keeps it."""
-    library: Any = cast("Any", torch.library.Library)("lora_runtime", "FRAGMENT")
-    library.define(f"beside({_GIVEN}) -> Tensor")
-    library.define(f"beside_backward({_GIVEN}, Tensor grad) -> Tensor[]")
+    library: Any = cast("Any", torch.library.Library)(_SPACE, "FRAGMENT")
+    # Strengths are read in Python: a CUDA graph would go on with those of the step in which it was recorded.
+    unsafe = getattr(torch._C.Tag, "cudagraph_unsafe", None)
+    tags = {} if unsafe is None else {"tags": (unsafe,)}
+    library.define(f"beside({_GIVEN}) -> (Tensor, Tensor)", **tags)
+    library.define(f"beside_backward({_GIVEN}, Tensor grad, Tensor serial) -> Tensor[]", **tags)
     library.impl("beside", _beside, "CompositeExplicitAutograd")
     library.impl("beside_backward", _beside_backward, "CompositeExplicitAutograd")
     library.impl("beside", _differentiable, "Autograd")
@@ -124,37 +172,53 @@ def operators() -> Any:
         if without_data is None:
             library.impl(name, outline, "Meta")
         else:
-            without_data(f"lora_runtime::{name}", outline)
+            without_data(f"{_SPACE}::{name}", outline)
     return library
 
 
-def _outline(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> Tensor:
-    return torch.empty_like(output)
+def _outline(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(output), torch.empty_like(handle)
 
 
-def _outlines(handle: Tensor, values: list[Tensor], names: str, output: Tensor, grad: Tensor) -> list[Tensor]:
+def _outlines(
+    handle: Tensor, values: list[Tensor], names: str, output: Tensor, grad: Tensor, serial: Tensor
+) -> list[Tensor]:
     return [torch.empty_like(value) for value in (*values, output)]
 
 
-def _beside(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> Tensor:
-    return _acted(handle, values, names, output.clone())
-
-
-def _acted(handle: Tensor, values: Sequence[Tensor], names: str, output: Tensor) -> Tensor:
+def _beside(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output with what acts beside the module, and the serial number of the call, 0 where nothing acts."""
     acts = _acting.get(int(handle))
     if acts is None:  # compiled code outlives what it was made for: its hook is gone
-        return output
+        return output.clone(), torch.zeros_like(handle)
+    return _acted(acts, values, names, output.clone()), torch.full_like(handle, acts.serial)
+
+
+def _acted(acts: Acts, values: Sequence[Tensor], names: str, output: Tensor) -> Tensor:
     named = names.split(",") if names else []
     first = len(values) - len(named)
     return acts.act(acts.module, tuple(values[:first]), dict(zip(named, values[first:], strict=True)), output)
 
 
-def _beside_backward(handle: Tensor, values: list[Tensor], names: str, output: Tensor, grad: Tensor) -> list[Tensor]:
-    """Return the gradients of the values and of the output, 0 for those that are no floating-point numbers."""
+def _beside_backward(
+    handle: Tensor, values: list[Tensor], names: str, output: Tensor, grad: Tensor, serial: Tensor
+) -> list[Tensor]:
+    """Return the gradients of the values and of the output, 0 for those that are no floating-point numbers.
+
+    Raises ModelError where the strengths are no longer those of the forward pass, which is run once more for this.
+    """
+    if int(serial) == 0:
+        return [*(torch.zeros_like(value) for value in values), grad.clone()]
+    acts = _acting.get(int(handle))
+    if acts is None or acts.serial != int(serial):
+        raise ModelError(
+            "the strengths beside this compiled module have changed between its forward and its backward pass: call "
+            "backward() before the model is called at another step, and before what is applied ends"
+        )
     with torch.enable_grad():
         given = [v.detach().requires_grad_(v.is_floating_point()) for v in (*values, output)]
         *inputs, before = given
-        made = _acted(handle, inputs, names, before.clone())
+        made = _acted(acts, inputs, names, before.clone())
         asked = [value for value in given if value.requires_grad]
         found = iter(torch.autograd.grad(made, asked, grad, allow_unused=True))
     grads = [next(found) if value.requires_grad else None for value in given]
@@ -162,20 +226,22 @@ def _beside_backward(handle: Tensor, values: list[Tensor], names: str, output: T
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator for autograd. Its gradient is that at the strengths of the time of the backward pass."""
+    """The operator for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, handle: Tensor, names: str, output: Tensor, *values: Tensor) -> Tensor:
+    def forward(ctx: Any, handle: Tensor, names: str, output: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         ctx.names = names
-        ctx.save_for_backward(handle, output, *values)
         with torch._C._AutoDispatchBelowAutograd():
-            made: Tensor = torch.ops.lora_runtime.beside(handle, list(values), names, output)
-        return made
+            made, serial = getattr(torch.ops, _SPACE).beside(handle, list(values), names, output)
+        ctx.save_for_backward(handle, output, serial, *values)
+        ctx.mark_non_differentiable(serial)
+        return made, serial
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override, unused-ignore]
-        handle, output, *values = ctx.saved_tensors
-        *grads, of_output = torch.ops.lora_runtime.beside_backward(handle, values, ctx.names, output, grad.contiguous())
+    def backward(ctx: Any, grad: Tensor, of_serial: Any) -> Any:  # type: ignore[override, unused-ignore]
+        handle, output, serial, *values = ctx.saved_tensors
+        given = handle, values, ctx.names, output, grad.contiguous(), serial
+        *grads, of_output = getattr(torch.ops, _SPACE).beside_backward(*given)
         return (
             None,
             None,
@@ -184,6 +250,6 @@ class _Differentiable(torch.autograd.Function):
         )
 
 
-def _differentiable(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> Tensor:
-    made: Tensor = _Differentiable.apply(handle, names, output, *values)  # type: ignore[no-untyped-call]
+def _differentiable(handle: Tensor, values: list[Tensor], names: str, output: Tensor) -> tuple[Tensor, Tensor]:
+    made: tuple[Tensor, Tensor] = _Differentiable.apply(handle, names, output, *values)  # type: ignore[no-untyped-call]
     return made

@@ -88,6 +88,11 @@ class Attached:
         return self._module() is module
 
     @property
+    def serial(self) -> int:
+        """The number of the call that the model is in: other strengths have another."""
+        return self._stage.serial
+
+    @property
     def dense_bytes(self) -> int:
         """The bytes of the changes that have no cheaper form than a weight."""
         return sum(part.nbytes for part in self._parts if isinstance(part, Dense))

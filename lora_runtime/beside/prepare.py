@@ -16,7 +16,7 @@ from lora_runtime.beside.numbers import Numbers, computing
 from lora_runtime.beside.parts import Adding, Dense, Mapped, Products, TableProducts
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.merge import Piece, delta_of, rows_of
+from lora_runtime.merge import Piece, delta_of, full_precision, rows_of
 from lora_runtime.routes import layer_shape
 from lora_runtime.stage import Varying
 
@@ -36,7 +36,8 @@ def prepare(
     dense: dict[Varying, dict[str, Tensor]] = {}
     sources = {name: _Source(module, name, keeper, bases.get(name)) for name in terms}
     for name, source in sources.items():
-        with no_autocast(source.device):
+        # A form is made once, in float32, as what is merged is; each call then computes as the host's own layers do.
+        with no_autocast(source.device), full_precision():
             for term in terms[name]:
                 if term.strength == Varying(0.0):
                     continue
@@ -67,9 +68,8 @@ _dense: weakref.WeakKeyDictionary[Adapter, dict[object, bool]] = weakref.WeakKey
 def dense_bytes(module: nn.Module, name: str, adapter: Adapter, part: Part = WHOLE) -> int:
     """Return the bytes of the dense Δ that an adapter needs to act beside a module with nothing merged; 0 without one.
 
-    `part`: of the weight, where the adapter is for a part alone.
-
-    It computes nothing, and remembers what it found for the shape.
+    `part`: what of the weight it changes; the Δ is as large as the weight all the same. It computes nothing, and
+    remembers what it found for the shape.
     """
     shape = layer_shape(module, name)
     if shape is None or (name == "weight" and adapter.factors() is not None):

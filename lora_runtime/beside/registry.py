@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lora_runtime.beside.compiled import make_room, may_be_compiled
 from lora_runtime.beside.module import Attached, attach
 from lora_runtime.beside.terms import Keeper, LiveModule
 from lora_runtime.stage import Call, Stage
@@ -65,6 +66,8 @@ class Live:
                     compiled=compiled,
                 )
                 self._known[key] = _Known(attached, _identity(live, keeper))
+        if wanted and may_be_compiled():
+            make_room(frozenset(wanted))
         for stage in self.stages.values():
             stage.begin(Call())
 

@@ -16,6 +16,6 @@ SD3 = Family(
         pieces(width=("transformer.blocks.0.attn.add.", (1536, 2432))),
     ),
     read=patched(),
-    no_place=r"context_block|pos_embed\.proj$",
+    no_place=r"context_block|pos_embed\.proj$|[ty]_embedder\.",
     dialects=("mmdit",),
 )

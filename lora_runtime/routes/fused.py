@@ -47,7 +47,7 @@ def runs_fused(attention: nn.Module) -> bool:
     processor: Any = getattr(attention, "processor", None)
     if "Fused" in type(processor).__name__:
         return True
-    return hasattr(type(attention), "unfuse_projections") and (processor is None or _asks(type(processor)))
+    return hasattr(type(attention), "unfuse_projections") and (processor is None or _asks(type(processor)))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group
 from lora_runtime.beside import Live, LiveModule, LiveTerm
+from lora_runtime.beside import compiled as compiled_module
+from lora_runtime.errors import ModelError
 from lora_runtime.patcher import Patcher
 from lora_runtime.prompt.strength import Curve, Key, Moment, Position
 from lora_runtime.regions import Place
@@ -58,7 +61,7 @@ class Counted:
         self.name = name
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
-        from torch._dynamo import lookup_backend
+        from torch._dynamo.backends.registry import lookup_backend
 
         self.count += 1
         return lookup_backend(self.name)(graph, inputs)
@@ -211,3 +214,61 @@ def test_a_function_that_is_compiled_and_runs_a_model_is_made_anew_too() -> None
     close(run(inputs), expected(net, inputs, 0.7) * 2)
     live.clear()
     close(run(inputs), expected(net, inputs, 0.0) * 2)
+
+
+@pytest.mark.parametrize("after", ["another step", "the end"])
+def test_a_gradient_at_other_strengths_than_those_of_the_forward_pass_is_refused(after: str) -> None:
+    net, inputs = Net().requires_grad_(False), rand(3, 8).requires_grad_()
+    compiled = whole(net, Counted())
+    live = Live()
+    live.apply(lives(net, Varying(1.0, (RISING,))), Patcher(), compiled=True)
+    live.stages["net"].begin(Call(Moment(2, 5)))
+    with torch.enable_grad():
+        loss = compiled(inputs).square().sum()
+    if after == "the end":
+        live.clear()
+    else:
+        live.stages["net"].begin(Call(Moment(3, 5)))
+    with pytest.raises(ModelError, match="between its forward and its backward pass"):
+        loss.backward()
+    live.clear()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="all code is made anew each time")
+def test_no_number_of_sets_of_touched_modules_is_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    monkeypatch.setattr(config, limit, 2)
+    layers, inputs, live = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), rand(3, 8), Live()
+    compiled = torch.compile(layers, backend="eager", fullgraph=True)
+    for layer in layers:
+        adapter, before = lora(layer.weight.shape), copy.deepcopy(layers).double()  # type: ignore[union-attr, arg-type]
+        live.apply([LiveModule("net", layer, {"weight": (LiveTerm(adapter, Varying(0.7)),)}, ())], Patcher())
+        got = compiled(inputs)
+        live.clear()
+        changed = before[list(layers).index(layer)]
+        changed.weight.data += 0.7 * adapter.delta(changed.weight.data)  # type: ignore[operator, union-attr]
+        close(got, before(inputs.double()))
+
+
+def test_the_library_can_be_imported_anew_in_one_process() -> None:
+    """As the WebUI does at each Reload UI; what was imported first may run yet."""
+    spec = importlib.util.find_spec("lora_runtime.beside.compiled")
+    assert spec is not None and spec.loader is not None
+    compiled_module.operators()
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    anew.operators()
+    output, by_first, by_second = torch.zeros(2), Adds(1), Adds(2)
+    assert compiled_module.run_as_operator(compiled_module.handle_of(by_first), (), {}, output).tolist() == [1, 1]
+    assert anew.run_as_operator(anew.handle_of(by_second), (), {}, output).tolist() == [2, 2]
+
+
+class Adds:
+    """Something that acts beside a module: it adds a number."""
+
+    def __init__(self, number: int) -> None:
+        self.module, self.number, self.serial = nn.Identity(), number, 1
+
+    def act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
+        return output + self.number

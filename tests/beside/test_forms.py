@@ -594,3 +594,36 @@ def test_gradients_go_through_a_form(layer: str, make: Any) -> None:
     module(one).backward(towards)
     attached.detach()
     close(one.grad, other.grad)
+
+
+def test_forms_are_made_with_all_digits_of_float32_whatever_the_host_allows() -> None:
+    seen: list[str] = []
+
+    class Asking(Adapter):
+        algorithm, keys, rank, alpha, scale = "asking", (), 0, None, 1.0
+
+        def misfit(self, shape: torch.Size) -> str | None:
+            return None
+
+        def factors(self) -> None:
+            return
+
+        def delta(self, weight: Tensor) -> Tensor:
+            raise AssertionError("it has forms")
+
+        def forms(self, shape: torch.Size, cast: Any, original: Any) -> tuple[Any, ...]:
+            newer = hasattr(
+                torch.backends, "fp32_precision"
+            )  # a setting for each backend, which the older does not tell
+            matmul: Any = torch.backends.cuda.matmul
+            seen.append(matmul.fp32_precision if newer else torch.get_float32_matmul_precision())
+            return ()
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        attach(nn.Linear(4, 4), Stage(), {"weight": [LiveTerm(Asking(), Varying(1.0))]}, Patcher()).detach()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen in (["ieee"], ["highest"])

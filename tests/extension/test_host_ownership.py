@@ -438,3 +438,43 @@ def test_the_page_and_its_editor_are_made_of_the_program_s_components(webui: Web
     )
     assert "ink" in card.json()["html"]
     assert webui.errors == []
+
+
+# --- the list that other extensions read ---
+
+
+@pytest.mark.parametrize("way", ["the page", "the API"])
+def test_the_builtin_s_list_of_files_follows_our_refresh(webui: WebUI, way: str) -> None:
+    networks: Any = sys.modules["networks"]
+
+    def refresh() -> set[str]:
+        if way == "the page":
+            webui.module("ui_extra_networks").extra_pages[0].refresh()
+        else:
+            webui.client().post("/sdapi/v1/refresh-loras")
+        return set(networks.available_networks)
+
+    ink = loras.write(webui.loras / "ink.safetensors", plain())
+    assert refresh() == {"ink"}
+    looked = networks.calls.count(("list_available_networks", []))
+    assert refresh() == {"ink"}
+    assert networks.calls.count(("list_available_networks", [])) == looked  # nothing is new: nothing is read again
+    ink.path.unlink()
+    loras.write(webui.loras / "wash.safetensors", plain())
+    assert refresh() == {"wash"}
+
+
+def test_a_builtin_that_cannot_list_its_files_costs_nobody_our_page(
+    webui: WebUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(sys.modules["networks"], "list_available_networks", fail)
+    loras.write(webui.loras / "ink.safetensors", plain())
+    page = webui.module("ui_extra_networks").extra_pages[0]
+    page.refresh()
+    assert page.search("") == ["ink"]
+    ((message, error),) = webui.errors
+    assert "could not list its files anew" in message
+    assert isinstance(error, OSError)

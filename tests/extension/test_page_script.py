@@ -154,3 +154,36 @@ def test_a_tag_is_found_in_either_case_and_with_signs_of_a_path_in_its_name() ->
     assert click("a <lora:style\\ink:1>", INK) == ("a", "")
     blank = {**INK, "names": [" ink "]}
     assert click("a <lora: ink :1>", blank) == ("a", "")
+
+
+# --- the page itself, in a double of it ---
+
+
+def page(case: str) -> dict[str, Any]:
+    """Return what a case of page_double.js finds."""
+    assert NODE is not None
+    double = REPOSITORY / "tests" / "extension" / "page_double.js"
+    done = subprocess.run([NODE, str(double), str(SCRIPT), case], capture_output=True, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_cards_that_cannot_be_fetched_are_asked_for_once_and_a_click_asks_again() -> None:
+    found = page("failure")
+    assert found["asked"] == 1
+    assert found["said"] == ("The cards could not be fetched (cards: 500 Internal Server Error). Click to try again.")
+    assert found["gone"] and "data-tag=ink" in found["html"]
+
+
+def test_more_cards_that_cannot_be_fetched_are_asked_for_once() -> None:
+    found = page("more")
+    assert found["offsets"] == ["0", "60"]
+    assert not found["watched"]
+
+
+def test_search_and_folder_outlive_a_refresh_of_the_page() -> None:
+    assert page("refresh") == {"q": "boat", "folder": "style", "search": "boat", "marked": ["style"]}
+
+
+def test_cards_are_fetched_again_when_another_checkpoint_is_chosen() -> None:
+    assert page("checkpoint") == {"asked": 1, "html": "<div class=card data-tag=ink>for b"}

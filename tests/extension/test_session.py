@@ -12,6 +12,9 @@ from extension_package import module
 from safetensors.torch import save_file
 
 from lora_runtime.prompt import parse_prompt
+from lora_runtime.regions import Place
+from lora_runtime.requests import of_batch
+from lora_runtime.stage import Row
 
 session_module = module("session")
 shelf_module = module("shelf")
@@ -185,3 +188,106 @@ def test_where_none_can_be_applied_weights_are_whole_and_that_is_said_once(
     assert [notice.message for notice in notices] == ["no LoRA is applied: MemoryError: no memory left"]
     assert session.wanted == ()
     assert torch.equal(_weight(model), before)
+
+
+# --- what would overflow, and what has no place ---
+
+
+def overflowing(folder: Path, name: str, stem: str, weight: torch.Tensor) -> None:
+    """Write a file whose change is beyond float16 by itself: 100 · 1000 in each element, of rank 1."""
+    up, down = torch.full((weight.shape[0], 1), 100.0), torch.full((1, weight.shape[1]), 1000.0)
+    save_file({f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}, folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("text", ["a <lora:ink:1> <lora:huge:1>", "a <lora:huge:1> <lora:ink:1> <lora:huge:0.5>"])
+def test_a_weight_beyond_its_dtype_costs_the_tags_of_the_file_that_asks_for_most(
+    session: Any, folder: Path, text: str
+) -> None:
+    model, alone = tiny_ldm.model("sd1").half(), tiny_ldm.model("sd1").half()
+    overflowing(folder, "huge", TO_Q, _weight(model))
+    session.shelf.refresh()
+    other = session_module.Session(shelf_module.Shelf([folder]))
+    other.show(alone, requests(other, "<lora:ink:1>"))
+    report, notices = session.show(model, requests(session, text), lambda _: text)
+    assert torch.equal(_weight(model), _weight(alone))
+    assert [lora.name for lora in report.loras] == ["ink"]
+    assert [request.lora.name for request in session.wanted] == ["ink"]
+    columns = [index + 1 for index in range(len(text)) if text.startswith("<lora:huge", index)]
+    assert [(notice.severity, notice.column) for notice in notices] == [("error", column) for column in columns]
+    assert all('LoRA "huge": ' in notice.message and "use a lower strength" in notice.message for notice in notices)
+
+
+def test_where_every_file_overflows_the_weights_are_whole(session: Any, folder: Path) -> None:
+    model = tiny_ldm.model("sd1").half()
+    before = _weight(model).clone()
+    overflowing(folder, "huge", TO_Q, _weight(model))
+    session.shelf.refresh()
+    text = "a <lora:huge:1>"
+    _, notices = session.show(model, requests(session, text), lambda _: text)
+    assert torch.equal(_weight(model), before)
+    assert [notice.column for notice in notices] == [3]
+    assert session.wanted == ()
+
+
+FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+
+
+def _fc1(model: Any) -> torch.Tensor:
+    found = (module for name, module in model.named_modules() if name.endswith("encoder.layers.0.mlp.fc1"))
+    weight: torch.Tensor = next(found).weight.data
+    return weight
+
+
+def test_what_overflows_in_the_text_of_one_picture_is_left_out_there_and_said_as_long_as_it_is_wanted(
+    session: Any, folder: Path
+) -> None:
+    model = tiny_ldm.model("sd1").half()
+    before = _fc1(model).clone()
+    overflowing(folder, "huge", FC1, _fc1(model))
+    session.shelf.refresh()
+    asked = of_batch([requests(session, "<lora:ink:1>"), requests(session, "<lora:huge:1>")])
+    _, notices = session.show(model, asked)
+    assert notices == []
+    assert session.encode_for(model, Row(0)) == []
+    (said,) = session.encode_for(model, Row(1))
+    assert "use a lower strength; left out of the text of picture 2 alone" in said.message
+    assert torch.equal(_fc1(model), before)
+    assert session.show(model, asked)[1] == [said]
+    assert session.show(model, requests(session, "<lora:ink:1>"))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("sd1", "input_blocks.1.1.transformer_blocks.0.attn2.to_k"),
+        ("sd1", "input_blocks.1.0.emb_layers.1"),
+        ("sd1", "time_embed.0"),
+        ("sdxl", "label_emb.0.0"),
+        ("sd3", "t_embedder.mlp.0"),
+        ("sd3", "y_embedder.mlp.0"),
+        ("sd3", "joint_blocks.0.context_block.attn.qkv"),
+    ],
+)
+def test_a_layer_that_reads_text_or_time_is_left_out_of_a_region(
+    session: Any, folder: Path, kind: str, path: str
+) -> None:
+    model = tiny_ldm.model(kind)
+    weight = model.model.diffusion_model.get_submodule(path).weight
+    torch.manual_seed(5)
+    factors = {"lora_up.weight": torch.randn(weight.shape[0], 2), "lora_down.weight": torch.randn(2, weight.shape[1])}
+    layer = "lora_unet_" + path.replace(".", "_")
+    save_file({f"{layer}.{key}": value for key, value in factors.items()}, folder / "one.safetensors")
+    session.shelf.refresh()
+    (request,) = requests(session, "<lora:one:1>")
+    asked = [session_module.replace(request, place=Place((0.0, 0.0, 0.5, 1.0)))]
+    for report, notices in (session.show(model, asked), session.explain(model, asked)):
+        assert report.live == 0
+        (notice,) = notices
+        assert "have no place in the picture" in notice.message
+
+
+def test_what_is_for_one_picture_acts_in_a_model_whose_rows_only_the_host_can_tell(session: Any) -> None:
+    model = tiny_ldm.model("sd1")
+    asked = of_batch([requests(session, "<lora:ink:1>"), []])
+    report, notices = session.show(model, asked)
+    assert (report.live, notices) == (1, [])

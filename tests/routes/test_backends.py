@@ -135,7 +135,6 @@ BACKENDS: dict[str, tuple[Callable[[Any], Any], torch.dtype, float]] = {
     "quanto float8": (quanto("qfloat8"), torch.float32, 1e-4),
     "torchao int8": (torchao(lambda ao: ao.Int8WeightOnlyConfig()), torch.bfloat16, 5e-2),
     "torchao float8": (torchao(lambda ao: ao.Float8WeightOnlyConfig()), torch.bfloat16, 5e-2),
-    "torchao int4": (torchao(lambda ao: ao.Int4WeightOnlyConfig(group_size=32)), torch.bfloat16, 5e-2),
     "torchao intx": (torchao(lambda ao: ao.IntxWeightOnlyConfig()), torch.bfloat16, 5e-2),
     "sdnq int8": (sdnq("int8"), torch.float32, 1e-4),
     "sdnq uint4": (sdnq("uint4"), torch.float32, 1e-4),

@@ -176,3 +176,77 @@ def test_uneven_queries_keys_and_values_have_their_own_rows() -> None:
     attention.unfuse_projections()
     assert not targets.fits(view(attention))
     assert fused_parts(attention) == {}
+
+
+WRAPPED = {  # algorithms whose change of a part depends on that part's shape, as files have them
+    "dora": lambda rows, columns: {
+        "lora_A.weight": torch.randn(2, columns) * 0.3,
+        "lora_B.weight": torch.randn(rows, 2) * 0.3,
+        "lora_magnitude_vector": torch.rand(rows) + 0.5,
+    },
+    "dora by input": lambda rows, columns: {
+        "lora_down.weight": torch.randn(2, columns) * 0.3,
+        "lora_up.weight": torch.randn(rows, 2) * 0.3,
+        "dora_scale": torch.rand(1, columns) + 0.5,
+    },
+    "loha": lambda rows, columns: {
+        "hada_w1_a": torch.randn(rows, 2),
+        "hada_w1_b": torch.randn(2, columns),
+        "hada_w2_a": torch.randn(rows, 2),
+        "hada_w2_b": torch.randn(2, columns),
+    },
+    "lokr": lambda rows, columns: {
+        "lokr_w1": torch.randn(2, 2) * 0.3,
+        "lokr_w2": torch.randn(rows // 2, columns // 2),
+    },
+    "oft": lambda rows, columns: {"oft_blocks": torch.randn(2, rows // 2, rows // 2) * 0.2, "alpha": torch.tensor(0.0)},
+    "ia3": lambda rows, columns: {"weight": torch.randn(rows, 1) * 0.3, "on_input": torch.tensor(False)},
+    "full": lambda rows, columns: {"diff": torch.randn(rows, columns) * 0.3},
+}
+
+
+@pytest.mark.parametrize("name", ["to_q", "to_v"])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_every_form_acts_on_its_rows_of_a_fused_layer(kind: str, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    attention = FusedLater()
+    layer = getattr(attention, name)
+    tensors = WRAPPED[kind](layer.out_features, layer.in_features)
+    save_file({f"{name}.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "one.safetensors")
+    x = torch.randn(5, 4)
+    with lora_runtime.apply(attention, "<lora:one:0.5>", loras=tmp_path) as applied:
+        assert applied.report.loras[0].used == applied.report.loras[0].keys
+        wanted = attention(x)
+    before = attention(x)
+    attention.fuse_projections()
+    with lora_runtime.apply(attention, "<lora:one:0.5@0,0.5@1>", loras=tmp_path) as applied:
+        line = applied.report.loras[0]
+        assert (line.used, line.live) == (line.keys, 1)
+        torch.testing.assert_close(attention(x), wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(wanted, before, atol=1e-2)
+
+
+class FusedLater(nn.Module):
+    """Attention as diffusers has it, as far as its layers go: their outputs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(4, 8), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.fused_projections = False
+        self.requires_grad_(False)
+
+    def fuse_projections(self) -> None:
+        self.to_qkv = nn.Linear(4, 16)
+        layers = self.to_q, self.to_k, self.to_v
+        self.to_qkv.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+        self.to_qkv.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+        self.fused_projections = True
+
+    def unfuse_projections(self) -> None:
+        del self.to_qkv
+        self.fused_projections = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused_projections:
+            return self.to_qkv(x)
+        return torch.cat([layer(x) for layer in (self.to_q, self.to_k, self.to_v)], -1)

@@ -322,6 +322,54 @@ def test_a_tied_language_model_gives_the_logits_of_peft(target: str, tmp_path: P
         assert torch.equal(base(words).logits, plain)
 
 
+@pytest.mark.parametrize("tag", ["<lora:x>", "<lora:x:0.5@0,1@1>"])
+def test_embeddings_that_share_a_table_are_changed_together(tag: str, tmp_path: Path) -> None:
+    class Tables(nn.Module):  # as T5 has them: nobody calls `shared`
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.shared, self.embed_tokens = nn.Embedding(10, INPUTS), nn.Embedding(10, INPUTS)
+            self.lm_head = nn.Linear(INPUTS, 10, bias=False)
+            self.embed_tokens.weight = self.lm_head.weight = self.shared.weight
+
+        def forward(self, words: Tensor) -> Tensor:
+            result: Tensor = self.lm_head(torch.relu(self.embed_tokens(words)))
+            return result
+
+    up, down = UP[:INPUTS], DOWN[:, :10]
+    save_file({"shared.lora_embedding_A": down.contiguous(), "shared.lora_embedding_B": up}, tmp_path / "x.safetensors")
+    model, words = Tables(), torch.arange(10)[None]
+    table, own = model.shared.weight.detach().double(), model(words)
+    with lora_runtime.apply(model, tag, loras=tmp_path) as applied:
+        strength = 1.0 if tag == "<lora:x>" else 0.5  # nobody counts steps here: it is the first
+        changed_table = table + strength * (up.double() @ down.double()).t()
+        wanted = torch.relu(changed_table[None]) @ table.t()
+        torch.testing.assert_close(model(words).double(), wanted, rtol=1e-4, atol=1e-5)
+        assert (applied.report.loras[0].live, applied.report.live) == (1, 2)
+    assert torch.equal(model(words), own)
+
+
+def test_a_strength_of_a_magnitude_on_a_turned_weight_may_vary(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).eval()
+
+    words, config = torch.arange(10)[None], LoraConfig(r=4, target_modules=["c_attn", "c_proj"], use_dora=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own
+        trained = get_peft_model(model(), config).eval()
+        for parameter in (p for p in trained.parameters() if p.requires_grad):
+            parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2
+        trained.save_pretrained(tmp_path / "x")
+        base, wanted = model(), trained(words).logits
+        with lora_runtime.apply(base, "<lora:x:1@0,0@1>", loras=tmp_path) as applied:
+            torch.testing.assert_close(base(words).logits, wanted, rtol=1e-4, atol=1e-4)
+            assert (applied.report.live, applied.report.loras[0].dense_bytes) == (3, 0)
+
+
 def test_what_neither_merges_nor_acts_beside_is_refused_with_the_reason(tmp_path: Path) -> None:
     attention = nn.MultiheadAttention(8, 2, bias=False)
     attention.in_proj_weight = nn.Parameter(attention.in_proj_weight.to(torch.float8_e4m3fn), requires_grad=False)

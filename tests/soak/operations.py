@@ -118,7 +118,11 @@ def apply(stage: Stage, random: Random) -> bool | None:
         for network in ROOTS[root].values():
             stage.forget(network)
     owner = _apply(stage, root, doses, block=False, originals="host" if host else "auto")
-    stage.expected.owners = [old for old in stage.expected.owners if old.root != root]
+    # Of another root it replaces what it covers all of.
+    mine = set(ROOTS[root].values())
+    stage.expected.owners = [
+        old for old in stage.expected.owners if old.block or not mine.issuperset(old.components.values())
+    ]
     _came(stage, owner)
     return None
 

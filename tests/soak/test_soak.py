@@ -16,7 +16,11 @@ SEQUENCES, PARTS = 2000, 20
 def test_no_random_sequence_leaves_a_wrong_bit(part: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "lora_runtime")
     each = SEQUENCES // PARTS
+    wrong = []
     for seed in range(part * each, (part + 1) * each):
-        if fault(drawn(seed)) is not None:
-            steps = shortened(drawn(seed))
-            pytest.fail(f"seed {seed}: {fault(steps)}\nsteps = {steps}")
+        found = fault(drawn(seed))
+        if found is not None:
+            steps = drawn(seed) if wrong else shortened(drawn(seed))  # which takes a while
+            # One that depends on the order of threads may be right this time.
+            wrong.append(f"seed {seed}: {found}\n  shortest: {fault(steps)}\n  steps = {steps}")
+    assert not wrong, "\n".join(wrong)

@@ -41,7 +41,7 @@ def start() -> type[Any]:
     settings = Settings(shared.opts)
     network = LoraNetwork(session, settings, BundledEmbeddings(), presets.Presets())
     swaps = CheckpointSwaps(session, network.show_again)
-    encoding = PromptEncoding(session, network.is_shown_for)
+    encoding = PromptEncoding(session, network.is_shown_for, network.say)
     cfg_denoiser = before_denoising(session.denoising)
     page = LoraPage(shelf, settings, network.coverage)
     page.check()

@@ -15,6 +15,7 @@ from modules import processing, prompt_parser
 
 from lora_runtime.stage import Row, Side
 
+from ...notices import Notice
 from ...rows import differs, of_text
 from ...session import Session, identity
 
@@ -22,9 +23,12 @@ from ...session import Session, identity
 class PromptEncoding:
     """The wrapper of the one method that encodes, for as long as the extension is loaded."""
 
-    def __init__(self, session: Session, is_shown_for: Callable[[Any], bool]) -> None:
-        """Encode with `session`; `is_shown_for` says whether what it shows is what a job asked for."""
+    def __init__(
+        self, session: Session, is_shown_for: Callable[[Any], bool], say: Callable[[Any, list[Notice]], None]
+    ) -> None:
+        """Encode with `session`; `is_shown_for` says whether what it shows is what a job asked for, `say` tells it."""
         self._session = session
+        self._say = say
         self._is_shown_for = is_shown_for
         self._active = False
         self._original: Callable[..., Any] | None = None
@@ -46,12 +50,12 @@ class PromptEncoding:
         @wraps(original)
         def get_conds_with_caching(p: Any, function: Any, required_prompts: Any, *args: Any, **kwargs: Any) -> Any:
             if self._active and self._is_shown_for(p) and differs(self._session.wanted):
-                function = self._apart(function)
+                function = self._apart(p, function)
             return original(p, function, required_prompts, *args, **kwargs)
 
         return get_conds_with_caching
 
-    def _apart(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+    def _apart(self, p: Any, encode: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that encodes as the WebUI's does, but each prompt with its own weights."""
 
         def encode_apart(model: Any, prompts: Any, *args: Any) -> Any:
@@ -67,7 +71,7 @@ class PromptEncoding:
                         row = Row(image, side, part)
                         key = words, identity(of_text(self._session.wanted, row))
                         if key not in known:
-                            self._session.encode_for(model, row)
+                            self._say(p, self._session.encode_for(model, row))
                             known[key] = encode(model, prompt_parser.SdConditioning([words], copy_from=prompts), *args)
                         encoded.append(known[key])
                     found.append(encoded)

@@ -78,7 +78,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             data.pop(_CONTENT_KEY, None)
             if content:
                 data[_CONTENT_KEY] = [extra_networks.ExtraNetworkParams(items=[content])]
-        self._say(p, notices)
+        self.say(p, notices)
 
     def deactivate(self, p: Any) -> None:
         """Nothing: the weights stay until the next picture's tags are known, which are mostly the same."""
@@ -96,12 +96,12 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         if not self.settings.stand_back_for_loractl and takeover.takes_back(self) and not self._told_of_loractl:
             self._told_of_loractl = True
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
-            self._say(p, [Notice("note", note, "to leave them to loractl, change the setting")])
+            self.say(p, [Notice("note", note, "to leave them to loractl, change the setting")])
         if not takeover.owns_tags(self):
             self.session.show(None, ())
             self._builtin_may_have_patched = True
             taken = f"{takeover.owner_of_tags()} has taken the tag <lora:…> for this picture; LoRA Runtime is idle"
-            self._say(p, [Notice("note", taken)])
+            self.say(p, [Notice("note", taken)])
         elif getattr(p, "disable_extra_networks", False):
             self.session.show(None, ())
         elif self.settings.negative_tags_act:
@@ -280,7 +280,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         if p.lora_hashes:
             p.extra_generation_params[HASHES_FIELD] = format_hashes(p.lora_hashes)
 
-    def _say(self, p: Any, notices: Iterable[Notice]) -> None:
+    def say(self, p: Any, notices: Iterable[Notice]) -> None:
         """Say what is new of this generation: under the picture, and where the settings ask for it."""
         said = getattr(p, "lora_runtime_notices", None)
         if said is None:

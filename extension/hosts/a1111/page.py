@@ -34,6 +34,7 @@ from ...cards import Card, Look, card_html, dirs_html, files_html, refused_html,
 from ...shelf import Shelf
 from ...sidecar import Sidecar, find_description, find_preview
 from ...whole import shown_path, whole
+from . import takeover
 from .editor import LoraEditor
 
 __all__ = ["LoraPage"]
@@ -85,6 +86,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         self.shelf.refresh()
         self.items.clear()
         self.metadata.clear()
+        takeover.renew_builtin_list(self.shelf.paths())
 
     def allowed_directories_for_previews(self) -> list[str]:
         """Return the folders out of which the WebUI may hand pictures to the browser."""

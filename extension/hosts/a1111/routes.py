@@ -21,6 +21,7 @@ from ...whole import shown_path, whole
 from .card_routes import add_routes, replace_routes
 from .guards import Guards
 from .network import LoraNetwork
+from .takeover import renew_builtin_list
 
 # FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
 _AT_ONCE = 2
@@ -39,6 +40,7 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
     def refresh_loras() -> None:
         """Look at the folders again."""
         shelf.refresh()
+        renew_builtin_list(shelf.paths())
 
     asking = threading.BoundedSemaphore(_AT_ONCE)
 

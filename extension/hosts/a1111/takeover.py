@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import extra_networks, script_callbacks, scripts, shared, ui_extra_networks
+from modules import errors, extra_networks, script_callbacks, scripts, shared, ui_extra_networks
 
 from ...console import say
 from .settings import BUILTIN_KEY
@@ -89,6 +89,24 @@ def builtin_folder() -> Path | None:
     if networks is None or not hasattr(networks, "loaded_networks"):
         return None
     return Path(networks.__file__ or "").parent
+
+
+def renew_builtin_list(files: Iterable[Path]) -> None:
+    """Have the built-in read its folders again where its list lacks one of these files, or has one that is gone.
+
+    Other extensions ask `networks.available_networks` which LoRAs there are; the built-in's own Refresh, which renewed
+    it, is ours now. Its failure is its own matter: it costs nobody our page.
+    """
+    networks: Any = sys.modules.get("networks")
+    listed = getattr(networks, "available_networks", None)
+    if builtin_folder() is None or listed is None or not hasattr(networks, "list_available_networks"):
+        return
+    lacks = any(path.stem not in listed for path in files)
+    if lacks or not all(Path(getattr(known, "filename", "")).is_file() for known in list(listed.values())):
+        try:
+            networks.list_available_networks()
+        except Exception:
+            errors.report("[lora-runtime] the built-in Lora extension could not list its files anew", exc_info=True)
 
 
 def switch_builtin() -> None:

@@ -1,7 +1,21 @@
 """The module by which other extensions know that the built-in is there."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+from modules import shared
+
 loaded_networks = []
+available_networks = {}  # by name: what other extensions read
 calls = []  # what reached the built-in's own network
+
+
+def list_available_networks():
+    """Look at the folder again."""
+    calls.append(("list_available_networks", []))
+    available_networks.clear()
+    for path in sorted(Path(shared.cmd_opts.lora_dir).rglob("*.safetensors")):
+        available_networks[path.stem] = SimpleNamespace(name=path.stem, filename=str(path))
 
 
 def load_networks(names, *strengths):
