@@ -185,9 +185,7 @@ class Targets:
     def route(self, target: Target, name: str) -> Route:
         """Return how adapters act on the parameter `name` of a place's module."""
         if id(target.module) in self._disturbed:
-            return Route(
-                "refused", "for a fused layer that disturbed attention (PAG) does not call: take it apart first"
-            )
+            return Route("refused", _NOT_CALLED)
         return route_of(target.module, name, self._facts, self.precise(target, name))
 
     def same_tables(self, target: Target, name: str) -> list[nn.Module]:
@@ -344,6 +342,9 @@ def _parameters(root: nn.Module) -> Iterator[tuple[str, nn.Module, str, Part]]:
             for name, child in reversed(module._modules.items())
             if child is not None and name not in fused
         ]
+
+
+_NOT_CALLED = "for a fused layer that disturbed attention (PAG) does not call: take it apart first"
 
 
 def _disturbed_fused_layers(view: ModelView) -> Iterator[nn.Module]:

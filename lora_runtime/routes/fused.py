@@ -45,14 +45,16 @@ def runs_fused(attention: nn.Module) -> bool:
     """
     if not attention.__dict__.get("fused_projections", False):
         return False
-    processor: Any = type(getattr(attention, "processor", None))
-    return "Fused" in processor.__name__ or (hasattr(type(attention), "unfuse_projections") and _asks(processor))
+    processor: Any = getattr(attention, "processor", None)
+    if "Fused" in type(processor).__name__:
+        return True
+    return hasattr(type(attention), "unfuse_projections") and (processor is None or _asks(type(processor)))
 
 
 @lru_cache(maxsize=256)
 def _asks(processor: Any) -> bool:
     """Return whether the code of a processor, or of a function that it calls, speaks of fused layers."""
-    return processor is type(None) or _speaks(getattr_static(processor, "__call__", None), 2)
+    return _speaks(getattr_static(processor, "__call__", None), 2)
 
 
 def _speaks(function: Any, deeper: int) -> bool:
