@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from lora_runtime.beside import Live
 from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError
+from lora_runtime.errors import LoraError, ModelError, StrengthError
 from lora_runtime.lora import Lora, outline
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.pipelines import ModelView, WeakView, view
@@ -193,7 +193,21 @@ class Session:
     ) -> tuple[Report, list[Notice]]:
         """Show those of the requests with which it works, the first ones first; say of each other why it does not."""
         failed: list[tuple[Request, Exception]] = []
+        left = requests
         kept: tuple[Request, ...] = ()
+        while isinstance(error, (StrengthError, ModelError)) and (
+            lost := [request for request in left if request.lora.sha256 == error.sha256]
+        ):
+            failed += [(request, error) for request in lost]
+            left = tuple(request for request in left if request not in lost)
+            self._wanted = left
+            try:
+                report = self._present(model, looked_at, Row()) if left else Report()
+            except Exception as another:
+                error = another
+            else:
+                return report, [_not_applied(request, reason, source) for request, reason in failed]
+        requests = left
         report = Report()
         for request in requests if len(requests) > 1 else ():
             self._wanted = (*kept, request)
@@ -206,13 +220,7 @@ class Session:
         if not kept:
             return Report(), [Notice("error", f"no LoRA is applied: {_told(error)}")]
         report = self._present(model, looked_at, Row())
-        return report, [
-            notice_of(
-                Diagnostic("error", request.span, f'"{request.lora.name}" cannot be applied: {_told(reason)}'),
-                source(request),
-            )
-            for request, reason in failed
-        ]
+        return report, [_not_applied(request, reason, source) for request, reason in failed]
 
     def encode_for(self, model: Any, row: Row) -> None:
         """Make the text encoders show what one row of the batch asks for, until `show_again`."""
@@ -297,6 +305,11 @@ class Session:
         with owned(view(model)) as state:
             state.restore(release=True)
         self._model = self._planned = None
+
+
+def _not_applied(request: Request, reason: Exception, source: Source) -> Notice:
+    message = f'"{request.lora.name}" cannot be applied: {_told(reason)}'
+    return notice_of(Diagnostic("error", request.span, message), source(request))
 
 
 class _Planned:

@@ -13,14 +13,14 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings, spelled_out
-from lora_runtime.errors import StrengthError
+from lora_runtime.errors import ModelError, StrengthError
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
-from lora_runtime.plan import Plan, make_plan
+from lora_runtime.plan import Plan, key_of, make_plan
 from lora_runtime.problems import Problems, judge, text_at_all_steps, warn_of_idle_tags, warn_of_negative_tags
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.strength import Moment
@@ -232,10 +232,13 @@ class Applied(Generic[Text]):
             try:
                 state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
                 break
-            except StrengthError as error:  # costs its own tags, as a file that does not fit does
+            except (StrengthError, ModelError) as error:  # costs its own tags, as a file that does not fit does
                 sha256 = error.sha256
-                for request in (asked for asked in self._requests if asked.lora.sha256 == sha256):
-                    problems.error(StrengthError(f'LoRA "{request.lora.name}": {error}'), request.span)
+                failed = [asked for asked in self._requests if asked.lora.sha256 == sha256]
+                if not failed:
+                    raise
+                for request in failed:
+                    problems.error(type(error)(f'LoRA "{request.lora.name}": {error}', sha256), request.span)
                 self._requests = tuple(asked for asked in self._requests if asked.lora.sha256 != sha256)
                 plan = self._plan(state, view, problems)
         if not plan.lives:
@@ -245,7 +248,9 @@ class Applied(Generic[Text]):
 
     def _plan(self, state: ModelState, view: ModelView, problems: Problems) -> Plan:
         """Return what to do, and take note of what cannot be done."""
-        plan = make_plan(self._requests, state.targets, view.description, Limits(view))
+        plan = state.planned(key_of(self._requests))
+        if plan is None or plan.report.model != view.description:
+            plan = make_plan(self._requests, state.targets, view.description, Limits(view))
         for request in self._requests:
             for report in plan.report.loras:
                 if report.sha256 == request.lora.sha256:
