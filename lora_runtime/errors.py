@@ -83,7 +83,11 @@ class CorruptFileError(LoraFileError):
 
 
 class ModelError(LoraError):
-    """The model cannot be patched as it is now."""
+    """The model cannot be patched as it is now; `.sha256` is of the file that alone asks for it, or ""."""
+
+    def __init__(self, message: str, sha256: str = "") -> None:
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 class ModelBusyError(ModelError):

@@ -25,6 +25,7 @@ class Limits:
         """Look at the model as it is now. `told`: who runs it says what the rows of each call are, and its picture."""
         self._model = model
         self._told = told
+        self.asked = False  # whether anything depended on the model as it was
         self._families: dict[str, Family | None] = {}
         self._blocks: dict[str, dict[str, str]] = {}  # by component: paths of blocks, and what is odd about their batch
 
@@ -32,6 +33,7 @@ class Limits:
         """Return why a strength cannot act on a module, or None where it can."""
         if component.startswith("text_encoder") or not (strength.by_row or strength.place is not None):
             return None
+        self.asked = True
         if component not in self._families:
             self._families[component] = family_of(self._model.components[component])
             self._blocks[component] = dict(_odd_blocks(self._model.components[component]))

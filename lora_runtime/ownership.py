@@ -21,7 +21,7 @@ from typing import Any
 from lora_runtime.errors import ModelBusyError
 from lora_runtime.scopes import Scope
 
-__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "would_wait"]
+__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "turn", "would_wait"]
 
 WAIT = 600.0
 """Seconds to wait for a model that somebody else has, unless a caller says how long."""
@@ -36,6 +36,7 @@ class Claim:
         self.who = _me()
         self.loop = _running_loop()
         self.since = time.monotonic()
+        self.turn = 0  # one more than that of the claim before it
 
     def __str__(self) -> str:
         """Return who holds it, for what, and for how long by now."""
@@ -61,6 +62,7 @@ class _Waiter:
 
 _lock = threading.Lock()
 _claims: list[Claim] = []
+_turn = 0  # of the last claim
 _waiters: list[_Waiter] = []
 _holding: contextvars.ContextVar[tuple[Claim, ...]] = contextvars.ContextVar("lora_runtime_claims", default=())
 
@@ -145,7 +147,7 @@ def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Wait
     with _lock:
         blockers = _blockers(claim.scope, held, None)
         if not blockers:
-            _claims.append(claim)
+            _begin(claim)
             return None
         circle = _circle(held, blockers)
         if circle is not None:
@@ -155,6 +157,13 @@ def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Wait
             )
         _waiters.append(waiter)
         return waiter
+
+
+def _begin(claim: Claim) -> None:
+    global _turn
+    _claims.append(claim)
+    _turn += 1
+    claim.turn = _turn
 
 
 def _blockers(scope: Scope, held: tuple[Claim, ...], waiter: _Waiter | None) -> list[Claim]:
@@ -197,7 +206,7 @@ def _grant() -> None:
             except RuntimeError:  # its event loop is closed: nobody is there any more
                 continue
             waiter.claim.since = time.monotonic()
-            _claims.append(waiter.claim)
+            _begin(waiter.claim)
 
 
 def _withdraw(waiter: _Waiter) -> None:
@@ -217,6 +226,11 @@ def _too_long(waiter: _Waiter, wait: float | None) -> ModelBusyError:
     return ModelBusyError(
         f"the model is in use: {holder}. Waited {wait:g} s: give wait= more seconds, or leave that block earlier"
     )
+
+
+def turn() -> int:
+    """Return the turn of the last claim: of one with the next, nobody has had anything meanwhile."""
+    return _turn
 
 
 def current_line() -> tuple[int, int]:

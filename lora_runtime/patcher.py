@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.errors import StrengthError
+from lora_runtime.errors import ModelError, StrengthError
 from lora_runtime.memory import OutOfMemory, free_bytes
 from lora_runtime.merge import BLOCK_BYTES, Piece, Term, Workspace, delta_of, merge_into, rows_of
 from lora_runtime.plan import Assignment
@@ -268,9 +268,10 @@ class Patcher:
 
     def _replaced(self, weight: Weight) -> bool:
         """Go on with the Parameter that took the place of this one, if one did; return whether."""
+        parameter = weight.parameter
         for place, name in weight.places:
             module = place()
-            if module is not None and module._parameters.get(name) is not weight.parameter:
+            if module is not None and module._parameters.get(name) is not parameter:
                 break
         else:
             return False
@@ -307,6 +308,9 @@ class Patcher:
         """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
         try:
             return self._fill(assignment, weight, in_place, workspace)
+        except ModelError as error:  # another weight that a file depends on cannot be read
+            most = next((index for index, term in enumerate(assignment.terms) if term.pieces), 0)
+            raise ModelError(str(error), error.sha256 or str(assignment.identity[most][0])) from error  # type: ignore[index]
         except OverflowError as error:
             original = self.original(assignment.parameter)
             sizes = [
@@ -423,8 +427,8 @@ def _write(parameter: nn.Parameter, original: Tensor | None, value: Tensor) -> N
 
 def _same_form(parameter: nn.Parameter, original: Tensor) -> bool:
     return (
-        parameter.device == original.device
-        and parameter.dtype == original.dtype
+        parameter.dtype == original.dtype
+        and parameter.device == original.device
         and (parameter.stride() == original.stride() or parameter.shape != original.shape)
     )
 
@@ -450,11 +454,17 @@ def _copy_to_host(parameter: nn.Parameter, buffer: Tensor | None) -> Tensor:
 
 def _choose_in_place(asked: Sequence[tuple[Assignment, Weight]], originals: Originals) -> dict[torch.device, bool]:
     """Return for each device whether its weights are written in place (True) or bound anew (False)."""
+    if originals != "auto":
+        return dict.fromkeys({weight.parameter.device for _, weight in asked}, originals == "host")
     touched: dict[torch.device, int] = {}
     held: dict[torch.device, int] = {}
     for _, weight in asked:
         parameter = weight.parameter
-        size, device = parameter.numel() * parameter.element_size(), parameter.device
+        device = parameter.device
+        if device.type != "cuda":  # host memory, and what shares it, counts as room
+            touched[device] = 0
+            continue
+        size = parameter.numel() * parameter.element_size()
         touched[device] = touched.get(device, 0) + size
         if not weight.in_place and (weight.patched or weight.buffer is not None):
             held[device] = held.get(device, 0) + size

@@ -20,7 +20,7 @@ from lora_runtime.requests import BEFORE, Request, add_up
 from lora_runtime.stage import Varying
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["RUNS_ONCE", "Assignment", "Plan", "make_plan"]
+__all__ = ["RUNS_ONCE", "Assignment", "Plan", "key_of", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,12 @@ class Plan:
     assignments: tuple[Assignment, ...]
     report: Report
     lives: tuple[LiveModule, ...] = ()
+    key: object = None  # equal only where the same is planned again for the same targets; None: it is not known
+
+
+def key_of(requests: Sequence[Request]) -> object:
+    """Return what is equal only for the same files in memory, asked for in the same way."""
+    return tuple((r.lora, r.te, r.unet, r.dyn, r.conditions, r.images, r.side, r.place, r.seed) for r in requests)
 
 
 def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", limits: Limits | None = None) -> Plan:
@@ -86,7 +92,9 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
     )
     lives = tuple(one.module_of(merged, targets) for one in live.values())
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
-    return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives)
+    # Where a strength cannot vary is asked anew: a pipeline may be set otherwise meanwhile.
+    known_by = None if limits is None or limits.asked else key_of(requests)
+    return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives, known_by)
 
 
 class _Merged(NamedTuple):

@@ -20,7 +20,7 @@ from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
-from lora_runtime.plan import Plan, make_plan
+from lora_runtime.plan import Plan, key_of, make_plan
 from lora_runtime.problems import (
     Problems,
     found_in_calls,
@@ -254,7 +254,9 @@ class Applied(Generic[Text]):
 
     def _plan(self, state: ModelState, view: ModelView, problems: Problems) -> Plan:
         """Return what to do, and take note of what cannot be done."""
-        plan = make_plan(self._requests, state.targets, view.description, Limits(view))
+        plan = state.planned(key_of(self._requests))
+        if plan is None or plan.report.model != view.description:
+            plan = make_plan(self._requests, state.targets, view.description, Limits(view))
         for request in self._requests:
             for report in plan.report.loras:
                 if report.sha256 == request.lora.sha256:

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.ownership import WAIT, Claim, claimed, current_line
+from lora_runtime.ownership import WAIT, Claim, claimed, current_line, turn
 from lora_runtime.patcher import Home, Originals
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
+from lora_runtime.report import Report
 from lora_runtime.routes import give_back_copies
 from lora_runtime.scopes import PATCHER, Scope, scope_of
 from lora_runtime.targets import Targets
@@ -66,6 +67,9 @@ class Owner:
         self.asked: list[weakref.ref[Weight]] = []
         self.beside: list[weakref.ref[Home]] = []
         self.serials: frozenset[int] = frozenset()  # of all of which it asks something
+        self.key: object = None  # equal only where the very same is asked
+        self.report = Report()
+        self.targets: Callable[[], Targets | None] = _nothing_left  # that it was planned for
 
     def stands_on(self, serial: int) -> bool:
         """Return whether a weight or module is in its scope, and it is awake."""
@@ -142,6 +146,7 @@ def show(
     owner.teach = teach
     owner.replaced = [*(other for other in owner.replaced if other not in replaced), *replaced]
     owner.whole, owner.asleep = True, False
+    owner.key, owner.report, owner.targets = plan.key, plan.report, weakref.ref(scope.targets)
     _ask(owner, plan)
     with _lock:
         _owners.append(owner)
@@ -231,6 +236,19 @@ def _ask(owner: Owner, plan: Plan) -> None:
 _NO_MODULE = nn.Identity()
 
 
+def _plan_of(owner: Owner, scope: Scope) -> Plan | None:
+    """Return what an owner asks, as a plan; None where a part of it is gone."""
+    assignments = [weight.asks.get(owner) for reference in owner.asked if (weight := reference()) is not None]
+    lives: list[LiveModule] = []
+    if owner.beside:
+        asked = ((module, home.lives.get(owner)) for module, home in scope.homes())
+        lives = [replace(cast("LiveModule", live), module=module) for module, live in asked if live is not None]
+    found = tuple(assignment for assignment in assignments if assignment is not None)
+    if len(found) != len(owner.asked) or len(lives) != len(owner.beside):
+        return None
+    return Plan(found, owner.report, tuple(lives), owner.key)
+
+
 def _forget(owner: Owner) -> None:
     for weight in [weight for reference in owner.asked if (weight := reference()) is not None]:
         weight.asks.pop(owner, None)
@@ -282,11 +300,11 @@ def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
     """Yield the weights that are patched or asked for, by the topmost owner of each."""
-    owners = _snapshot()
+    owners = [owner for owner in _snapshot() if owner.scope is not None and not owner.asleep]
     groups: dict[int, tuple[Owner | None, list[Weight]]] = {}
     for weight in weights:
-        if weight.patched or weight.asks:
-            top = next((owner for owner in owners if owner.stands_on(weight.serial)), None)
+        if weight.original is not None or weight.asks:
+            top = next((owner for owner in owners if owner.stands_on(weight.serial)), None) if owners else None
             groups.setdefault(id(top), (top, []))[1].append(weight)
     yield from groups.values()
 
@@ -356,6 +374,15 @@ class ModelState:
         """The places of the model by every name that files use."""
         return self.scope.targets
 
+    def planned(self, key: object) -> Plan | None:
+        """Return the plan that somebody on just this model has had for this key, or None."""
+        for owner in _snapshot():
+            if owner.scope is self.scope and not owner.asleep:
+                if key is None or owner.key != key or not owner.whole or owner.targets() is not self.scope.targets:
+                    return None
+                return _plan_of(owner, self.scope)
+        return None
+
     def is_shown(self, owner: Owner) -> bool:
         """Return whether all that an owner asks shows, and nobody has written over it."""
         return is_active(owner) and PATCHER.intact(weight for weight in self.scope.weights() if owner in weight.asks)
@@ -384,8 +411,8 @@ def owned(
 ) -> Iterator[ModelState]:
     """Hold a model for the time of a `with` block; wait for it."""
     while True:
-        scope = scope_of(view)
+        before, scope = turn(), scope_of(view)
         with claimed(scope, what or view.description, wait, also) as claim:
-            if scope_of(view) is scope:  # who had it may have put other modules in
+            if claim.turn == before + 1 or scope_of(view) is scope:  # who had it may have put other modules in
                 yield ModelState(scope, claim)
                 return

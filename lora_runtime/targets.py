@@ -26,10 +26,9 @@ from lora_runtime.dialects import (
     unwrapped,
 )
 from lora_runtime.pipelines import ModelView
-from lora_runtime.routes import Facts, Route, fused_parts, route_of, stands_for_weight
-from lora_runtime.routes.facts import hooks_of
+from lora_runtime.routes import Facts, Look, Route, Seen, fused_parts, route_of, stands_for_weight
 
-__all__ = ["Target", "Targets"]
+__all__ = ["Target", "Targets", "look_at"]
 
 
 # The parameters that files have names for, each with the bias that goes with it.
@@ -105,11 +104,12 @@ def _is_turned(module: nn.Module) -> bool:
 class Targets:
     """What of a model files have names for. Built once for a model, in milliseconds; finding is a table look-up."""
 
-    def __init__(self, view: ModelView) -> None:
+    def __init__(self, view: ModelView, look: Look | None = None) -> None:
         self._kind = view.kind
         self._precise = view.precise
-        self._watched = tuple((_name_of(watched), detail) for watched, detail in _watch(view))
-        self._facts = Facts(module for root in view.components.values() for module in root.modules())
+        look = look or look_at(view)
+        self._seen = Seen(look)
+        self._facts = Facts(look.modules)
         self._disturbed = {id(layer) for layer in _disturbed_fused_layers(view)}
         # What was found out for a file on these places, by the file; whoever finds it out keeps it here.
         self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -122,28 +122,12 @@ class Targets:
             key=lambda pair: (-len(pair[0]), pair),
         )
 
-    def fits(self, view: ModelView) -> bool:
+    def fits(self, look: Look) -> bool:
         """Return whether the model still has just the modules, parameters and hooks that it had, stored as they were.
 
         A tenth of the time of building anew.
         """
-        watched = self._watched
-        count = 0
-        for found, detail in _watch(view):
-            if count == len(watched) or watched[count][1] != detail:
-                return False
-            known = watched[count][0]
-            if known != id(found) if isinstance(known, int) else known() is not found:
-                return False
-            count += 1
-        return count == len(watched)
-
-    def attentions(self) -> Iterator[nn.Module]:
-        """Yield the attention layers that can run fused, as they are now."""
-        for reference, _ in self._watched:
-            module = None if isinstance(reference, int) else reference()
-            if isinstance(module, nn.Module) and "fused_projections" in module.__dict__:
-                yield module
+        return self._seen == look
 
     def find(self, stem: str) -> Target | None:
         """Return the one place that a file's name for a module can mean, or None: `reason` says why."""
@@ -230,37 +214,9 @@ class Targets:
         return found
 
 
-def _name_of(watched: Any) -> weakref.ref[Any] | int:
-    """Return what tells a thing from others without keeping it: of a parameter its id.
-
-    torch swaps no tensors that have a weak reference. Who keeps places keeps the parameters too: no id is reused.
-    """
-    return id(watched) if isinstance(watched, nn.Parameter) else weakref.ref(watched)
-
-
-def _watch(view: ModelView) -> Iterator[tuple[Any, object]]:
-    """Yield what tells whether a model is as it was: modules, their hooks, and parameters with how they are stored.
-
-    A parameter on the meta device is left out: an offloader puts a new one there after each call.
-    """
-    waiting: list[nn.Module] = list(view.components.values())
-    seen: set[int] = set()
-    while waiting:
-        module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        own = module.__dict__
-        # The older attentions of diffusers keep their fused layers when they are taken apart.
-        yield module, type(own.get("processor")) if own.get("fused_projections") else len(module._buffers)
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta:
-                precise = view.precise and id(own.get(view.precise.get(name, "")))
-                yield parameter, (parameter.dtype, precise) if precise else parameter.dtype
-        if "_diffusers_hook" in own or "_hf_hook" in own:
-            for hook in hooks_of(module):
-                yield hook, None
-        waiting += [child for child in module._modules.values() if child is not None]
+def look_at(view: ModelView) -> Look:
+    """Return what a model has now."""
+    return Look(view.components.values(), view.precise)
 
 
 def _latents(root: nn.Module) -> tuple[int, ...]:

@@ -118,3 +118,38 @@ def test_a_step_that_was_said_holds_again_after_an_inner_block(folder: Path) -> 
         assert not torch.allclose(unet(inputs), wanted, atol=1e-2)
     torch.testing.assert_close(unet(inputs), wanted)
     lora_runtime.restore(unet)
+
+
+class Coded(nn.Linear):
+    """A layer whose weight is stored in codes that nobody can read."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2 and len(x) != 3:
+            raise RuntimeError("three rows at a time")
+        return x * 2
+
+
+def test_a_weight_that_cannot_be_read_costs_only_the_tags_that_need_it(folder: Path) -> None:
+    model = nn.Sequential(Coded(), nn.Linear(8, 8)).requires_grad_(False)
+    save_file(
+        {
+            "0.lora_A.weight": torch.randn(2, 8),
+            "0.lora_B.weight": torch.randn(8, 2),
+            "0.lora_magnitude_vector": torch.rand(8),
+        },
+        folder / "dora.safetensors",
+    )
+    inputs = torch.randn(3, 8)
+    with lora_runtime.apply(model, "<lora:wash>", loras=folder):
+        wanted = model(inputs)
+    with lora_runtime.apply(model, "<lora:dora><lora:wash>", loras=folder) as applied:
+        torch.testing.assert_close(model(inputs), wanted)
+    assert [line.name for line in applied.report.loras] == ["wash"]
+    (said,) = [found for found in applied.diagnostics if found.severity == "error"]
+    assert "cannot be read" in said.message
+    with pytest.raises(lora_runtime.ModelError, match="cannot be read"):
+        lora_runtime.apply(model, "<lora:dora>", loras=folder, strict=True)

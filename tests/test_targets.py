@@ -14,7 +14,7 @@ from torch import nn
 
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.pipelines import ModelView, view
-from lora_runtime.targets import Target, Targets
+from lora_runtime.targets import Target, Targets, look_at
 
 
 def targets_of(**components: nn.Module) -> Targets:
@@ -295,10 +295,10 @@ def test_places_do_not_keep_the_model() -> None:
 def test_places_fit_while_the_modules_are_the_same() -> None:
     model = Model(proj=linear(), deep=nn.Sequential(linear(), linear()))
     targets, viewed = targets_of(unet=model), ModelView({"unet": model}, "", "pipeline")
-    assert targets.fits(viewed)
+    assert targets.fits(look_at(viewed))
     model.deep[1] = linear()
-    assert not targets.fits(viewed)
-    assert not targets.fits(ModelView({"unet": model, "prior": linear()}, "", "pipeline"))
+    assert not targets.fits(look_at(viewed))
+    assert not targets.fits(look_at(ModelView({"unet": model, "prior": linear()}, "", "pipeline")))
 
 
 def test_the_fused_weight_of_an_attention_and_its_projection_are_two_places() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_runtime.beside.compiled import make_room, may_be_compiled
 from lora_runtime.beside.module import Attached, attach
 from lora_runtime.beside.terms import Keeper, LiveModule
+from lora_runtime.errors import ModelError
 from lora_runtime.stage import Call, Stage
 
 __all__ = ["Live"]
@@ -56,15 +57,18 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._known:
-                attached = attach(
-                    live.module,
-                    self.stages[live.component],
-                    live.terms,
-                    keeper,
-                    bases=live.bases,
-                    unmerged=live.unmerged,
-                    compiled=compiled,
-                )
+                try:
+                    attached = attach(
+                        live.module,
+                        self.stages[live.component],
+                        live.terms,
+                        keeper,
+                        bases=live.bases,
+                        unmerged=live.unmerged,
+                        compiled=compiled,
+                    )
+                except ModelError as error:
+                    raise ModelError(str(error), error.sha256 or _needs_weight(live)) from error
                 self._known[key] = _Known(attached, _identity(live, keeper))
         if wanted and may_be_compiled():
             make_room(frozenset(wanted))
@@ -86,6 +90,17 @@ class Live:
     def _end(self) -> None:
         while self._endings:
             self._endings.pop()()
+
+
+def _needs_weight(live: LiveModule) -> str:
+    """Return the hash of the first file that needs W₀, which could not be read."""
+    asked: list[Any] = list(live.identity)
+    for name, terms in live.terms.items():
+        identities = [identity for own, identity in asked if own == name]
+        for term, identity in zip(terms, identities, strict=True):
+            if term.adapter.base_dependent or term.pieces:
+                return str(identity[0])
+    return ""
 
 
 def _identity(live: LiveModule, keeper: Keeper) -> tuple[object, ...]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from lora_runtime.routes.base import Route, route_of
 from lora_runtime.routes.facts import Facts
 from lora_runtime.routes.fused import FusedPart, fused_parts, give_back_copies
+from lora_runtime.routes.look import Look, Seen
 from lora_runtime.routes.storage import is_linear, layer_shape, stands_for_weight
 
 __all__ = [
     "Facts",
     "FusedPart",
+    "Look",
     "Route",
+    "Seen",
     "fused_parts",
     "give_back_copies",
     "is_linear",

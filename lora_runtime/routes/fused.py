@@ -48,7 +48,8 @@ def runs_fused(attention: nn.Module) -> bool:
     processor: Any = getattr(attention, "processor", None)
     if "Fused" in type(processor).__name__:
         return True
-    return hasattr(type(attention), "unfuse_projections") and (processor is None or _asks(type(processor)))
+    kind: Any = type(processor)
+    return hasattr(type(attention), "unfuse_projections") and (processor is None or _asks(kind))
 
 
 @lru_cache(maxsize=256)

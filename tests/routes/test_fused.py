@@ -16,7 +16,7 @@ import lora_runtime
 from lora_runtime.dialects import Part
 from lora_runtime.pipelines import view
 from lora_runtime.routes import fused_parts
-from lora_runtime.targets import Targets
+from lora_runtime.targets import Targets, look_at
 
 NAMES = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -174,7 +174,7 @@ def test_uneven_queries_keys_and_values_have_their_own_rows() -> None:
     assert target.module is attention.to_qkv
     assert target.role("bias") == ("bias", Part(4, 6))
     attention.unfuse_projections()
-    assert not targets.fits(view(attention))
+    assert not targets.fits(look_at(view(attention)))
     assert fused_parts(attention) == {}
 
 
