@@ -177,7 +177,10 @@ def test_the_same_again_computes_nothing(folder: Path, monkeypatch: pytest.Monke
         pass
 
 
-def test_nothing_keeps_the_model(folder: Path) -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_nothing_keeps_the_model(folder: Path, compiling: bool) -> None:
+    if compiling:
+        pytest.importorskip("torch._dynamo")
     unet = block(1)
     gone = weakref.ref(unet), weakref.ref(unet[0].weight)  # type: ignore[index]
     with lora_runtime.apply(unet, "<lora:ink>", loras=folder) as applied:

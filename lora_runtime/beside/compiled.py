@@ -118,16 +118,18 @@ def make_anew(module: nn.Module) -> Callable[[], None]:
         torch.compiler.reset()
         return torch.compiler.reset
     own = vars(module).get("forward")  # offloading has put its own there
-    marked = module.forward if own is None else partial(own)
-    module.forward = marked
+    module.forward = module.forward if own is None else partial(own)
+    # Weak, both: what ends it must not keep the module, which a bound method does.
+    reference, mark = weakref.ref(module), weakref.ref(module.forward)
 
     def undo() -> None:
-        if vars(module).get("forward") is not marked:
+        owner, marked = reference(), mark()
+        if owner is None or marked is None or vars(owner).get("forward") is not marked:
             return  # somebody has wrapped or replaced it since, and theirs stays
-        if own is None:
-            del module.forward
+        if isinstance(marked, partial):
+            owner.forward = marked.func
         else:
-            module.forward = own
+            del owner.forward
 
     return undo
 
