@@ -9,6 +9,7 @@ import io
 import logging
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,10 @@ from torch import Tensor, nn
 
 import lora_runtime
 from lora_runtime import patcher as patcher_module
+from lora_runtime import scopes
 from lora_runtime.ownership import _claims, _waiters
+from lora_runtime.pipelines import ModelView, view
+from lora_runtime.scopes import Scope, scope_of
 
 
 class Pipeline:
@@ -541,3 +545,28 @@ def test_a_traced_module_is_refused(folder: Path) -> None:
 def test_the_object_says_what_it_is(folder: Path) -> None:
     applied = lora_runtime.apply(block(1), "a <lora:ink>", loras=folder)
     assert repr(applied) == "<Applied 'a ' to Sequential (model): ink; 2 weights, 0 modules beside; active>"
+
+
+def test_threads_that_look_at_a_new_model_at_once_find_one_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of two threads had made was gone before it was used."""
+    made = scopes._Reach.__init__
+
+    def slowly(self: Any, modules: list[nn.Module]) -> None:
+        time.sleep(0.02)  # the others come meanwhile
+        made(self, modules)
+
+    monkeypatch.setattr(scopes._Reach, "__init__", slowly)
+    for seed in range(2):
+        model, gate = view(Pipeline(unet=block(seed))), threading.Barrier(4)
+        found: list[Scope] = []
+
+        def look(model: ModelView = model, gate: threading.Barrier = gate, found: list[Scope] = found) -> None:
+            gate.wait()
+            found.append(scope_of(model))
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [scope.targets is found[0].targets for scope in found] == [True] * 4

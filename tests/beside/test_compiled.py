@@ -145,6 +145,8 @@ def close(got: Tensor, wanted: Tensor) -> None:
 @pytest.mark.skipif(torch.__version__ < "2.5", reason="its compiler does not tell modules apart")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_model_is_right_and_only_the_touched_one_is_made_anew(way: Callable[..., nn.Module]) -> None:
+    torch.compiler.reset()
+    compiled_module._touched.clear()  # of other tests: when they are many, all compiled code is forgotten once
     backend = Counted()
     net, other, inputs = Net(), Net(), rand(3, 8)
     compiled, untouched = way(net, backend), way(other, backend)
