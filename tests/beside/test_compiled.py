@@ -237,20 +237,20 @@ def test_a_gradient_at_other_strengths_than_those_of_the_forward_pass_is_refused
 
 
 @pytest.mark.skipif(torch.__version__ < "2.5", reason="all code is made anew each time")
-def test_no_number_of_sets_of_touched_modules_is_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_number_of_sets_of_touched_modules_is_too_many() -> None:
     config: Any = torch._dynamo.config
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    monkeypatch.setattr(config, limit, 2)
-    layers, inputs, live = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), rand(3, 8), Live()
-    compiled = torch.compile(layers, backend="eager", fullgraph=True)
-    for layer in layers:
-        adapter, before = lora(layer.weight.shape), copy.deepcopy(layers).double()  # type: ignore[union-attr, arg-type]
-        live.apply([LiveModule("net", layer, {"weight": (LiveTerm(adapter, Varying(0.7)),)}, ())], Patcher())
-        got = compiled(inputs)
-        live.clear()
-        changed = before[list(layers).index(layer)]
-        changed.weight.data += 0.7 * adapter.delta(changed.weight.data)  # type: ignore[operator, union-attr]
-        close(got, before(inputs.double()))
+    with config.patch(**{limit: 2}):
+        layers, inputs, live = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), rand(3, 8), Live()
+        compiled = torch.compile(layers, backend="eager", fullgraph=True)
+        for layer in layers:
+            adapter, before = lora(layer.weight.shape), copy.deepcopy(layers).double()  # type: ignore[union-attr, arg-type]
+            live.apply([LiveModule("net", layer, {"weight": (LiveTerm(adapter, Varying(0.7)),)}, ())], Patcher())
+            got = compiled(inputs)
+            live.clear()
+            changed = before[list(layers).index(layer)]
+            changed.weight.data += 0.7 * adapter.delta(changed.weight.data)  # type: ignore[operator, union-attr]
+            close(got, before(inputs.double()))
 
 
 def test_the_library_can_be_imported_anew_in_one_process() -> None:
