@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Factors, no_autocast
+from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.dialects import WHOLE, Part
 
 __all__ = [
@@ -86,13 +87,13 @@ def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Par
     with no_autocast(weight.device), full_precision():
         here = region_of(weight, part)
         if factors is None:
-            delta = _delta(adapter, _swap(here, part)).to(_sum_dtype(weight))
+            delta = _delta(adapter, _swap(here, part)).to(sum_dtype(weight))
         else:
-            up, down = (f.to(weight.device, _sum_dtype(weight)) for f in (factors.up[:, :dyn], factors.down[:dyn]))
+            up, down = (f.to(weight.device, sum_dtype(weight)) for f in (factors.up[:, :dyn], factors.down[:dyn]))
             delta = (up @ down).mul_(factors.scale).reshape(here.shape)
         if part == WHOLE:
             return delta
-        total = torch.zeros(weight.shape, dtype=_sum_dtype(weight), device=weight.device)
+        total = torch.zeros(weight.shape, dtype=sum_dtype(weight), device=weight.device)
         region_of(total, part).copy_(_swap(delta, part))
         return total
 
@@ -184,7 +185,7 @@ class _Block:
         """
         out, weight = self.out[rows], self.weight[rows]
         height, width = out.shape
-        dtype = _sum_dtype(weight)
+        dtype = sum_dtype(weight)
         if self.low_rank is None:
             assert self.dense is not None
             delta = self.dense[rows]
@@ -233,7 +234,7 @@ def _factored(term: Term, out: Tensor) -> tuple[Term, Factors | None]:
     factors = term.adapter.factors()
     if factors is not None:
         return term, factors
-    dtype = _sum_dtype(out)
+    dtype = sum_dtype(out)
     # Their ranks are no ranks of the file's, of which `dyn` would take the first.
     return replace(term, dyn=None), term.adapter.products(lambda tensor: tensor.to(out.device, dtype))
 
@@ -255,17 +256,13 @@ def _is_finite(tensor: Tensor) -> bool:
     return math.isfinite(float(least)) and math.isfinite(float(most))
 
 
-def _sum_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
 def _concatenate(
     terms: Sequence[tuple[Term, Factors]], out: Tensor, order: tuple[int, ...], workspace: Workspace
 ) -> tuple[Tensor, Tensor] | None:
     """Return [U₁ … Uₙ], (rows, R), and [s₁D₁; …; sₙDₙ], (R, columns), or None without any terms."""
     if not terms:
         return None
-    dtype, device = _sum_dtype(out), out.device
+    dtype, device = sum_dtype(out), out.device
     pairs = [
         (term.strength * factors.scale, factors.up[:, : term.dyn], factors.down[: term.dyn]) for term, factors in terms
     ]
@@ -286,7 +283,7 @@ def _dense(
 ) -> Tensor | None:
     """Return the sum of the deltas without factors and of those for parts, (rows, columns), or None without any."""
     total: Tensor | None = None
-    dtype = _sum_dtype(weight)
+    dtype = sum_dtype(weight)
     for term, factors in terms:
         here = region_of(weight, term.part)
         if factors is None:

@@ -367,7 +367,6 @@ class ModelState:
     def __init__(self, scope: Scope, claim: Claim) -> None:
         self.scope = scope
         self.claim = claim
-        self.patcher = PATCHER
 
     @property
     def targets(self) -> Targets:
