@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_runtime.errors import ModelBusyError
-from lora_runtime.scopes import Scope
+from lora_runtime.scopes import Outline
 
-__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "turn", "would_wait"]
+__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "would_wait"]
 
 WAIT = 600.0
 """Seconds to wait for a model that somebody else has, unless a caller says how long."""
@@ -30,13 +30,12 @@ WAIT = 600.0
 class Claim:
     """The right to change what is in a scope, held by one line of calls until `release`."""
 
-    def __init__(self, scope: Scope, what: str) -> None:
+    def __init__(self, scope: Outline, what: str) -> None:
         self.scope = scope
         self.what = what
         self.who = _me()
         self.loop = _running_loop()
         self.since = time.monotonic()
-        self.turn = 0  # one more than that of the claim before it
 
     def __str__(self) -> str:
         """Return who holds it, for what, and for how long by now."""
@@ -62,7 +61,6 @@ class _Waiter:
 
 _lock = threading.Lock()
 _claims: list[Claim] = []
-_turn = 0  # of the last claim
 _waiters: list[_Waiter] = []
 _holding: contextvars.ContextVar[tuple[Claim, ...]] = contextvars.ContextVar("lora_runtime_claims", default=())
 
@@ -73,7 +71,7 @@ def mine() -> tuple[Claim, ...]:
 
 
 @contextmanager
-def claimed(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Iterator[Claim]:
+def claimed(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Iterator[Claim]:
     """Hold a scope for the time of a `with` block; see `take`."""
     claim = take(scope, what, wait, also)
     try:
@@ -82,13 +80,13 @@ def claimed(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[C
         claim.release()
 
 
-def would_wait(scope: Scope, also: Iterable[Claim] = ()) -> bool:
+def would_wait(scope: Outline, also: Iterable[Claim] = ()) -> bool:
     """Return whether somebody else has a part of a scope now."""
     with _lock:
         return bool(_blockers(scope, (*mine(), *also), None))
 
 
-def take(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
+def take(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
     """Return a claim to a scope once nobody else has one that meets it; `also`: claims that count as one's own.
 
     Raises ModelBusyError after `wait` seconds (None: never); at once where waiting could not end: where the holder is a
@@ -116,7 +114,7 @@ def take(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Clai
     return claim
 
 
-async def take_later(scope: Scope, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
+async def take_later(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
     """Return a claim as `take` does, while the event loop goes on."""
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
@@ -147,7 +145,7 @@ def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Wait
     with _lock:
         blockers = _blockers(claim.scope, held, None)
         if not blockers:
-            _begin(claim)
+            _claims.append(claim)
             return None
         circle = _circle(held, blockers)
         if circle is not None:
@@ -159,14 +157,7 @@ def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Wait
         return waiter
 
 
-def _begin(claim: Claim) -> None:
-    global _turn
-    _claims.append(claim)
-    _turn += 1
-    claim.turn = _turn
-
-
-def _blockers(scope: Scope, held: tuple[Claim, ...], waiter: _Waiter | None) -> list[Claim]:
+def _blockers(scope: Outline, held: tuple[Claim, ...], waiter: _Waiter | None) -> list[Claim]:
     """Return the claims of others that meet a scope; for who holds nothing those of who asked earlier too."""
     found = [claim for claim in _claims if claim not in held and claim.scope.meets(scope)]
     if not any(claim in _claims for claim in held):
@@ -206,7 +197,7 @@ def _grant() -> None:
             except RuntimeError:  # its event loop is closed: nobody is there any more
                 continue
             waiter.claim.since = time.monotonic()
-            _begin(waiter.claim)
+            _claims.append(waiter.claim)
 
 
 def _withdraw(waiter: _Waiter) -> None:
@@ -226,11 +217,6 @@ def _too_long(waiter: _Waiter, wait: float | None) -> ModelBusyError:
     return ModelBusyError(
         f"the model is in use: {holder}. Waited {wait:g} s: give wait= more seconds, or leave that block earlier"
     )
-
-
-def turn() -> int:
-    """Return the turn of the last claim: of one with the next, nobody has had anything meanwhile."""
-    return _turn
 
 
 def current_line() -> tuple[int, int]:

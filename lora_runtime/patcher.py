@@ -93,6 +93,11 @@ class Patcher:
                 self._weight(home, module, name, parameter)
         return home
 
+    def serial_of(self, module: nn.Module) -> int | None:
+        """Return the number of a module, None for one that nothing is known of."""
+        home = self._homes.get(module)
+        return None if home is None else home.serial
+
     def _weight(self, home: Home, module: nn.Module, name: str, parameter: nn.Parameter) -> Weight:
         known = home.weights.get(name)
         if known is not None and known.parameter is parameter:

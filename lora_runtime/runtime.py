@@ -36,7 +36,7 @@ from lora_runtime.prompt.tags import Dialect
 from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
-from lora_runtime.scopes import Scope, scope_of
+from lora_runtime.scopes import Outline, known_of, scope_of
 from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, is_topmost, leave, owned
 from lora_runtime.texts import Texts
 
@@ -153,16 +153,16 @@ class Applied(Generic[Text]):
         """Take the model, and apply again if it was restored, replaced or covered in the meantime."""
         view = self._view()
         while True:
-            scope = scope_of(view)
-            if self._enter(view, scope, take(scope, self._what(), self._wait, self._given)):
+            known = known_of(view)
+            if self._enter(view, known, take(known, self._what(), self._wait, self._given)):
                 return self
 
     async def __aenter__(self) -> Applied[Text]:
         """Take the model as `__enter__` does, while the event loop goes on."""
         view = self._view()
         while True:
-            scope = scope_of(view)
-            if self._enter(view, scope, await take_later(scope, self._what(), self._wait, self._given)):
+            known = known_of(view)
+            if self._enter(view, known, await take_later(known, self._what(), self._wait, self._given)):
                 return self
 
     def __exit__(
@@ -182,10 +182,11 @@ class Applied(Generic[Text]):
         """Undo it, and give the model to others."""
         self.__exit__(kind, error, traceback)
 
-    def _enter(self, view: ModelView, scope: Scope, claim: Claim) -> bool:
+    def _enter(self, view: ModelView, known: Outline, claim: Claim) -> bool:
         """Begin a block; False where the model has other modules than when it was asked for."""
         try:
-            if scope_of(view) is not scope:
+            scope = scope_of(view)
+            if scope is not known:
                 claim.release()
                 return False
             owner: Owner | None = None
@@ -349,7 +350,7 @@ def apply(
     warn_of_idle_blocks(prompts, looked_at, problems)
     applied._requests = requests
     applied._prompt = _as_asked(prompt, [spelled_out(looked_at, requests, text) for text in texts])
-    if _running() and would_wait(scope_of(looked_at), applied._given):
+    if _running() and would_wait(known_of(looked_at), applied._given):
         applied._waiting = looked_at  # for `async with`, or for whoever looks at what was done
     else:
         applied._apply(looked_at)

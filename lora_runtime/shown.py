@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.ownership import WAIT, Claim, claimed, current_line, turn
+from lora_runtime.ownership import WAIT, Claim, claimed, current_line
 from lora_runtime.patcher import Home, Originals
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
 from lora_runtime.report import Report
 from lora_runtime.routes import give_back_copies
-from lora_runtime.scopes import PATCHER, Scope, scope_of
+from lora_runtime.scopes import PATCHER, Scope, known_of, scope_of
 from lora_runtime.targets import Targets
 from lora_runtime.weights import Weight
 
@@ -77,7 +77,9 @@ class Owner:
 
 
 _owners: list[Owner] = []  # the topmost last
-_lock = threading.RLock()  # of the list; who may change what it is about is for claims to say
+# Of the list, and of what acts beside modules and which words are known: an owner that two others stand on in part is
+# settled by both, who need not wait for each other. Who may change what the list is about is for claims to say.
+_lock = threading.RLock()
 
 
 def _above(owner: Owner) -> list[Owner]:
@@ -199,9 +201,10 @@ def clear(scope: Scope, *, release: bool = False) -> int:
     """Give all in a scope its original back, whoever asks what of it; return how many weights were patched."""
     weights = scope.weights()
     inside = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
-    for owner in inside:
-        owner.live.clear()
-        _forget_words(owner)
+    with _lock:
+        for owner in inside:
+            owner.live.clear()
+            _forget_words(owner)
     _give_back_copies(scope, weights)
     count = PATCHER.restore(release=release, among=weights)
     for owner in inside:
@@ -213,7 +216,8 @@ def clear(scope: Scope, *, release: bool = False) -> int:
                 weight.asks.pop(owner, None)
             for _, home in scope.homes():
                 home.lives.pop(owner, None)
-            _settle_beside(owner, force=True)
+            with _lock:
+                _settle_beside(owner, force=True)
     return count
 
 
@@ -263,10 +267,10 @@ def _drop(owners: Iterable[Owner]) -> None:
     for owner in waiting:  # it grows on the way
         waiting += owner.replaced
         owner.replaced = []
-        owner.live.clear()
-        _forget_words(owner)
-        _forget(owner)
         with _lock:
+            owner.live.clear()
+            _forget_words(owner)
+            _forget(owner)
             if owner in _owners:
                 _owners.remove(owner)
 
@@ -285,10 +289,11 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
         for owner, own in _by_owner(weights):
             asked = [] if owner is None else [weight.asks[owner] for weight in own if owner in weight.asks]
             PATCHER.apply(asked, "auto" if owner is None else owner.originals, own)
-    for owner in _snapshot():
-        if owner.scope is not None and owner.scope.meets(scope):
+    with _lock:
+        touched = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
+        for owner in touched:
             _settle_beside(owner, force=owner is top)
-    _settle_words()
+        _settle_words(touched)
 
 
 def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
@@ -330,9 +335,9 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
         owner.live.clear()
 
 
-def _settle_words() -> None:
+def _settle_words(touched: Sequence[Owner]) -> None:
     """Let pipelines know the words of the topmost owners alone: two may bring the same word along."""
-    owners = [owner for owner in _snapshot() if owner.teach is not None]
+    owners = [owner for owner in touched if owner.teach is not None]
     topmost = [owner for owner in owners if is_on(owner) and _is_uncovered(owner)]
     for owner in owners:
         if owner not in topmost:
@@ -410,8 +415,9 @@ def owned(
 ) -> Iterator[ModelState]:
     """Hold a model for the time of a `with` block; wait for it."""
     while True:
-        before, scope = turn(), scope_of(view)
-        with claimed(scope, what or view.description, wait, also) as claim:
-            if claim.turn == before + 1 or scope_of(view) is scope:  # who had it may have put other modules in
+        known = known_of(view)
+        with claimed(known, what or view.description, wait, also) as claim:
+            scope = scope_of(view)
+            if scope is known:  # else it is new, or who had it has put other modules in
                 yield ModelState(scope, claim)
                 return

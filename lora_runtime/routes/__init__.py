@@ -10,7 +10,7 @@ from __future__ import annotations
 from lora_runtime.routes.base import Route, route_of
 from lora_runtime.routes.facts import Facts
 from lora_runtime.routes.fused import FusedPart, fused_parts, give_back_copies
-from lora_runtime.routes.look import Look, Seen
+from lora_runtime.routes.look import Look, Seen, modules_of
 from lora_runtime.routes.storage import is_linear, layer_shape, stands_for_weight
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "give_back_copies",
     "is_linear",
     "layer_shape",
+    "modules_of",
     "route_of",
     "stands_for_weight",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
+import sys
 import threading
 from collections.abc import Callable
 from random import Random
@@ -347,10 +348,15 @@ def threads(stage: Stage, random: Random) -> bool | None:
 
     _drop_free(stage, {root for root, _ in jobs})
     workers = [threading.Thread(target=work, args=job, daemon=True) for job in jobs]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(PATIENCE)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # seconds: threads meet in the middle of everything, not once in a while
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(usual)
     if any(worker.is_alive() for worker in workers):
         raise Wrong("threads wait for each other for ever")
     if wrong:
