@@ -27,7 +27,7 @@ from lora_runtime.sides import Sides
 from lora_runtime.stage import Call, Stage
 from lora_runtime.texts import Texts
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "is_told_steps"]
 
 _WITH_AN_END = ("DDPMWuerstchenScheduler",)  # whose last time is where it arrives, at which no denoiser is called
 _TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
@@ -54,10 +54,14 @@ class Clock:
         self._said: Moment | None = None  # by `at`
         self._runs: dict[str, _Run] = {}  # by the name of the scheduler
         code = model.compiled()
-        self._watches = []
-        for name, component in model.components.items():
-            watch = self._before_text if name.startswith("text_encoder") else _Denoiser(self, name, component)
-            self._watches.append(hook_before(model.outer(name), uncompiled(_named(watch, name), code)))
+        self._watches: list[Callable[[], None]] = []
+        try:
+            for name, component in model.components.items():
+                watch = self._before_text if name.startswith("text_encoder") else _Denoiser(self, name, component)
+                self._watches.append(hook_before(model.outer(name), uncompiled(_named(watch, name), code)))
+        except BaseException:
+            self.stop()
+            raise
 
     def at(self, moment: Moment | None) -> None:
         """Say which step it is; None leaves it to the scheduler again."""
@@ -135,6 +139,11 @@ class _Denoiser:
     def _read(self, arguments: Mapping[str, Any]) -> Any:
         assert self._family is not None and self._family.read is not None
         return self._family.read(Given(arguments, self._config, self._known))
+
+
+def is_told_steps(denoiser: nn.Module) -> bool:
+    """Return whether a model is called with a time step: one without runs once, as a language model does."""
+    return not set(_TIMES).isdisjoint(_arguments(type(denoiser)))
 
 
 def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:

@@ -30,12 +30,12 @@ _TABLES = (
 
 def hook_after(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
     """Call `hook(module, args, kwargs, output)` after each call of the module; return what ends it."""
-    return _hidden(module, module.register_forward_hook(hook, with_kwargs=True))
+    return _hidden(module, hook, "_forward_hooks", module.register_forward_hook)
 
 
 def hook_before(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
     """Call `hook(module, args, kwargs)` before each call of the module; return what ends it."""
-    return _hidden(module, module.register_forward_pre_hook(hook, with_kwargs=True))
+    return _hidden(module, hook, "_forward_pre_hooks", module.register_forward_pre_hook)
 
 
 def hook_moves(module: nn.Module, before: Callable[[], Callable[[], None]]) -> Callable[[], None]:
@@ -90,20 +90,32 @@ def _leave(module: nn.Module, other: int) -> None:
             del vars(module)[_ASKED]
 
 
-def _hidden(module: nn.Module, handle: Any) -> Callable[[], None]:
-    """Keep the hook of this handle out of the module's state; return what removes it."""
+def _hidden(module: nn.Module, hook: Callable[..., Any], table: str, put: Callable[..., Any]) -> Callable[[], None]:
+    """Put a hook on a module and keep it out of the module's state; return what removes it."""
     state = vars(module).setdefault(_ASKED, _PlainState(module))
-    state.hidden.add(handle.id)
+    try:
+        number: int = put(hook, with_kwargs=True).id
+        state.hidden.add(number)
+    except BaseException:  # an interrupt may come when the hook is there and nobody knows of it
+        for number in [number for number, other in getattr(module, table).items() if other is hook]:
+            _take_off(module, state, number)
+        raise
     reference = weakref.ref(module)  # what ends a hook must not keep the module
 
     def remove() -> None:
-        handle.remove()
-        state.hidden.discard(handle.id)
         owner = reference()
-        if owner is not None and vars(owner).get(_ASKED) is state:
-            _leave(owner, 0)
+        if owner is not None:
+            _take_off(owner, state, number)
 
     return remove
+
+
+def _take_off(module: nn.Module, state: _PlainState, number: int) -> None:
+    for table in _TABLES:
+        getattr(module, table, {}).pop(number, None)
+    state.hidden.discard(number)
+    if vars(module).get(_ASKED) is state:
+        _leave(module, 0)
 
 
 class _PlainState:

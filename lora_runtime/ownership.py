@@ -21,7 +21,7 @@ from typing import Any
 from lora_runtime.errors import ModelBusyError
 from lora_runtime.scopes import Outline
 
-__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "take", "take_later", "would_wait"]
+__all__ = ["WAIT", "Claim", "claimed", "current_line", "mine", "would_wait"]
 
 WAIT = 600.0
 """Seconds to wait for a model that somebody else has, unless a caller says how long."""
@@ -41,9 +41,56 @@ class Claim:
         """Return who holds it, for what, and for how long by now."""
         return f"{self.who} has held it for {time.monotonic() - self.since:.1f} s, for {self.what}"
 
+    def take(self, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> None:
+        """Wait until nobody else has a claim that meets this, and take it; `also`: claims that count as one's own.
+
+        Whoever takes it has a `finally` around that which releases it: an interrupt may come at any moment.
+
+        Raises ModelBusyError after `wait` seconds (None: never); at once where waiting could not end: where the holder
+        is a task of the event loop that would be blocked, or waits for what is held here.
+        """
+        woken = threading.Event()
+        waiter = _ask(self, also, woken.set)
+        if waiter is not None:
+            with _lock:
+                blockers = _blockers(self.scope, waiter.held, waiter)
+            same = next((other for other in blockers if self.loop is not None and other.loop is self.loop), None)
+            if same is not None:
+                raise ModelBusyError(
+                    f"the model is in use: {same}. It is a task of the event loop that waiting here would stop: use "
+                    '"async with lora_runtime.apply(...)"'
+                )
+            if not woken.wait(wait):
+                raise _too_long(waiter, wait)
+        _holding.set((*mine(), self))
+
+    async def take_later(self, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> None:
+        """Take it as `take` does, while the event loop goes on."""
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(lambda: None if woken.done() else woken.set_result(None))
+
+        waiter = _ask(self, also, wake)
+        if waiter is not None:
+            try:
+                await asyncio.wait_for(woken, wait)
+            except asyncio.TimeoutError:
+                raise _too_long(waiter, wait) from None
+        _holding.set((*mine(), self))
+
     def release(self) -> None:
-        """Give it back; any thread may do it."""
+        """Give it back, or leave the line where it was not had yet; any thread may do it, more than once."""
+        try:
+            self._release()
+        except BaseException:  # an interrupt: nobody else would give it back
+            self._release()
+            raise
+
+    def _release(self) -> None:
         with _lock:
+            _waiters[:] = [waiter for waiter in _waiters if waiter.claim is not self]
             if self in _claims:
                 _claims.remove(self)
             _grant()
@@ -72,9 +119,10 @@ def mine() -> tuple[Claim, ...]:
 
 @contextmanager
 def claimed(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Iterator[Claim]:
-    """Hold a scope for the time of a `with` block; see `take`."""
-    claim = take(scope, what, wait, also)
+    """Hold a scope for the time of a `with` block; see `Claim.take`."""
+    claim = Claim(scope, what)
     try:
+        claim.take(wait, also)
         yield claim
     finally:
         claim.release()
@@ -84,58 +132,6 @@ def would_wait(scope: Outline, also: Iterable[Claim] = ()) -> bool:
     """Return whether somebody else has a part of a scope now."""
     with _lock:
         return bool(_blockers(scope, (*mine(), *also), None))
-
-
-def take(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
-    """Return a claim to a scope once nobody else has one that meets it; `also`: claims that count as one's own.
-
-    Raises ModelBusyError after `wait` seconds (None: never); at once where waiting could not end: where the holder is a
-    task of the event loop that would be blocked, or waits for what is held here.
-    """
-    woken = threading.Event()
-    claim = Claim(scope, what)
-    waiter = _ask(claim, also, woken.set)
-    if waiter is not None:
-        with _lock:
-            blockers = _blockers(scope, waiter.held, waiter)
-        same = next((other for other in blockers if claim.loop is not None and other.loop is claim.loop), None)
-        try:
-            if same is not None:
-                raise ModelBusyError(
-                    f"the model is in use: {same}. It is a task of the event loop that waiting here would stop: use "
-                    '"async with lora_runtime.apply(...)"'
-                )
-            if not woken.wait(wait):
-                raise _too_long(waiter, wait)
-        except BaseException:
-            _withdraw(waiter)
-            raise
-    _holding.set((*mine(), claim))
-    return claim
-
-
-async def take_later(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable[Claim] = ()) -> Claim:
-    """Return a claim as `take` does, while the event loop goes on."""
-    loop = asyncio.get_running_loop()
-    woken: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        loop.call_soon_threadsafe(lambda: None if woken.done() else woken.set_result(None))
-
-    claim = Claim(scope, what)
-    waiter = _ask(claim, also, wake)
-    if waiter is not None:
-        try:
-            await asyncio.wait_for(woken, wait)
-        except asyncio.TimeoutError:
-            error = _too_long(waiter, wait)
-            _withdraw(waiter)
-            raise error from None
-        except BaseException:
-            _withdraw(waiter)
-            raise
-    _holding.set((*mine(), claim))
-    return claim
 
 
 def _ask(claim: Claim, also: Iterable[Claim], wake: Callable[[], None]) -> _Waiter | None:
@@ -198,16 +194,6 @@ def _grant() -> None:
                 continue
             waiter.claim.since = time.monotonic()
             _claims.append(waiter.claim)
-
-
-def _withdraw(waiter: _Waiter) -> None:
-    """Leave the line, or give back what was granted in the meantime."""
-    with _lock:
-        if waiter in _waiters:
-            _waiters.remove(waiter)
-        elif waiter.claim in _claims:
-            _claims.remove(waiter.claim)
-        _grant()
 
 
 def _too_long(waiter: _Waiter, wait: float | None) -> ModelBusyError:

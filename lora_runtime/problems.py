@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from lora_runtime.clock import is_told_steps
 from lora_runtime.errors import LoraError, NoMatchError
 from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
@@ -15,6 +16,7 @@ from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.prompt.brackets import without_edits
 from lora_runtime.prompt.excerpt import quote
+from lora_runtime.prompt.strength import Curve
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
@@ -149,6 +151,27 @@ def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Pro
                 f'"{tag.name}" belongs to part {part + 1} of a prompt with AND, which is not painted by itself here'
             )
             problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
+    _tell_of_idle_steps(prompts, model, problems)
+
+
+def _tell_of_idle_steps(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
+    """Say so where a tag follows the steps and nothing tells which step it is: a warning where there can be none."""
+    denoisers = [module for name, module in model.components.items() if not name.startswith("text_encoder")]
+    if not denoisers or any(model.ask(name) is not None for name in ("scheduler", "prior_scheduler")):
+        return
+    for tag in (tag for prompt in prompts for tag in prompt.tags):
+        if not isinstance(tag.unet, Curve) and not tag.conditions.when:
+            continue
+        message = f'"{tag.name}" follows the steps of a sampler, and'
+        if any(map(is_told_steps, denoisers)):
+            said = "it acts as at the first step until you say which it is with .at(step, steps)"
+            problems.info(f"{message} this model comes without a scheduler: {said}", tag.span)
+        else:
+            problems.warning(
+                f"{message} {model.description} is told no time step: it acts as at the first step throughout",
+                "give it one strength, or say which step it is with .at(step, steps)",
+                tag.span,
+            )
 
 
 def show_what_can_be(

@@ -17,7 +17,7 @@ from lora_runtime.errors import LoraError
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
-from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
+from lora_runtime.ownership import WAIT, Claim, claimed, mine, would_wait
 from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, key_of, make_plan
@@ -36,7 +36,7 @@ from lora_runtime.prompt.tags import Dialect
 from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
-from lora_runtime.scopes import Outline, known_of, scope_of
+from lora_runtime.scopes import known_of, scope_of
 from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, is_topmost, leave, owned
 from lora_runtime.texts import Texts
 
@@ -151,19 +151,29 @@ class Applied(Generic[Text]):
 
     def __enter__(self) -> Applied[Text]:
         """Take the model, and apply again if it was restored, replaced or covered in the meantime."""
-        view = self._view()
-        while True:
-            known = known_of(view)
-            if self._enter(view, known, take(known, self._what(), self._wait, self._given)):
-                return self
+        view, entered = self._view(), False
+        while not entered:
+            claim = Claim(known_of(view), self._what())
+            try:
+                claim.take(self._wait, self._given)
+                entered = self._enter(view, claim)
+            finally:
+                if not entered:
+                    claim.release()
+        return self
 
     async def __aenter__(self) -> Applied[Text]:
         """Take the model as `__enter__` does, while the event loop goes on."""
-        view = self._view()
-        while True:
-            known = known_of(view)
-            if self._enter(view, known, await take_later(known, self._what(), self._wait, self._given)):
-                return self
+        view, entered = self._view(), False
+        while not entered:
+            claim = Claim(known_of(view), self._what())
+            try:
+                await claim.take_later(self._wait, self._given)
+                entered = self._enter(view, claim)
+            finally:
+                if not entered:
+                    claim.release()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -182,25 +192,20 @@ class Applied(Generic[Text]):
         """Undo it, and give the model to others."""
         self.__exit__(kind, error, traceback)
 
-    def _enter(self, view: ModelView, known: Outline, claim: Claim) -> bool:
-        """Begin a block; False where the model has other modules than when it was asked for."""
-        try:
-            scope = scope_of(view)
-            if scope is not known:
-                claim.release()
-                return False
-            owner: Owner | None = None
-            if not any(map(is_topmost, self._owners())):
-                # One that is under others already stays there: this block stands above them.
-                owner = self._new_owner() if self._owner.entered else self._owner
-                self._show(ModelState(scope, claim), view, owner)
-            elif not self._owner.entered:
-                owner = self._owner
-            if owner is not None:
-                enter(owner)
-        except BaseException:
-            claim.release()
-            raise
+    def _enter(self, view: ModelView, claim: Claim) -> bool:
+        """Begin a block; False where the model has other modules than when it was claimed."""
+        scope = scope_of(view)
+        if scope is not claim.scope:
+            return False
+        owner: Owner | None = None
+        if not any(map(is_topmost, self._owners())):
+            # One that is under others already stays there: this block stands above them.
+            owner = self._new_owner() if self._owner.entered else self._owner
+            self._show(ModelState(scope, claim), view, owner)
+        elif not self._owner.entered:
+            owner = self._owner
+        if owner is not None:
+            enter(owner)
         self._entered.append((claim, owner))
         return True
 

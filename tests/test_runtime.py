@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -401,7 +402,8 @@ def test_a_weight_that_is_used_without_calling_its_module_has_the_first_value(tm
     with lora_runtime.apply(attention, "<lora:a:0.5@0,1@1>", loras=tmp_path) as applied:
         # at 0.5, from the first step to the last
         torch.testing.assert_close(attention.out_proj.weight.detach(), before + 0.5 * up @ down)
-    (said,) = applied.diagnostics
+    steps, said = applied.diagnostics
+    assert "no time step" in steps.message
     assert said.message.startswith('"a" cannot vary on 1 weight: ')
     assert said.message.endswith("; the first value counts throughout")
 
@@ -559,3 +561,32 @@ def test_painting_under_inference_mode_leaves_no_trace(pipe: Any, folder: Path) 
         paint(pipe, applied.prompt)
     assert_untouched(pipe, before)
     assert not any(p.is_inference() for p in pipe.unet.parameters())
+
+
+class _Steps(nn.Module):
+    """A denoiser of one layer, in a loop of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "severity", "words"),
+    [(_Steps, "info", "comes without a scheduler"), (lambda: nn.Sequential(_Steps().layer), "warning", "no time step")],
+)
+def test_a_schedule_on_a_model_that_nobody_tells_the_step_is_said(
+    tmp_path: Path, make: Callable[[], nn.Module], severity: str, words: str
+) -> None:
+    model = make()
+    name = next(iter(model._modules))
+    factors = {f"{name}.lora_A.weight": torch.randn(2, 4), f"{name}.lora_B.weight": torch.randn(4, 2)}
+    save_file(factors, tmp_path / "ink.safetensors")
+    with lora_runtime.apply(model, "<lora:ink:1@0,0@1>", loras=tmp_path) as applied:
+        (said,) = applied.diagnostics
+        assert (said.severity, words in said.message, ".at(" in said.message + said.hint) == (severity, True, True)
+    with lora_runtime.apply(model, "<lora:ink:0.5>", loras=tmp_path) as applied:
+        assert applied.diagnostics == ()

@@ -72,8 +72,12 @@ class Attached:
         operators()
         self._handle = handle_of(self)
         self._endings: list[Callable[[], None]] = [hook_after(module, self)]
-        if compiled or may_be_compiled():
-            self._endings.append(make_anew(module))
+        try:
+            if compiled or may_be_compiled():
+                self._endings.append(make_anew(module))
+        except BaseException:
+            self.detach()
+            raise
 
     @property
     def module(self) -> nn.Module:
@@ -100,7 +104,8 @@ class Attached:
     def detach(self) -> None:
         """Act no more."""
         while self._endings:
-            self._endings.pop()()
+            self._endings[-1]()  # before it is forgotten: an interrupt may come in between
+            self._endings.pop()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """Return the output with what acts beside the module."""

@@ -89,7 +89,8 @@ class Live:
 
     def _end(self) -> None:
         while self._endings:
-            self._endings.pop()()
+            self._endings[-1]()  # before it is forgotten: an interrupt may come in between
+            self._endings.pop()
 
 
 def _needs_weight(live: LiveModule) -> str:

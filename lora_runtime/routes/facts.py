@@ -49,7 +49,7 @@ class Facts:
             # Without a stream and without a file the parameter's own data goes to the device and back.
             if getattr(group, "stream", None) is not None or getattr(group, "offload_to_disk_path", None):
                 for parameter in _in_group(group):
-                    self._in_groups[id(parameter)] = _from_group(weakref.ref(group), weakref.ref(parameter))
+                    self._in_groups[id(parameter)] = _from_group(weakref.ref(group), id(parameter))
         elif getattr(hook, "offload", False) and getattr(hook, "weights_map", None) is not None:
             for prefix, owner in module.named_modules() if getattr(hook, "place_submodules", False) else [("", module)]:
                 for name in owner._parameters:
@@ -74,11 +74,15 @@ def _in_group(group: Any) -> Iterator[nn.Parameter]:
     yield from group.parameters
 
 
-def _from_group(group: weakref.ref[Any], parameter: weakref.ref[nn.Parameter]) -> Kept:
-    """Return what reads a parameter where a group of diffusers keeps it: in host memory, or in a file."""
+def _from_group(group: weakref.ref[Any], number: int) -> Kept:
+    """Return what reads a parameter, given by its id, where a group of diffusers keeps it: in memory, or in a file.
+
+    The group has the parameter. A weak reference of ours would be in torch's way: it swaps no tensor that has one.
+    """
 
     def read() -> Tensor:
-        kept, own = group(), parameter()
+        kept = group()
+        own = None if kept is None else next((found for found in _in_group(kept) if id(found) == number), None)
         if kept is None or own is None:
             raise ReferenceError("the group that keeps this weight is gone")
         if not kept.offload_to_disk_path:
