@@ -57,6 +57,7 @@ class Live:
         self.stages = {name: self.stages.get(name) or Stage() for name in sorted(components)}
         for key, live in wanted.items():
             if key not in self._known:
+                identity = _identity(live, keeper)
                 try:
                     attached = attach(
                         live.module,
@@ -69,7 +70,7 @@ class Live:
                     )
                 except ModelError as error:
                     raise ModelError(str(error), error.sha256 or _needs_weight(live)) from error
-                self._known[key] = _Known(attached, _identity(live, keeper))
+                self._known[key] = _Known(attached, identity)
         if wanted and may_be_compiled():
             make_room(frozenset(wanted))
         for stage in self.stages.values():
