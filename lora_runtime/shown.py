@@ -174,7 +174,32 @@ def show(
         replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
         if owner in _owners:
             _owners.remove(owner)
-    _step_out(owner)
+    try:
+        _step_out(owner)
+        _replace(owner, replaced, scope)
+        _unfollow(owner)
+        owner.scope, owner.policy, owner.steps, owner.compiled, owner.began = scope, policy, steps, compiled, began
+        _forget_words(owner)
+        owner.teach = teach
+        owner.whole, owner.asleep = True, False
+        owner.key, owner.report, owner.targets = plan.key, plan.report, weakref.ref(scope.targets)
+        _ask(owner, plan)
+        with _lock:
+            _owners.append(owner)
+        if any(device.type != "cpu" for device in steps):
+            owner.unfollow = scope.follow_moves()
+        _settle(scope, owner)
+    except BaseException:
+        _drop([owner])
+        try:
+            _settle(scope)
+        except Exception:
+            clear(scope)
+        raise
+
+
+def _replace(owner: Owner, replaced: Sequence[Owner], scope: Scope) -> None:
+    """Put owners to sleep that another one replaces, which takes over what acts beside the same modules."""
     for other in replaced:
         if other.handle() is None or other.line == owner.line:  # no other thread is about to enter it
             _drop(other.replaced)
@@ -185,27 +210,7 @@ def show(
     if owner.handle() is None:
         _drop(owner.replaced)
         owner.replaced = []
-    _unfollow(owner)
-    owner.scope, owner.policy, owner.steps, owner.compiled, owner.began = scope, policy, steps, compiled, began
-    _forget_words(owner)
-    owner.teach = teach
     owner.replaced = [*(other for other in owner.replaced if other not in replaced), *replaced]
-    owner.whole, owner.asleep = True, False
-    owner.key, owner.report, owner.targets = plan.key, plan.report, weakref.ref(scope.targets)
-    _ask(owner, plan)
-    with _lock:
-        _owners.append(owner)
-    if any(device.type != "cpu" for device in steps):
-        owner.unfollow = scope.follow_moves()
-    try:
-        _settle(scope, owner)
-    except BaseException:
-        _drop([owner])
-        try:
-            _settle(scope)
-        except Exception:
-            clear(scope)
-        raise
 
 
 def _step_out(owner: Owner) -> None:

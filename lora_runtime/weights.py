@@ -103,12 +103,13 @@ class Weight:
         """Show W′; in place `value` is what was written into the parameter already."""
         if self.original is None:
             self.begin(plain_data(self.parameter), "device")
+        self.shown = None  # until it is known how W′ looks: an interrupt must not take it for somebody else's values
         if not self.in_place:
             self.parameter.data = value
             self.buffer = None
-        self.shown = assignment
         tell_autograd(self.parameter)
         self.look()
+        self.shown = assignment
         if self.unhook is None and self.parameter.device.type != "cpu":
             self._follow_moves()
 
