@@ -155,8 +155,8 @@ def test_explain_reads_headers_only_and_keeps_nothing(
 ) -> None:
     wash = loras.write(webui.loras / "wash.safetensors", plain(), seed=1)
     webui.generate("a")
-    session = webui.owner("lora").session
-    monkeypatch.setattr(type(session.cache), "load", lambda *_, **__: pytest.fail("read whole"))
+    loader = webui.owner("lora").loader
+    monkeypatch.setattr(type(loader.cache), "load", lambda *_, **__: pytest.fail("read whole"))
     found = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink><lora:wash:0@0,1@0.5><lora:ink>"}).json()
     assert [tag["used"] for tag in found["tags"]] == [3 * len(ink.factors), 3 * len(wash.factors), 3 * len(ink.factors)]
     assert found["weights"] == len(ink.places | wash.places)
