@@ -266,7 +266,7 @@ def test_a_picture_is_painted_while_explain_reads_files(
 def test_those_who_ask_for_explanations_do_not_take_all_threads(
     webui: WebUI, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routes = sys.modules[f"{type(webui.owner('lora')).__module__.rpartition('.')[0]}.routes"]
+    routes = sys.modules["lora_runtime_webui_extension.panel.routes"]
     go_on = threading.Event()
     monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
     monkeypatch.setattr(routes, "explanation", lambda *_: {"ok": go_on.wait(60)})

@@ -307,13 +307,13 @@ def test_an_error_inside_leaves_whole_weights_and_says_so(
     webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     webui.generate("a <lora:ink>")
-    network = webui.owner("lora")
+    owner = webui.owner("lora")
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(network.session, "load", fail)
+        patch.setattr(owner.loader, "load", fail)
         done = webui.generate("b <lora:ink>")
     assert webui.changed(done.passes[0].weights) == []
     assert done.comments == ["LoRA error: no LoRA is applied: MemoryError: no memory left"]
