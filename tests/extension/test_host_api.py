@@ -269,7 +269,7 @@ def test_those_who_ask_for_explanations_do_not_take_all_threads(
     routes = sys.modules["lora_runtime_webui_extension.panel.routes"]
     go_on = threading.Event()
     monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
-    monkeypatch.setattr(routes, "explanation", lambda *_: {"ok": go_on.wait(60)})
+    monkeypatch.setattr(routes, "_explanation", lambda *_: {"ok": go_on.wait(60)})
     statuses: list[int] = []
 
     def ask() -> None:
