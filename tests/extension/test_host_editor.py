@@ -204,15 +204,27 @@ def test_a_file_that_cannot_be_read_any_more_says_so_in_place_of_its_hash(webui:
 # --- the preview ---
 
 
-def picture(path: Path, colour: str) -> dict[str, Any]:
-    """Write a picture and return it as an item of the gallery."""
+def picture(path: Path, colour: str, caption: str | None = None) -> Any:
+    """Write a picture and return it as an item of the gallery, as this gradio has them."""
+    import gradio as gr
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
     about.add_text("parameters", colour)
     Image.new("RGB", (8, 8), colour).save(path, pnginfo=about)
-    return {"name": str(path), "data": None, "is_file": True}
+    if gr.__version__.startswith("3."):
+        return [{"name": str(path), "data": None, "is_file": True}, caption]
+    return {"image": {"path": str(path), "meta": {"_type": "gradio.FileData"}}, "caption": caption}
+
+
+@pytest.fixture
+def painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of pictures that gradio has handed out; it takes no others back."""
+    folder = tmp_path / "painted"
+    folder.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    return folder
 
 
 def replace(opened: Opened, index: int) -> str:
@@ -224,17 +236,18 @@ def replace(opened: Opened, index: int) -> str:
 
 @pytest.mark.parametrize(("index", "chosen"), [(1, "blue"), (-1, "red"), (9, "blue")])
 def test_the_chosen_picture_becomes_the_preview(
-    webui: WebUI, ink: loras.File, tmp_path: Path, index: int, chosen: str
+    webui: WebUI, ink: loras.File, painted: Path, index: int, chosen: str
 ) -> None:
     from PIL import Image
 
-    pictures = [picture(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue")]
+    pictures = [picture(painted / "red.png", "red", "a caption"), picture(painted / "blue.png", "blue")]
     opened = Opened(webui, "ink")
     assert "<img" not in opened.browser.value(opened.editor.html_preview)
-    opened.browser.enter(opened.ui.gallery, [[pictures[0], "a caption"], [pictures[1], None]])
+    opened.browser.enter(opened.ui.gallery, pictures)
     assert replace(opened, index) == ""
-    written = Image.open(ink.path.with_suffix(".png"))
-    assert written.getpixel((0, 0)) == {"red": (255, 0, 0), "blue": (0, 0, 255)}[chosen]
+    with Image.open(ink.path.with_suffix(".png")) as written:
+        pixel = written.getpixel((0, 0))
+    assert pixel == {"red": (255, 0, 0), "blue": (0, 0, 255)}[chosen]
     assert "sd_extra_networks/thumb?filename=" in opened.browser.value(opened.editor.html_preview)
     scripts = [script for script, _ in opened.browser.scripts]
     assert any('refreshCard("txt2img", name)' in script for script in scripts)
@@ -250,10 +263,10 @@ def test_without_pictures_the_editor_says_what_to_do(webui: WebUI, ink: loras.Fi
 
 
 def test_a_preview_of_a_file_that_is_gone_or_that_cannot_be_written_is_said(
-    webui: WebUI, ink: loras.File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    webui: WebUI, ink: loras.File, painted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Opened(webui, "ink")
-    opened.browser.enter(opened.ui.gallery, [[picture(tmp_path / "red.png", "red"), None]])
+    opened.browser.enter(opened.ui.gallery, [picture(painted / "red.png", "red")])
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("the disk is full")
