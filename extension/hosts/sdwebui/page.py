@@ -225,12 +225,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
     def refused_html(self) -> str:
         """Return which files cannot be used, and why."""
         folders = self.shelf.folders
-        rows = []
+        refused = []
         for path, reason in self.shelf.refused.items():
             top = next((folder for folder in folders if path.is_relative_to(folder)), None)
             shown = path.relative_to(top).as_posix() if top else path.name
-            rows.append((shown_path(shown), whole(reason)))
-        return refused_html(rows)
+            refused.append((shown_path(shown), whole(reason)))
+        return refused_html(refused)
 
     def nothing_html(self) -> str:
         """Return what stands in an empty page: where to put files."""
