@@ -54,6 +54,21 @@ def test_refresh_finds_new_files_and_forgets_old_ones(webui: WebUI, ink: loras.F
     assert [each["name"] for each in client.get("/sdapi/v1/loras").json()] == ["wash"]
 
 
+def test_each_header_is_read_once_for_all_lists(
+    webui: WebUI, ink: loras.File, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sys.modules["lora_runtime_webui_extension.library.metadata"]
+    read: list[str] = []
+    original = store.read_header
+    monkeypatch.setattr(store, "read_header", lambda path: (read.append(path.stem), original(path))[1])
+    for _ in range(3):
+        assert [each["metadata"]["ss_epoch"] for each in client.get("/sdapi/v1/loras").json()] == ["3"]
+    assert read == ["ink"]
+    loras.write(ink.path, plain(), metadata={"ss_epoch": "40"})
+    assert [each["metadata"] for each in client.get("/sdapi/v1/loras").json()] == [{"ss_epoch": "40"}]
+    assert read == ["ink", "ink"]
+
+
 def test_a_file_that_is_damaged_since_is_listed_without_metadata(webui: WebUI, ink: loras.File, client: Any) -> None:
     client.get("/sdapi/v1/loras")
     ink.path.write_bytes(b"gone")
@@ -155,8 +170,8 @@ def test_explain_reads_headers_only_and_keeps_nothing(
 ) -> None:
     wash = loras.write(webui.loras / "wash.safetensors", plain(), seed=1)
     webui.generate("a")
-    session = webui.owner("lora").session
-    monkeypatch.setattr(type(session.cache), "load", lambda *_, **__: pytest.fail("read whole"))
+    loader = webui.owner("lora").loader
+    monkeypatch.setattr(type(loader.cache), "load", lambda *_, **__: pytest.fail("read whole"))
     found = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink><lora:wash:0@0,1@0.5><lora:ink>"}).json()
     assert [tag["used"] for tag in found["tags"]] == [3 * len(ink.factors), 3 * len(wash.factors), 3 * len(ink.factors)]
     assert found["weights"] == len(ink.places | wash.places)
@@ -266,10 +281,10 @@ def test_a_picture_is_painted_while_explain_reads_files(
 def test_those_who_ask_for_explanations_do_not_take_all_threads(
     webui: WebUI, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routes = sys.modules[f"{type(webui.owner('lora')).__module__.rpartition('.')[0]}.routes"]
+    routes = sys.modules["lora_runtime_webui_extension.panel.routes"]
     go_on = threading.Event()
     monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
-    monkeypatch.setattr(routes, "explanation", lambda *_: {"ok": go_on.wait(60)})
+    monkeypatch.setattr(routes, "_explanation", lambda *_: {"ok": go_on.wait(60)})
     statuses: list[int] = []
 
     def ask() -> None:
