@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.model import Layer
+from benchmarks.timing import seconds
 
 __all__ = ["CONTESTANTS", "Contestant", "Setting"]
 
@@ -283,23 +283,6 @@ class Floor(Contestant):
 
     def restore(self) -> None:
         """Cost nothing: the model was not changed."""
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Return how long one call takes, all work on the device done."""
-    synchronize()
-    start = time.perf_counter()
-    run()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    """Wait until the accelerator, if one is in use, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    elif torch.backends.mps.is_available():
-        torch.mps.synchronize()
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {

@@ -51,6 +51,28 @@ def make_unet(config: dict[str, Any], dtype: torch.dtype, device: torch.device) 
     return unet
 
 
+# Flux with all of its blocks, each narrow: the names and the number of weights are those of the real one.
+FLUX_NARROW: dict[str, Any] = {
+    "in_channels": 8,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "pooled_projection_dim": 16,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+FLUX_TINY = FLUX_NARROW | {"num_layers": 2, "num_single_layers": 2}
+
+
+def make_flux(config: dict[str, Any]) -> Any:
+    """Return a FluxTransformer2DModel with random weights, in float32 and host memory."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(**config).eval().requires_grad_(False)
+
+
 def make_pipeline(unet: nn.Module) -> Any:
     """Return a pipeline around the UNet alone, for the loaders that diffusers hangs on pipelines."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -121,6 +143,20 @@ def write_loras(folder: Path, modules: dict[str, Layer], count: int, rank: int) 
         save_file(tensors, path, {"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
         paths.append(path)
     return paths
+
+
+def write_lora_for(root: nn.Module, path: Path, rank: int, prefix: str) -> Path:
+    """Write a LoRA in PEFT's names for each linear layer of a model, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for name, module in root.named_modules():
+        if isinstance(module, nn.Linear):
+            down = torch.randn(rank, module.in_features, generator=generator).mul_(0.02).half()
+            up = torch.randn(module.out_features, rank, generator=generator).mul_(0.02).half()
+            tensors |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+    save_file(tensors, path)
+    return path
 
 
 def write_large_lora(path: Path, size: int) -> Path:

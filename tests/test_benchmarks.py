@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 
 from benchmarks import model
-from benchmarks.bench import Aim, Record, aims, merged
+from benchmarks.aims import Aim, aims
 from benchmarks.contestants import CONTESTANTS, Setting
 from benchmarks.judges import JUDGES
+from benchmarks.records import Record, merged
+from benchmarks.timing import Limits, Times, timing_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {"apply", "change", "restore", "step"}
@@ -78,13 +80,15 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     assert f"Wrote {out}" in done.stdout
 
     records = json.loads(out.read_text(encoding="utf-8"))
-    assert all(set(record) == {"case", "dtype", "who", "seconds", "bytes"} for record in records)
+    assert all(set(record) == {"case", "dtype", "who", "seconds", "bytes", "spread", "rounds"} for record in records)
     found = {(record["case"], record["who"]): record for record in records}
     assert len(found) == len(records)
     assert {case for case, _ in found} >= CASES
     assert {who for case, who in found if case in CASES} == WHO
     assert {who for case, who in found if case == "load200"} == {"ours", "read", "sha256"}
-    assert found["keys100k", "ours"]["seconds"] > 0
+    for case in ("keys100k", "planned", "make_plan", "unchanged", "restore80"):
+        assert found[case, "ours"]["seconds"] > 0
+        assert found[case, "ours"]["rounds"] == 1
     for judge in JUDGES:
         pair = [found.get((f"delta {judge.name} attention", who)) for who in ("ours", judge.library)]
         assert all(record is None or record["seconds"] > 0 for record in pair)
@@ -98,16 +102,67 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     assert found["apply", "floor"]["bytes"] > 0
 
 
-def test_records_of_one_case_become_their_minimum() -> None:
-    one = Record("apply", "float32", "ours", 2.0, None)
+def test_the_planned_model_has_the_layers_of_flux() -> None:
+    with torch.device("meta"):
+        narrow = model.make_flux(model.FLUX_NARROW)
+    # 19 blocks with 14 linear layers each, 38 with 6, and 10 around them, as in the released checkpoint.
+    assert sum(isinstance(module, torch.nn.Linear) for module in narrow.modules()) == 19 * 14 + 38 * 6 + 10
+
+
+def test_records_of_one_case_become_their_lowest_and_its_spread() -> None:
+    one = Record("apply", "float32", "ours", 2.0)
     two = Record("apply", "float32", "ours", 1.0, 30)
     three = Record("apply", "float32", "ours", None, 20)
-    assert merged([one, two, three]) == [Record("apply", "float32", "ours", 1.0, 20)]
+    assert merged([one, two, three]) == [Record("apply", "float32", "ours", 1.0, 20, spread=1.0, rounds=2)]
+    measured = Record("apply", "float32", "ours", 1.5, None, spread=0.01, rounds=7)
+    assert merged([measured, three]) == [Record("apply", "float32", "ours", 1.5, 20, spread=0.01, rounds=7)]
+
+
+@pytest.mark.parametrize(
+    ("durations", "rounds"),
+    [
+        ([9.0, 1.0, 1.02], 4),  # the first two agree long before the fourth, which is the least
+        ([3.0, 2.5, 2.0, 1.5, 1.2, 1.19], 6),
+        ([float(1 << number) for number in range(20, 0, -1)], 8),  # never: the cap
+    ],
+    ids=["soon", "later", "never"],
+)
+def test_rounds_go_on_until_the_two_lowest_agree(durations: list[float], rounds: int) -> None:
+    times: Times[str] = Times(Limits(rounds=8, seconds=60))
+    counted = 0
+    for counts in times.rounds():
+        if counts:
+            times.add("steady", 5.0)
+            times.add("noisy", durations[min(counted, len(durations) - 1)])
+            counted += 1
+    timing = times.timings()["noisy"]
+    assert (counted, timing.rounds) == (rounds, rounds)
+    assert timing.seconds == min(durations[:rounds])
+    assert timing.agrees == (rounds < 8)
+
+
+def test_no_round_begins_after_the_time_is_up_but_the_least_that_are_needed() -> None:
+    times: Times[str] = Times(Limits(rounds=50, seconds=0, least=3))
+    for number, counts in enumerate(times.rounds()):
+        if counts:
+            times.add("x", float(1 << number))
+    assert times.timings()["x"].rounds == 3
+
+
+def test_one_round_has_no_spread_and_is_not_taken_for_exact() -> None:
+    assert timing_of([2.0]).spread is None
+    assert not timing_of([2.0]).agrees
+    assert timing_of([4.0, 2.0, 3.0]).spread == pytest.approx(0.5)
 
 
 def test_an_aim_that_is_missed_says_so() -> None:
     records = [Record("apply", "float32", "ours", 1.5, 110), Record("apply", "float32", "floor", 1.0, 100)]
     records.append(Record("files", "float32", "floor", None, 8))
     assert [str(aim).split()[0] for aim in aims(records)] == ["MISSED", "met", "MISSED"]
-    assert "1.500 ≤ 1.35   float32 3x32: apply / floor" in str(next(aims(records)))
+    assert "1.500 ≤ 1.2    float32 3x32: apply / floor" in str(next(aims(records)))
     assert str(Aim("x", 5, 4, at_least=True)).split()[0] == "met"
+    many = [Record("restore800", "-", "ours", 0.0016), Record("planned", "-", "ours", 0.006)]
+    assert [(aim.value, aim.bound, str(aim).split()[0]) for aim in aims(many)] == [
+        (0.006, 0.005, "MISSED"),
+        (pytest.approx(2.0), 3, "met"),
+    ]
