@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.records import VARIANTS, Record, named
 from benchmarks.timing import AGREE
 
-__all__ = ["table"]
+__all__ = ["table", "time_of"]
 
 
 def table(records: list[Record]) -> Iterator[str]:
@@ -22,26 +22,26 @@ def table(records: list[Record]) -> Iterator[str]:
             yield f"{dtype}, {name}".ljust(18) + "".join(f"{case:>16}" for case in cases) + f"{'memory':>12}"
             for who in variant.who:
                 row = [cell.get((named(case, name), dtype, who)) for case in cases]
-                times = [f"{_time(record):>16}" for record in row]
+                times = [f"{time_of(record):>16}" for record in row]
                 size = row[0].bytes if row[0] else None
                 yield f"  {who:16}" + "".join(times) + (f"{size / 1e6:12.1f}" if size is not None else f"{'–':>12}")
     for (case, dtype, who), found in cell.items():
         if case in ("live", "batch8", "linear", "nf4") and found.seconds is not None:
-            yield f"{dtype} {case} {who}".ljust(30) + f"{_time(found):>16}"
+            yield f"{dtype} {case} {who}".ljust(30) + f"{time_of(found):>16}"
     yield ""
     yield f"Δ{'ours':>67}{'theirs':>16}{'ratio':>8}"
     for (case, dtype, who), theirs in cell.items():
         mine = cell.get((case, dtype, "ours"))
         if case.startswith("delta ") and who != "ours" and mine and mine.seconds and theirs.seconds:
             name, ratio = case.removeprefix("delta "), mine.seconds / theirs.seconds
-            yield f"  {name:50}{_time(mine):>16}{_time(theirs):>16}{ratio:8.2f}"
+            yield f"  {name:50}{time_of(mine):>16}{time_of(theirs):>16}{ratio:8.2f}"
     yield ""
     for (case, dtype, who), found in cell.items():
         if dtype == "-" and not case.startswith("delta ") and found.seconds is not None:
-            yield f"{case if who == 'ours' else f'{case} {who}':16}{_time(found):>16}"
+            yield f"{case if who == 'ours' else f'{case} {who}':16}{time_of(found):>16}"
 
 
-def _time(record: Record | None) -> str:
+def time_of(record: Record | None) -> str:
     """Return milliseconds and how far above the second lowest time was; "!" where the two do not agree."""
     if record is None or record.seconds is None:
         return "–"

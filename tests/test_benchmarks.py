@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device import pretend
 from safetensors import safe_open
 
 from benchmarks import model
@@ -166,3 +167,46 @@ def test_an_aim_that_is_missed_says_so() -> None:
         (0.006, 0.005, "MISSED"),
         (pytest.approx(2.0), 3, "met"),
     ]
+
+
+CHECKS = {"originals come back, bfloat16", "all modes show the same, float16", "a move to the host and back"}
+
+
+@pytest.mark.parametrize("device", ["pretend", "cpu"])
+def test_what_runs_on_a_gpu_runs_with_tiny_models(tmp_path: Path, device: str) -> None:
+    if device == "pretend" and (reason := pretend.why_not()) is not None:
+        pytest.skip(reason)
+    out, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--tiny", "--minutes", "20"]
+    done = subprocess.run([*command, "--out", str(out), "--table", str(page)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["ok"]
+    assert (found["dropped"], found["failed"]) == ([], [])
+    assert {"name", "torch"} <= set(found["device"])
+    assert set(found["checks"]) >= CHECKS
+    assert ("a step waits for nothing" in found["checks"]) == (device == "pretend")
+    cells = {(record["case"], record["who"]): record for record in found["records"]}
+    for name in ("SD1.5", "SDXL", "Flux"):
+        assert cells[f"{name} step", "bare"]["seconds"] > 0
+        for who in ("ours, device", "ours, host", "live", "unmerged", "fuse", "hotswap"):
+            for case in ("first", "apply", "switch", "restore", "step"):
+                assert cells[f"{name} {case}", who]["seconds"] > 0, (name, case, who)
+        if device == "pretend":  # of a process's own memory a few kilobytes cannot be told
+            kept = {who: cells[f"{name} kept", who]["bytes"] for who in ("ours, device", "ours, host", "live")}
+            assert kept["ours, device"] > kept["live"] > kept["ours, host"] == 0
+            assert all(cells[f"{name} peak", who]["bytes"] >= size for who, size in kept.items())
+    assert "| ours, device |" in page.read_text(encoding="utf-8")
+
+
+def test_a_gpu_run_whose_time_is_up_says_what_it_dropped(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--minutes", "0"]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--table", str(tmp_path / "gpu.md")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert (found["checks"], found["records"]) == ({}, [])
+    assert "SDXL fuse: no time left" in found["dropped"]
+    assert "- SDXL fuse: no time left" in done.stdout

@@ -33,10 +33,11 @@ def planning(options: Options) -> Iterator[Record]:
     """
     folder = Path(options.folder) / "plans"
     transformer = model.make_flux(model.FLUX_NARROW if not options.quick else model.FLUX_TINY)
-    file = model.write_lora_for(transformer, folder / "flux.safetensors", rank=4, prefix="transformer.")
+    layers = model.all_linears(transformer)
+    file = model.write_lora(folder / "flux.safetensors", layers, rank=4, prefix="transformer.")
     many = torch.nn.ModuleList(torch.nn.Linear(8, 8, bias=False) for _ in range(80 if options.quick else WEIGHTS))
     many.requires_grad_(False)
-    many_file = model.write_lora_for(many, folder / "many.safetensors", rank=4, prefix="")
+    many_file = model.write_lora(folder / "many.safetensors", model.all_linears(many), rank=4, prefix="")
     tag, many_tag = f"a <lora:{file.stem}:0.7>", f"a <lora:{many_file.stem}:0.7>"
     lora_runtime.apply(transformer, tag, loras=folder, strict=True)
     lookup = Lookup(folder, Problems(strict=True))
