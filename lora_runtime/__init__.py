@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_runtime.errors import CorruptFileError as CorruptFileError
     from lora_runtime.errors import LoraError as LoraError
     from lora_runtime.errors import LoraFileError as LoraFileError
+    from lora_runtime.errors import MemoryBudgetError as MemoryBudgetError
     from lora_runtime.errors import ModelBusyError as ModelBusyError
     from lora_runtime.errors import ModelError as ModelError
     from lora_runtime.errors import NoMatchError as NoMatchError
@@ -58,6 +59,7 @@ _HOME = {
     "LoraFileError": "errors",
     "RefusedFileError": "errors",
     "CorruptFileError": "errors",
+    "MemoryBudgetError": "errors",
     "ModelError": "errors",
     "ModelBusyError": "errors",
     "NoMatchError": "errors",

@@ -11,6 +11,7 @@
     ├── ModelError              the model cannot be patched as it is now
     │   ├── ModelBusyError          somebody else has it: wait longer, or leave that block earlier
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
+    ├── MemoryBudgetError       what is asked takes more memory than is allowed: allow more, or ask for less
     ├── StrengthError           a changed weight is beyond what its dtype can hold: a lower strength
     └── RegionError             a mask cannot be used: another file, or a box
 
@@ -30,6 +31,7 @@ __all__ = [
     "CorruptFileError",
     "LoraError",
     "LoraFileError",
+    "MemoryBudgetError",
     "ModelBusyError",
     "ModelError",
     "NoMatchError",
@@ -96,6 +98,10 @@ class ModelBusyError(ModelError):
 
 class NoMatchError(ModelError):
     """No key of a file belongs to this model."""
+
+
+class MemoryBudgetError(LoraError):
+    """What is asked takes more memory than the caller allows."""
 
 
 class StrengthError(LoraError):

@@ -32,6 +32,7 @@ __all__ = [
     "merge_into",
     "region_of",
     "rows_of",
+    "sum_into",
 ]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
@@ -125,17 +126,27 @@ class Workspace:
     in a process whose allocator had not yet learnt to keep blocks of this size.
     """
 
-    def __init__(self) -> None:
-        """Start without memory."""
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Start without memory. `device`: whose blocks the sum runs in; None: those of each weight's own."""
+        self._device = device
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return an uninitialised (rows, columns) tensor, valid until the next `take` of this name."""
-        size = rows * columns
-        buffer = self._buffers.get((name, dtype, device))
+        size, key = rows * columns, (name, dtype, device)
+        buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name, dtype, device] = torch.empty(size, dtype=dtype, device=device)
+            buffer = None
+            self._buffers.pop(key, None)  # first: a device may have no room for both
+            buffer = self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
         return buffer[:size].view(rows, columns)
+
+    def blocks(self, rows: Tensor) -> Iterator[slice]:
+        """Yield slices that cover the rows of a (rows, columns) tensor in blocks of about so many bytes as float32."""
+        budget = _BLOCK_BYTES.get((self._device or rows.device).type, BLOCK_BYTES)
+        step = max(_ROWS, budget // max(1, 4 * rows.shape[1]) // _ROWS * _ROWS)
+        for start in range(0, rows.shape[0], step):
+            yield slice(start, start + step)
 
 
 def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Workspace | None = None) -> None:
@@ -145,26 +156,36 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     before it is written. The sum is float32 (float64 for float64 weights), on `out`'s device, in the order of `terms`.
     Raises OverflowError where a sum is beyond what the dtype of `out` can hold; `out` is of no use then.
     """
-    workspace = workspace or Workspace()
     with no_autocast(out.device), full_precision():
-        factors = [_factored(term, out) for term in terms]
-        joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
-        others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
-        order = _storage_order(weight)
-        block = _Block(
-            _as_rows(out, order),
-            _as_rows(weight, order),
-            _concatenate(joined, out, order, workspace),
-            _dense(others, weight, out, order),
-            workspace,
-        )
-        for rows in _row_blocks(block.out):
-            block.merge(rows)
-        if block.out.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
-            # Strides that no permutation makes contiguous: what was filled is a copy.
-            out.permute(order).copy_(block.out.view(out.permute(order).shape))
-        if _can_overflow(factors, block.dense, out.dtype) and not _is_finite(out) and _was_finite(weight, out):
+        factors, dense = sum_into(out, weight, terms, workspace or Workspace())
+        if _can_overflow(factors, dense, out.dtype) and not _is_finite(out) and _was_finite(weight, out):
             raise OverflowError(f"beyond {torch.finfo(out.dtype).max:g}, the most that {out.dtype} can hold")
+
+
+def sum_into(
+    out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Workspace
+) -> tuple[list[tuple[Term, Factors | None]], Tensor | None]:
+    """Do what `merge_into` does without a look at the values; return each term's factors, and the dense sum.
+
+    It reads no value back, so that the meta device can tell what memory it takes.
+    """
+    factors = [_factored(term, out) for term in terms]
+    joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
+    others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
+    order = _storage_order(weight)
+    block = _Block(
+        _as_rows(out, order),
+        _as_rows(weight, order),
+        _concatenate(joined, out, order, workspace),
+        _dense(others, weight, out, order),
+        workspace,
+    )
+    for rows in workspace.blocks(block.out):
+        block.merge(rows)
+    if block.out.untyped_storage()._cdata != out.untyped_storage()._cdata:
+        # Strides that no permutation makes contiguous: what was filled is a copy.
+        out.permute(order).copy_(block.out.view(out.permute(order).shape))
+    return factors, block.dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,14 +340,6 @@ def _reorder_columns(down: Tensor, shape: torch.Size, order: tuple[int, ...]) ->
     if order == tuple(range(len(shape))):
         return down
     return down.view(down.shape[0], *shape[1:]).permute(order).reshape(down.shape[0], -1)
-
-
-def _row_blocks(rows: Tensor) -> Iterator[slice]:
-    """Yield slices that cover the rows of a (rows, columns) tensor in blocks of about `_BLOCK_BYTES` as float32."""
-    budget = _BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES)
-    step = max(_ROWS, budget // max(1, 4 * rows.shape[1]) // _ROWS * _ROWS)
-    for start in range(0, rows.shape[0], step):
-        yield slice(start, start + step)
 
 
 class _FullPrecision:

@@ -28,6 +28,7 @@ ERRORS = {
     "LoraFileError",
     "RefusedFileError",
     "CorruptFileError",
+    "MemoryBudgetError",
     "ModelBusyError",
     "ModelError",
     "NoMatchError",

@@ -16,7 +16,7 @@ from __future__ import annotations
 from lora_runtime.beside.compiled import uncompiled
 from lora_runtime.beside.layers import reason_against
 from lora_runtime.beside.module import Attached, attach
-from lora_runtime.beside.prepare import dense_bytes
+from lora_runtime.beside.prepare import dense_bytes, prepare
 from lora_runtime.beside.registry import Live
 from lora_runtime.beside.terms import Keeper, LiveModule, LiveTerm
 
@@ -28,6 +28,7 @@ __all__ = [
     "LiveTerm",
     "attach",
     "dense_bytes",
+    "prepare",
     "reason_against",
     "uncompiled",
 ]

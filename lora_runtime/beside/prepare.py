@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,16 @@ def prepare(
     keeper: Keeper,
     bases: Mapping[str, Base],
     unmerged: frozenset[str],
+    device: torch.device | None = None,
 ) -> list[Adding]:
-    """Return what acts beside the module: factors that were joined, maps, and a dense delta for each other strength."""
+    """Return what acts beside the module: factors that were joined, maps, and a dense delta for each other strength.
+
+    `device`: where it is computed; None: where the module is. The meta device tells what memory it takes.
+    """
     thin: dict[Part, list[_Thin]] = {}
     parts: list[Adding] = []
     dense: dict[Varying, dict[str, Tensor]] = {}
-    sources = {name: _Source(module, name, keeper, bases.get(name)) for name in terms}
+    sources = {name: _Source(module, name, keeper, bases.get(name), device) for name in terms}
     for name, source in sources.items():
         # A form is made once, in float32, as what is merged is; each call then computes as the host's own layers do.
         with no_autocast(source.device), full_precision():
@@ -76,8 +80,8 @@ def dense_bytes(module: nn.Module, name: str, adapter: Adapter, part: Part = WHO
         return 0
     known, key = _dense.setdefault(adapter, {}), (type(module), shape, part)
     if key not in known:
-        outline = _Source(module, name, _NoKeeper(), lambda: torch.empty(shape, device="meta"))
-        outline.device = torch.device("meta")
+        base, meta = partial(torch.empty, shape, device="meta"), torch.device("meta")
+        outline = _Source(module, name, _NoKeeper(), base, meta)
         known[key] = _forms(outline, adapter, LiveTerm(adapter, Varying(1.0), part=part), unmerged=True) is None
     if not known[key]:
         return 0
@@ -107,6 +111,7 @@ class _Source:
     name: str
     keeper: Keeper
     base: Base | None
+    on: torch.device | None = None  # where to compute; None: where the module is
 
     def __post_init__(self) -> None:
         module = self.module
@@ -116,7 +121,8 @@ class _Source:
         self.parameter = module._parameters.get(self.name)
         others = (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
         known = next(others, torch.empty(0)) if self.parameter is None else self.parameter
-        self.device, self.dtype = computing(known)
+        device, self.dtype = computing(known)
+        self.device = self.on or device
         self.sum_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @cached_property

@@ -1,0 +1,258 @@
+"""Where originals are kept: decided from what a plan takes, what is free, and what the caller allows.
+
+    device    W′ beside W₀ on the device: restoring binds W₀ again
+    host      W₀ in host memory, W′ in its place on the device: the device holds nothing more
+    inplace   a copy of W₀ on the device, W′ in W₀'s place: addresses stay
+    beside    no weight is copied: adapters act beside the modules; host where one would need a Δ of the weight's size
+
+"auto" takes the first of device, host and beside for which there is room. Where the device's memory is the host's (the
+CPU, MPS) host would save nothing: there it is device or beside, and the rest of beside is device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+
+from lora_runtime.beside import LiveModule
+from lora_runtime.errors import MemoryBudgetError
+from lora_runtime.forecast import LARGEST_SCRATCH, Forecast, Step, forecast, shares_host_memory, size_of
+from lora_runtime.plan import Assignment, Plan
+from lora_runtime.step_beside import can_act_beside, step_beside
+from lora_runtime.targets import Targets
+
+__all__ = ["Choice", "Decision", "Held", "Originals", "Room", "decide", "in_words", "read_bytes"]
+
+Originals = Literal["auto", "device", "host", "inplace", "beside"]
+
+# Times W′: what the model computes with the weights needs memory of the device too, and the host has other programs.
+_DEVICE_ROOM = 2.0
+_HOST_ROOM = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is: bytes that are free (None: it is not told), and bytes that the caller allows (None: all)."""
+
+    free: int | None = None
+    allowed: int | None = None
+
+    def has(self, wanted: float) -> bool:
+        """Return whether so many bytes are free."""
+        return self.free is None or wanted <= self.free
+
+    def allows(self, kept: int) -> bool:
+        """Return whether so many bytes may be kept."""
+        return self.allowed is None or kept <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The bytes that are kept for the same weights already, on the device and in host memory: they count as free."""
+
+    device: int = 0
+    host: int = 0
+
+
+_ENDLESS = Room()
+_NOTHING: Mapping[torch.device, Held] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The step for the weights of one device, and the reason in words."""
+
+    device: torch.device
+    step: Step
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A plan as it is to be applied, and the step for each device that it has weights on.
+
+    Where a step is "beside", the plan has acting beside what can, and the rest is merged as `merging` says.
+    """
+
+    plan: Plan
+    choices: tuple[Choice, ...]
+    on: torch.device | None = None  # where the weights would be; None: where they are
+
+    @property
+    def merging(self) -> dict[torch.device, Step]:
+        """How the weights that are merged into are kept, by device."""
+        return {choice.device: _merged_step(choice.step, choice.device) for choice in self.choices}
+
+    def forecasts(self) -> dict[torch.device, Forecast]:
+        """Return what it takes on each device where nothing is held yet."""
+        parts = _by_device(self.plan, self.on)
+        return {
+            choice.device: _forecast(choice.step, *parts.get(choice.device, ([], [])), choice.device)
+            for choice in self.choices
+        }
+
+
+def decide(
+    plan: Plan,
+    targets: Targets,
+    originals: Originals,
+    room_on: Callable[[torch.device], Room],
+    host: Room = _ENDLESS,
+    held: Mapping[torch.device, Held] = _NOTHING,
+    on: torch.device | None = None,
+) -> Decision:
+    """Return how to apply a plan: at the step that is asked for, or of "auto" at the first for which there is room.
+
+    `room_on` is asked of each device that the plan has weights on; `held` is kept there for the same weights; `on`:
+    all weights as if they were there. MemoryBudgetError where what is allowed is not enough for any of the steps.
+    """
+    choices = []
+    for device, (assignments, _) in _by_device(plan, on).items():
+        shared = shares_host_memory(device)
+        place = _Place(device, host if shared else room_on(device), host, held.get(device, Held()), originals == "auto")
+        here = frozenset(map(id, assignments))
+        misses: list[str] = []
+        for step in _steps(originals, device):
+            trial = step_beside(plan, targets, partial(_moves, here)) if step == "beside" else plan
+            miss = _miss(step, *_by_device(trial, on).get(device, ([], [])), place)
+            if miss is None:
+                plan = trial
+                choices.append(Choice(device, step, _why(misses, originals)))
+                break
+            misses.append(miss)
+        else:
+            way_out = "" if originals == "auto" else ', or use originals="auto"'
+            raise MemoryBudgetError(f"{'; '.join(misses)}: allow more, or use fewer LoRAs at once{way_out}")
+    return Decision(plan, tuple(choices), on)
+
+
+def _steps(originals: Originals, device: torch.device) -> tuple[Step, ...]:
+    if originals != "auto":
+        return (originals,)
+    return ("device", "beside") if shares_host_memory(device) else ("device", "host", "beside")
+
+
+def _moves(here: frozenset[int], assignment: Assignment) -> bool:
+    return id(assignment) in here and can_act_beside(assignment)
+
+
+def _why(misses: Sequence[str], originals: Originals) -> str:
+    if misses:
+        return "; ".join(dict.fromkeys(misses))
+    return "there is room" if originals == "auto" else "as asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A device that has to have room."""
+
+    device: torch.device
+    room: Room
+    host: Room
+    held: Held
+    asks: bool  # whether what is free counts; else only what is allowed
+
+
+def _miss(step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveModule], place: _Place) -> str | None:
+    """Return in words what there is too little of for a step, or None where there is enough."""
+    device, room, host, held = place.device, place.room, place.host, place.held
+    asks = place.asks and step != "beside"  # there is no other step after it
+    limited = room.allowed is not None or host.allowed is not None
+    if not limited and not (asks and _is_tight(step, assignments, place)):
+        return None
+    cast = _forecast(step, assignments, lives, device)
+    where = "in host memory" if shares_host_memory(device) else f"on {device}"
+    if not room.allows(cast.kept):
+        return f"{in_words(cast.kept)} for {_COPIES[step]}, {in_words(room.allowed or 0)} allowed {where}"
+    if not host.allows(cast.host_kept):
+        return f"{in_words(cast.host_kept)} for {_COPIES[step]}, {in_words(host.allowed or 0)} allowed in host memory"
+    if not asks:
+        return None
+    factor = _HOST_ROOM if shares_host_memory(device) else _DEVICE_ROOM
+    new = max(0, cast.kept - held.device)
+    if not room.has((factor - 1) * new + max(0, cast.peak - held.device)):
+        return f"{in_words(cast.touched)} touched, {in_words(room.free or 0)} free {where}"
+    if not host.has(_HOST_ROOM * max(0, cast.host_kept - held.host)):
+        return f"{in_words(cast.touched)} touched, {in_words(host.free or 0)} free in host memory"
+    return None
+
+
+def _is_tight(step: Step, assignments: Sequence[Assignment], place: _Place) -> bool:
+    """Return whether there may be too little; False at a glance where memory is plenty, or nothing more is taken."""
+    touched = sum(size_of(assignment.parameter) for assignment in assignments)
+    new = max(0, touched - (place.held.host if step == "host" else place.held.device))
+    if new == 0 and step == "device":
+        return False
+    largest = max((assignment.parameter.numel() for assignment in assignments), default=0)
+    scratch = LARGEST_SCRATCH * largest
+    if step == "host":
+        return not (place.room.has(scratch) and place.host.has(_HOST_ROOM * new))
+    return not place.room.has(_DEVICE_ROOM * new + scratch)
+
+
+_COPIES = {
+    "device": "W′ beside the originals",
+    "host": "copies of the originals",
+    "inplace": "copies of the originals",
+    "beside": "factors beside the modules",
+}
+
+
+def _merged_step(step: Step, device: torch.device) -> Step:
+    """Return how weights are kept that are merged into where a step is taken."""
+    if step == "beside":
+        return "device" if shares_host_memory(device) else "host"
+    return step
+
+
+def _forecast(
+    step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveModule], device: torch.device
+) -> Forecast:
+    return replace(forecast(_merged_step(step, device), assignments, lives, device), step=step)
+
+
+def _by_device(plan: Plan, on: torch.device | None) -> dict[torch.device, tuple[list[Assignment], list[LiveModule]]]:
+    """Return the weights and modules of a plan by the device that they are on."""
+    found: dict[torch.device, tuple[list[Assignment], list[LiveModule]]] = {}
+    for assignment in plan.assignments:
+        found.setdefault(on or assignment.parameter.device, ([], []))[0].append(assignment)
+    for live in plan.lives:
+        own = next((parameter for parameter in live.module._parameters.values() if parameter is not None), None)
+        device = on or (torch.device("cpu") if own is None else own.device)
+        found.setdefault(device, ([], []))[1].append(live)
+    return found
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?\s*")
+
+
+def read_bytes(value: int | str | None, what: str) -> int | None:
+    """Return a size in bytes: of a number of bytes, or of text such as "24GB" (10⁹) or "24GiB" (2³⁰).
+
+    ValueError for anything else, with `what` for its name.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    found = _SIZE.fullmatch(value.upper()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f'{what}={value!r}: give a number of bytes, or text such as "24GB" or "24GiB"')
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def in_words(size: int) -> str:
+    """Return a size for people."""
+    unit, name = next(((unit, name) for unit, name in _WORDS if size >= unit), (1, "bytes"))
+    return f"{size / unit:.1f} {name}" if unit > 1 else f"{size} bytes"
+
+
+_WORDS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
