@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,15 @@ from benchmarks.devices import Cuda, Device
 from benchmarks.judges import JUDGES, Judge, judged, quiet
 from lora_runtime.memory import OutOfMemory
 from lora_runtime.merge import Term, merge_into
+from lora_runtime.patcher import Originals
 
 __all__ = ["Check", "checks"]
 
 WIDTH, LAYERS, TOKENS = 256, 4, 64
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-EXACT = ("device", "host")  # where originals lie: what is shown is the same to the bit
+# Where originals lie, what is shown is the same to the bit; and where W′ is written in place of W₀.
+EXACT = tuple(mode for mode in get_args(Originals) if mode not in ("auto", "beside"))
+IN_PLACE = tuple(mode for mode in EXACT if mode != "device")
 TEXT, OTHER, LIVE = "<lora:ink:0.7>", "<lora:ink:0.4><lora:wash>", "<lora:ink:0.2@0,1@1>"
 
 
@@ -172,9 +175,11 @@ def _round_trip(device: Device) -> None:
 def _addresses_stay(device: Device) -> None:
     with _layers(device) as (layers, folder):
         addresses = [parameter.data_ptr() for parameter in layers.parameters()]
-        for text in (TEXT, OTHER, ""):
-            lora_runtime.apply(layers, text, loras=folder, originals="host", strict=True)
-            assert [parameter.data_ptr() for parameter in layers.parameters()] == addresses, f"moved by {text!r}"
+        for mode in IN_PLACE:
+            for text in (TEXT, OTHER, ""):
+                lora_runtime.apply(layers, text, loras=folder, originals=mode, strict=True)
+                now = [parameter.data_ptr() for parameter in layers.parameters()]
+                assert now == addresses, f"originals={mode}: moved by {text!r}"
 
 
 def _switch_waits(device: Device) -> None:

@@ -89,8 +89,12 @@ class Ours(Contestant):
 
     def apply(self, strengths: Strengths) -> None:
         """Apply a prompt with a tag for each file."""
-        tags = zip(self.setting.files, strengths, strict=True)
-        self.ask(" ".join(f"<lora:{file.stem}:{strength}{self.varies}>" for file, strength in tags))
+        self.ask(self.tags(strengths))
+
+    def tags(self, strengths: Strengths) -> str:
+        """Return a tag for each file."""
+        found = zip(self.setting.files, strengths, strict=True)
+        return " ".join(f"<lora:{file.stem}:{strength}{self.varies}>" for file, strength in found)
 
     def switch(self, index: int) -> None:
         """Apply a prompt with the tag of one file."""

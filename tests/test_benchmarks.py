@@ -196,6 +196,9 @@ def test_what_runs_on_a_gpu_runs_with_tiny_models(tmp_path: Path, device: str) -
             kept = {who: cells[f"{name} kept", who]["bytes"] for who in ("ours, device", "ours, host", "live")}
             assert kept["ours, device"] > kept["live"] > kept["ours, host"] == 0
             assert all(cells[f"{name} peak", who]["bytes"] >= size for who, size in kept.items())
+            for who in ("ours, device", "ours, host"):
+                peak, told = (cells[f"{name} {size}", who]["bytes"] for size in ("peak", "told"))
+                assert peak == pytest.approx(told, rel=0.02), (name, who)
     assert "| ours, device |" in page.read_text(encoding="utf-8")
 
 
