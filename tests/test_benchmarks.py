@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -167,6 +168,29 @@ def test_an_aim_that_is_missed_says_so() -> None:
         (0.006, 0.005, "MISSED"),
         (pytest.approx(2.0), 3, "met"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "module", "left"),
+    [
+        (["--quick"], "benchmarks.bench", ["--quick"]),
+        (["--gpu", "--minutes", "5"], "benchmarks.gpu", ["--minutes", "5"]),
+    ],
+)
+def test_make_bench_starts_the_program_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], module: str, left: list[str]
+) -> None:
+    found = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools" / "bootstrap.py")
+    assert found is not None
+    assert found.loader is not None
+    bootstrap = importlib.util.module_from_spec(found)
+    monkeypatch.setitem(sys.modules, found.name, bootstrap)  # where its dataclasses look for themselves
+    found.loader.exec_module(bootstrap)
+    started: list[tuple[object, ...]] = []
+    monkeypatch.setattr(bootstrap, "install", lambda what: None)
+    monkeypatch.setattr(bootstrap, "run", lambda *command: started.append(command))
+    bootstrap.bench(given)
+    assert [command[1:] for command in started] == [("-m", module, *left)]
 
 
 CHECKS = {"originals come back, bfloat16", "all modes show the same, float16", "a move to the host and back"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,22 +114,28 @@ def test_4_bits_take_half_a_byte_and_a_scale_for_64(plan: Callable[..., Result],
     assert list(unet["beside"]) == ["stored as Params4bit"]
 
 
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "stored as Int8Params"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "stored as Params4bit"),
+        ({"quant_method": "quark"}, ""),
+    ],
+    ids=["8 bits", "4 bits", "unknown"],
+)
 def test_a_config_that_says_how_it_is_quantised_counts(
-    command: Command, model: Path, loras: Path, tmp_path: Path
+    command: Command, model: Path, loras: Path, tmp_path: Path, component: str, given: dict[str, Any], said: str
 ) -> None:
-    import shutil
-
     folder = tmp_path / "quantised"
     shutil.copytree(model, folder)
-    path = folder / "unet" / "config.json"
+    path = folder / component / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for given, said in (({"quant_method": "bitsandbytes", "load_in_8bit": True}, "stored as Int8Params"), ({}, "")):
-        given = given or {"quant_method": "gptq"}
-        path.write_text(json.dumps({**config, "quantization_config": given}), encoding="utf-8")
-        given_arguments = ("--model", folder, "--loras", loras, "--prompt", "a <lora:ink>", "--json")
-        found = found_by(command("plan", *given_arguments))
-        assert list(found["components"]["unet"]["beside"]) == ([said] if said else [])
-        assert any("unet is quantised by gptq" in note for note in found["notes"]) == (not said)
+    path.write_text(json.dumps({**config, "quantization_config": given}), encoding="utf-8")
+    found = found_by(command("plan", "--model", folder, "--loras", loras, "--prompt", "a <lora:ink>", "--json"))
+    assert list(found["components"][component]["beside"]) == ([said] if said else [])
+    notes = [note for note in found["notes"] if "is quantised by quark, of which no outline can be made" in note]
+    assert len(notes) == (not said)
 
 
 def test_memory_that_is_short_takes_the_next_step(plan: Callable[..., Result], pipe: Any) -> None:
@@ -208,8 +215,6 @@ def test_what_is_no_pipeline_and_what_is_no_file_is_one_line(
 def test_a_component_that_cannot_be_made_is_left_out_and_said(
     command: Command, model: Path, loras: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = tmp_path / "odd"
     shutil.copytree(model, folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
