@@ -261,8 +261,7 @@ class Session:
                 self._model = weakref.ref(model)
                 self._planned = None
                 plan = make_plan(requests, state.targets, looked_at.description, Limits(looked_at, told=True))
-                compiled = bool(plan.lives) and looked_at.compiled()
-                state.show(self._owner, plan, compiled=compiled, began=self._watched(looked_at))
+                plan = state.show(self._owner, plan, compiled=looked_at.compiled, began=self._watched(looked_at))
                 planned = self._planned = _Planned(key, looked_at, plan)
         return planned.report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,8 @@ def rounded(size: int) -> int:
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within its `with` block, counts the bytes of the meta tensors that are made: `now`, and the `peak` so far.
 
-    A tensor counts from the operation that makes it until its memory would be free again. What is made while it is
-    `paused` never counts.
+    A tensor counts from the operation that makes it until its memory would be free again. What is made within
+    `apart()` never counts.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,17 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
-        self.paused = False
+        self._paused = False
         self._sizes: dict[int, int] = {}  # by the address of a storage
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leave out what is made in this block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -41,7 +51,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         result = func(*args, **kwargs)
-        if self.paused:
+        if self._paused:
             return result
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()

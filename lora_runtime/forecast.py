@@ -89,10 +89,14 @@ def size_of(parameter: Tensor) -> int:
 
 
 class _Outlines:
-    """Who has originals of the right shapes, without values."""
+    """Who has originals of the right shapes, without values; what is measured does not pay for them."""
+
+    def __init__(self, footprint: Footprint) -> None:
+        self._footprint = footprint
 
     def original(self, parameter: nn.Parameter) -> Tensor:
-        return torch.empty_like(parameter.data, device="meta")
+        with self._footprint.apart():
+            return torch.empty_like(parameter.data, device="meta")
 
     def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
         return adapter.given(tuple(map(self._of, pieces))) if pieces else adapter
@@ -102,9 +106,6 @@ class _Outlines:
             return rows_of(self.original(piece.parameter), piece.part)
         assert piece.base is not None
         return rows_of(piece.base().to("meta"), piece.part)
-
-
-_OUTLINES = _Outlines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,8 @@ class _Uncounted(Workspace):
         self._footprint = footprint
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        self._footprint.paused = True
-        try:
+        with self._footprint.apart():
             return super().take(name, rows, columns, dtype, device)
-        finally:
-            self._footprint.paused = False
 
     def sizes(self) -> dict[object, int]:
         """Return the bytes of all of it."""
@@ -151,13 +149,14 @@ def _scratch_of(assignment: Assignment, device: torch.device) -> _Scratch:
 
 
 def _find_scratch(assignment: Assignment, device: torch.device) -> _Scratch:
-    out = _OUTLINES.original(assignment.parameter)
-    weight = out if assignment.precise is None else torch.empty_like(assignment.precise, device="meta")
     footprint = Footprint()
+    outlines = _Outlines(footprint)
+    out = outlines.original(assignment.parameter)
+    weight = out if assignment.precise is None else torch.empty_like(assignment.precise, device="meta")
     workspace = _Uncounted(footprint, device)
     try:
         terms = [
-            replace(term, adapter=_OUTLINES.grounded(term.adapter, term.pieces), pieces=()) for term in assignment.terms
+            replace(term, adapter=outlines.grounded(term.adapter, term.pieces), pieces=()) for term in assignment.terms
         ]
         with torch.no_grad(), footprint:
             sum_into(out, weight, terms, workspace)
@@ -251,9 +250,10 @@ def _find_beside(live: LiveModule) -> tuple[int, int]:
         shape = layer_shape(live.module, name)
         assert shape is not None
         bases[name] = lambda shape=shape: torch.empty(shape, device="meta")
+    footprint = Footprint()
     try:
-        with torch.no_grad(), Footprint() as footprint:
-            parts = prepare(live.module, live.terms, _OUTLINES, bases, live.unmerged, torch.device("meta"))
+        with torch.no_grad(), footprint:
+            parts = prepare(live.module, live.terms, _Outlines(footprint), bases, live.unmerged, torch.device("meta"))
             kept, peak = footprint.now, footprint.peak
         del parts
     except RuntimeError:  # it looks at values, or has no meta kernel

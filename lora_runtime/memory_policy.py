@@ -16,18 +16,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
 from lora_runtime.beside import LiveModule
 from lora_runtime.errors import MemoryBudgetError
 from lora_runtime.forecast import LARGEST_SCRATCH, Forecast, Step, forecast, shares_host_memory, size_of
+from lora_runtime.memory import free_bytes
 from lora_runtime.plan import Assignment, Plan
+from lora_runtime.report import in_words
 from lora_runtime.step_beside import can_act_beside, step_beside
 from lora_runtime.targets import Targets
 
-__all__ = ["Choice", "Decision", "Held", "Originals", "Room", "decide", "in_words", "read_bytes"]
+__all__ = ["Choice", "Decision", "Held", "Originals", "Policy", "Room", "decide", "decided_again", "read_bytes"]
 
 Originals = Literal["auto", "device", "host", "inplace", "beside"]
 
@@ -61,6 +63,7 @@ class Held:
 
 
 _ENDLESS = Room()
+_NONE = Held()
 _NOTHING: Mapping[torch.device, Held] = MappingProxyType({})
 
 
@@ -98,28 +101,90 @@ class Decision:
         }
 
 
+def decided_again(choices: tuple[Choice, ...], plan: Plan, targets: Targets | None) -> Decision | None:
+    """Return the same decision for a plan that asks the same; None where its weights are elsewhere by now.
+
+    Without targets, for a plan in which what can acts beside already.
+    """
+    known = {choice.device: choice.step for choice in choices}
+    parts = _by_device(plan, None)
+    if not parts.keys() <= known.keys():
+        return None
+    if targets is not None:
+        for device, (assignments, _) in parts.items():
+            if known[device] == "beside":
+                plan = step_beside(plan, targets, partial(_moves, frozenset(map(id, assignments))))
+    return Decision(plan, choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a caller asks: the step, or "auto", and how many bytes copies may take on each device and of the host."""
+
+    originals: Originals = "auto"
+    device_memory: int | None = None
+    host_memory: int | None = None
+
+    @classmethod
+    def of(cls, originals: str, device_memory: int | str | None = None, host_memory: int | str | None = None) -> Policy:
+        """Return what the arguments of an apply ask; ValueError says what can be asked."""
+        if originals not in get_args(Originals):
+            choices = ", ".join(f'"{choice}"' for choice in get_args(Originals))
+            raise ValueError(f"originals={originals!r}: choose one of {choices}")
+        device, host = read_bytes(device_memory, "device_memory"), read_bytes(host_memory, "host_memory")
+        return cls(cast("Originals", originals), device, host)
+
+    def decide(
+        self,
+        plan: Plan,
+        targets: Targets | None = None,
+        held: Mapping[torch.device, Held] = _NOTHING,
+        without: frozenset[Step] = frozenset(),
+    ) -> Decision:
+        """Return how to apply a plan with the memory that is free now; `without` these steps, for want of memory.
+
+        Without targets nothing can act beside.
+        """
+        limited = self.device_memory is not None or self.host_memory is not None
+        if self.originals == "auto" and not limited and not without:
+            parts = _by_device(plan, None)
+            if all(_touched(own) <= held.get(device, _NONE).device for device, (own, _) in parts.items()):
+                # It takes nothing more: nobody need be asked.
+                return Decision(plan, tuple(Choice(device, "device", "it is held already") for device in parts))
+
+        def room_on(device: torch.device) -> Room:
+            return Room(free_bytes(device), self.device_memory)
+
+        host = Room(free_bytes(torch.device("cpu")), self.host_memory)
+        return decide(plan, targets, self.originals, room_on, host, held, without=without)
+
+
 def decide(
     plan: Plan,
-    targets: Targets,
+    targets: Targets | None,
     originals: Originals,
     room_on: Callable[[torch.device], Room],
     host: Room = _ENDLESS,
     held: Mapping[torch.device, Held] = _NOTHING,
     on: torch.device | None = None,
+    without: frozenset[Step] = frozenset(),
 ) -> Decision:
     """Return how to apply a plan: at the step that is asked for, or of "auto" at the first for which there is room.
 
     `room_on` is asked of each device that the plan has weights on; `held` is kept there for the same weights; `on`:
-    all weights as if they were there. MemoryBudgetError where what is allowed is not enough for any of the steps.
+    all weights as if they were there; `without` these steps. MemoryBudgetError where what is allowed is not enough for
+    any of them. Without targets nothing can act beside.
     """
     choices = []
     for device, (assignments, _) in _by_device(plan, on).items():
         shared = shares_host_memory(device)
-        place = _Place(device, host if shared else room_on(device), host, held.get(device, Held()), originals == "auto")
+        place = _Place(device, host if shared else room_on(device), host, held.get(device, _NONE), originals == "auto")
         here = frozenset(map(id, assignments))
-        misses: list[str] = []
-        for step in _steps(originals, device):
-            trial = step_beside(plan, targets, partial(_moves, here)) if step == "beside" else plan
+        misses: list[str] = [f"{device} ran out of memory"] if without else []
+        for step in _steps(originals, device, without):
+            trial = plan
+            if step == "beside" and targets is not None:
+                trial = step_beside(plan, targets, partial(_moves, here))
             miss = _miss(step, *_by_device(trial, on).get(device, ([], [])), place)
             if miss is None:
                 plan = trial
@@ -132,10 +197,11 @@ def decide(
     return Decision(plan, tuple(choices), on)
 
 
-def _steps(originals: Originals, device: torch.device) -> tuple[Step, ...]:
+def _steps(originals: Originals, device: torch.device, without: frozenset[Step]) -> tuple[Step, ...]:
     if originals != "auto":
         return (originals,)
-    return ("device", "beside") if shares_host_memory(device) else ("device", "host", "beside")
+    steps: tuple[Step, ...] = ("device", "beside") if shares_host_memory(device) else ("device", "host", "beside")
+    return tuple(step for step in steps if step not in without)
 
 
 def _moves(here: frozenset[int], assignment: Assignment) -> bool:
@@ -166,27 +232,26 @@ def _miss(step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveMod
     limited = room.allowed is not None or host.allowed is not None
     if not limited and not (asks and _is_tight(step, assignments, place)):
         return None
-    cast = _forecast(step, assignments, lives, device)
+    taken = _forecast(step, assignments, lives, device)
     where = "in host memory" if shares_host_memory(device) else f"on {device}"
-    if not room.allows(cast.kept):
-        return f"{in_words(cast.kept)} for {_COPIES[step]}, {in_words(room.allowed or 0)} allowed {where}"
-    if not host.allows(cast.host_kept):
-        return f"{in_words(cast.host_kept)} for {_COPIES[step]}, {in_words(host.allowed or 0)} allowed in host memory"
+    if not room.allows(taken.kept):
+        return f"{in_words(taken.kept)} for {_COPIES[step]}, {in_words(room.allowed or 0)} allowed {where}"
+    if not host.allows(taken.host_kept):
+        return f"{in_words(taken.host_kept)} for {_COPIES[step]}, {in_words(host.allowed or 0)} allowed in host memory"
     if not asks:
         return None
     factor = _HOST_ROOM if shares_host_memory(device) else _DEVICE_ROOM
-    new = max(0, cast.kept - held.device)
-    if not room.has((factor - 1) * new + max(0, cast.peak - held.device)):
-        return f"{in_words(cast.touched)} touched, {in_words(room.free or 0)} free {where}"
-    if not host.has(_HOST_ROOM * max(0, cast.host_kept - held.host)):
-        return f"{in_words(cast.touched)} touched, {in_words(host.free or 0)} free in host memory"
+    new = max(0, taken.kept - held.device)
+    if not room.has((factor - 1) * new + max(0, taken.peak - held.device)):
+        return f"{in_words(taken.touched)} touched, {in_words(room.free or 0)} free {where}"
+    if not host.has(_HOST_ROOM * max(0, taken.host_kept - held.host)):
+        return f"{in_words(taken.touched)} touched, {in_words(host.free or 0)} free in host memory"
     return None
 
 
 def _is_tight(step: Step, assignments: Sequence[Assignment], place: _Place) -> bool:
     """Return whether there may be too little; False at a glance where memory is plenty, or nothing more is taken."""
-    touched = sum(size_of(assignment.parameter) for assignment in assignments)
-    new = max(0, touched - (place.held.host if step == "host" else place.held.device))
+    new = max(0, _touched(assignments) - (place.held.host if step == "host" else place.held.device))
     if new == 0 and step == "device":
         return False
     largest = max((assignment.parameter.numel() for assignment in assignments), default=0)
@@ -194,6 +259,10 @@ def _is_tight(step: Step, assignments: Sequence[Assignment], place: _Place) -> b
     if step == "host":
         return not (place.room.has(scratch) and place.host.has(_HOST_ROOM * new))
     return not place.room.has(_DEVICE_ROOM * new + scratch)
+
+
+def _touched(assignments: Sequence[Assignment]) -> int:
+    return sum(size_of(assignment.parameter) for assignment in assignments)
 
 
 _COPIES = {
@@ -247,12 +316,3 @@ def read_bytes(value: int | str | None, what: str) -> int | None:
     if found is None:
         raise ValueError(f'{what}={value!r}: give a number of bytes, or text such as "24GB" or "24GiB"')
     return int(float(found[1]) * _UNITS[found[2]])
-
-
-def in_words(size: int) -> str:
-    """Return a size for people."""
-    unit, name = next(((unit, name) for unit, name in _WORDS if size >= unit), (1, "bytes"))
-    return f"{size / unit:.1f} {name}" if unit > 1 else f"{size} bytes"
-
-
-_WORDS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lora_runtime.prompt.strength import Strength
 from lora_runtime.stage import Side
 
-__all__ = ["LoraReport", "Report"]
+__all__ = ["Kept", "LoraReport", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,40 @@ class LoraReport:
         return line
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of the weights of one device while they are patched, in bytes, and why there.
+
+    `step`: "device" (W′ beside the originals), "host" (originals in host memory), "inplace" (copies of the originals on
+    the device, whose addresses stay) or "beside" (adapters beside the modules; `host` is of those that cannot).
+    """
+
+    device: str
+    step: str
+    device_bytes: int
+    host_bytes: int
+    why: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        on_device, in_host = in_words(self.device_bytes), in_words(self.host_bytes)
+        what = {
+            "device": f"{on_device} of W′ beside the originals on {self.device}",
+            "host": f"{in_host} of originals in host memory, patched in place on {self.device}",
+            "inplace": f"{on_device} of copies of the originals on {self.device}, patched in place",
+            "beside": f"{on_device} of factors beside the modules on {self.device}",
+        }[self.step]
+        more = f", and {in_host} of originals in host memory" if self.step == "beside" and self.host_bytes else ""
+        return f"{what}{more}: {self.why}"
+
+
+def in_words(size: int) -> str:
+    """Return a size in bytes as people say it."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if size >= unit), (1, "bytes"))
+    return f"{size / unit:.1f} {name}" if unit > 1 else f"{size} bytes"
+
+
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _REASONS = 3  # a line stays readable; all of them are in LoraReport.unused
 
 
@@ -87,6 +121,7 @@ class Report:
     bytes: int = 0
     model: str = ""
     live: int = 0  # modules beside which adapters act
+    memory: tuple[Kept, ...] = ()  # for each device
 
     def __str__(self) -> str:
         """Return the report as text, a line for each file."""
@@ -95,4 +130,4 @@ class Report:
         head = f"{self.weights} weights patched ({self.bytes / 1e6:.1f} MB) in {self.model}"
         if self.live:
             head += f", {self.live} {'module' if self.live == 1 else 'modules'} with adapters beside"
-        return "\n".join([head, *(f"  {lora}" for lora in self.loras)])
+        return "\n".join([head, *(f"  {line}" for line in (*self.loras, *self.memory))])

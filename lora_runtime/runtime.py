@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
@@ -17,8 +17,8 @@ from lora_runtime.errors import LoraError
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
+from lora_runtime.memory_policy import Originals, Policy
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, take, take_later, would_wait
-from lora_runtime.patcher import Originals
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, key_of, make_plan
 from lora_runtime.problems import (
@@ -69,7 +69,7 @@ class Applied(Generic[Text]):
         self._waiting: ModelView | None = None  # until it is entered, where somebody else had the model at the time
         self._problems = Problems(strict=False)
         self._requests: tuple[Request, ...] = ()
-        self._originals: Originals = "auto"
+        self._policy = Policy()
         self._wait: float | None = WAIT
         self._clock: Clock | None = None
         self._moment: Moment | None = None  # said last with `at`
@@ -238,11 +238,8 @@ class Applied(Generic[Text]):
 
         def show(requests: tuple[Request, ...]) -> Plan:
             self._requests = requests
-            plan = self._plan(state, view, problems)
-            compiled = bool(plan.lives) and view.compiled()
-            teach = self._teacher(problems)
-            state.show(owner, plan, self._originals, compiled=compiled, began=self._began, teach=teach)
-            return plan
+            plan, teach = self._plan(state, view, problems), self._teacher(problems)
+            return state.show(owner, plan, self._policy, compiled=view.compiled, began=self._began, teach=teach)
 
         def leave_out(error: LoraError, request: Request) -> None:
             problems.error(error, request.span)
@@ -288,6 +285,8 @@ def apply(
     loras: Loras = None,
     strict: bool = False,
     originals: Originals = "auto",
+    device_memory: int | str | None = None,
+    host_memory: int | str | None = None,
     negative_tags: Literal["words", "apply"] = "words",
     hires: bool = False,
     seeds: int | Sequence[int] | None = None,
@@ -313,13 +312,21 @@ def apply(
     one for each prompt, are what random block weights are drawn from. `dialect`, `scope`, `presets`: see parse_prompt.
 
     A tag that cannot be read, found or used costs only itself: it is logged and listed in `.diagnostics`; with
-    `strict` it raises (TagSyntaxError, UnknownLoraError, …) and the model stays as it was. `originals` says where W₀
-    is kept: "device" beside W′, "host" in host memory while W′ is written in place, "auto" by the free memory.
+    `strict` it raises (TagSyntaxError, UnknownLoraError, …) and the model stays as it was.
+
+    `originals` says where W₀ is kept while W′ shows: "device" (W′ is bound beside it), "host" (in host memory; W′ is
+    written in its place), "inplace" (a copy on the device, W′ in its place: addresses stay, as CUDA graphs need it),
+    "beside" (no weight is copied: adapters act beside the modules, within the rounding of activations; the few that
+    cannot are treated as "host"). "auto" takes the first of device, host and beside for which there is memory, goes on
+    with the next where it runs out, and says in `.report.memory` which and why. `device_memory` and `host_memory` are
+    the most bytes (or text such as "24GB", "24GiB") that copies and factors may take on each device and in host memory:
+    MemoryBudgetError where that is not enough, ValueError for what is no size.
+
     Where another task or thread has the model, `apply` waits for `wait` seconds (None: for ever) and then raises
     ModelBusyError, which names the holder. In a coroutine it never stops the event loop: "async with" waits.
     Raises ModelError for what is no model, CatalogError for a folder that is not there.
     """
-    _settled(originals)
+    policy = Policy.of(originals, device_memory, host_memory)
     read = partial(parse_prompt, strict=strict, dialect=dialect, scope=scope, presets=presets)
     prompts = tuple(map(read, _prompts(prompt)))
     problems = Problems(strict, prompts)
@@ -327,7 +334,7 @@ def apply(
     looked_at = view(model)
     applied: Applied[Text] = Applied(looked_at, _as_asked(prompt, texts), negative_prompt)
     applied.prompts = prompts
-    applied._originals, applied._wait = originals, wait
+    applied._policy, applied._wait = policy, wait
     applied._problems = problems
     lookup = Lookup(loras, problems, hires=hires)
     each = _each(seeds, prompts, "seeds")
@@ -361,12 +368,6 @@ def restore(model: Any) -> None:
     """Give every weight of `model` its original back, and free the memory that is kept for the next `apply`."""
     with owned(view(model)) as state:
         state.restore(release=True)
-
-
-def _settled(originals: str) -> None:
-    if originals not in get_args(Originals):
-        choices = ", ".join(f'"{choice}"' for choice in get_args(Originals))
-        raise ValueError(f"originals={originals!r}: choose one of {choices}")
 
 
 def _prompts(prompt: Any) -> list[str]:

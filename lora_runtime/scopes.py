@@ -13,10 +13,11 @@ from itertools import chain
 
 from torch import nn
 
-from lora_runtime.patcher import Home, Patcher
+from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Look, modules_of
 from lora_runtime.targets import Targets, look_at
+from lora_runtime.weight_table import Home
 from lora_runtime.weights import Weight
 
 __all__ = ["PATCHER", "Outline", "Scope", "known_of", "scope_of"]

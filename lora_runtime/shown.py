@@ -14,23 +14,27 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
+from lora_runtime.copies import held_by
+from lora_runtime.forecast import Step
+from lora_runtime.memory import OutOfMemory
+from lora_runtime.memory_policy import Choice, Decision, Held, Policy, decided_again
 from lora_runtime.ownership import WAIT, Claim, claimed, current_line
-from lora_runtime.patcher import Home, Originals
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
-from lora_runtime.report import Report
+from lora_runtime.report import Kept, Report
 from lora_runtime.routes import give_back_copies
 from lora_runtime.scopes import PATCHER, Scope, known_of, scope_of
 from lora_runtime.targets import Targets
+from lora_runtime.weight_table import Home
 from lora_runtime.weights import Weight
 
 __all__ = ["ModelState", "Owner", "enter", "is_active", "is_on", "is_topmost", "leave", "owned"]
@@ -44,7 +48,45 @@ def _nothing_left() -> None:
     return None
 
 
+def _never() -> bool:
+    return False
+
+
 Teach = Callable[[], Callable[[], None]]
+_AUTO = Policy()
+
+
+def _identities(plan: Plan) -> tuple[object, ...]:
+    return tuple(assignment.identity for assignment in plan.assignments)
+
+
+class _Decided(NamedTuple):
+    """How an owner's plan was applied: what was asked, what of it is merged, and the step for each device."""
+
+    asked: tuple[object, ...]
+    merged: tuple[object, ...]
+    policy: Policy
+    choices: tuple[Choice, ...]
+
+    def again(self, plan: Plan, policy: Policy, targets: Targets) -> Decision | None:
+        """Return the same decision for the same plan; None for another."""
+        asked = _identities(plan)
+        if policy != self.policy or asked not in (self.asked, self.merged):
+            return None
+        return decided_again(self.choices, plan, targets if asked == self.asked else None)
+
+
+def _kept(owner: Owner, decision: Decision) -> tuple[Kept, ...]:
+    """Return what is kept on each device for an owner that is shown."""
+    held = held_by(weight for reference in owner.asked if (weight := reference()) is not None)
+    beside = owner.live.nbytes
+    found = []
+    for choice in decision.choices:
+        kept, step, why = held.get(choice.device, Held()), choice.step, choice.why
+        if step == "device" and kept.host > kept.device:
+            step, why = "host", f"{choice.device} ran out of memory"
+        found.append(Kept(str(choice.device), step, kept.device + beside[choice.device], kept.host, why))
+    return tuple(found)
 
 
 class Owner:
@@ -52,7 +94,9 @@ class Owner:
 
     def __init__(self) -> None:
         self.scope: Scope | None = None
-        self.originals: Originals = "auto"
+        self.policy = Policy()
+        self.steps: Mapping[torch.device, Step] = {}  # how originals are kept, where it is decided
+        self.decision: _Decided | None = None
         self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it
         self.asleep = False  # replaced, but to come back if what replaced it turns out to be a `with` block
         self.whole = True  # nobody has restored a part of what it asks
@@ -115,7 +159,8 @@ def show(
     owner: Owner,
     scope: Scope,
     plan: Plan,
-    originals: Originals = "auto",
+    policy: Policy,
+    steps: Mapping[torch.device, Step],
     *,
     compiled: bool = False,
     began: Callable[[Live], None] = _nothing,
@@ -143,7 +188,7 @@ def show(
     if owner.handle() is None:
         _drop(owner.replaced)
         owner.replaced = []
-    owner.scope, owner.originals, owner.compiled, owner.began = scope, originals, compiled, began
+    owner.scope, owner.policy, owner.steps, owner.compiled, owner.began = scope, policy, steps, compiled, began
     _forget_words(owner)
     owner.teach = teach
     owner.replaced = [*(other for other in owner.replaced if other not in replaced), *replaced]
@@ -284,11 +329,14 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
     _give_back_copies(scope, weights)
     if top is not None:
         own = [weight for ref in top.asked if (weight := ref()) is not None and top in weight.asks]
-        PATCHER.apply([weight.asks[top] for weight in own], top.originals, weights, own)
+        PATCHER.apply([weight.asks[top] for weight in own], top.policy, weights, own, top.steps)
     else:
         for owner, own in _by_owner(weights):
             asked = [] if owner is None else [weight.asks[owner] for weight in own if owner in weight.asks]
-            PATCHER.apply(asked, "auto" if owner is None else owner.originals, own)
+            if owner is None:
+                PATCHER.apply(asked, among=own)
+            else:
+                PATCHER.apply(asked, owner.policy, own, steps=owner.steps)
     with _lock:
         touched = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
         for owner in touched:
@@ -395,14 +443,43 @@ class ModelState:
         self,
         owner: Owner,
         plan: Plan,
-        originals: Originals = "auto",
+        policy: Policy = _AUTO,
         *,
-        compiled: bool = False,
+        compiled: Callable[[], bool] = _never,
         began: Callable[[Live], None] = _nothing,
         teach: Teach | None = None,
-    ) -> None:
-        """Make the model show a plan; see `show`."""
-        show(owner, self.scope, plan, originals, compiled=compiled, began=began, teach=teach)
+    ) -> Plan:
+        """Make the model show a plan, as far as there is memory for it; see `show`. Return what it shows.
+
+        What the report says of memory is added; where no weight could be copied, adapters act beside their modules.
+        `compiled`: whether there may be compiled code of the model.
+        """
+        without: frozenset[Step] = frozenset()
+        while True:
+            decision = self._decide(plan, policy, without)
+            try:
+                lives = bool(decision.plan.lives) and compiled()
+                steps = decision.merging
+                show(owner, self.scope, decision.plan, policy, steps, compiled=lives, began=began, teach=teach)
+            except OutOfMemory:
+                if policy.originals != "auto" or all(choice.step == "beside" for choice in decision.choices):
+                    raise
+            else:
+                owner.decision = _Decided(_identities(plan), _identities(decision.plan), policy, decision.choices)
+                owner.report = replace(decision.plan.report, memory=_kept(owner, decision))
+                return replace(decision.plan, report=owner.report)
+            without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
+
+    def _decide(self, plan: Plan, policy: Policy, without: frozenset[Step]) -> Decision:
+        """Return how to apply a plan: what is shown already stays as it is, however much is free by now."""
+        for owner in _snapshot():
+            known = owner.decision
+            if owner.scope is self.scope and not owner.asleep and known is not None and not without:
+                again = known.again(plan, policy, self.scope.targets)
+                if again is not None:
+                    return again
+        weights = map(PATCHER.weight_of, plan.assignments)
+        return policy.decide(plan, self.scope.targets, held_by(weights), without)
 
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""

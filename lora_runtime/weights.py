@@ -4,7 +4,7 @@ The original is never written (except in place, see below). Patching binds a new
 `parameter.data = W′`; the old tensor *is* the backup, and restoring binds it again: no copy, about 1 µs a weight, exact
 by construction. W′ belongs to the parameter alone while it is shown, so that it goes where the parameter goes.
 
-In place (`originals="host"`), for devices without room for both: the original is copied to host memory, its storage is
+In place (`originals="host"` and "inplace"): the original is copied, to host memory or on the device, its storage is
 written, and restoring copies back. Addresses stay.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lora_runtime.hooks import hook_moves
 
 if TYPE_CHECKING:
+    from lora_runtime.forecast import Step
     from lora_runtime.plan import Assignment
 
 __all__ = ["Weight", "is_shared", "plain_data", "serial", "tell_autograd"]
@@ -45,7 +46,6 @@ class Weight:
         "asks",
         "buffer",
         "fused",
-        "in_place",
         "layout",
         "original",
         "parameter",
@@ -55,6 +55,7 @@ class Weight:
         "serial",
         "shown",
         "stamp",
+        "step",
         "tuner",
         "unhook",
         "window",
@@ -65,9 +66,9 @@ class Weight:
         self.serial = serial()
         self.places: list[tuple[weakref.ref[nn.Module], str]] = []
         self.asks: dict[Any, Assignment] = {}
-        self.original: Tensor | None = None  # W₀ itself, or in place its copy in host memory; None: nothing is patched
+        self.original: Tensor | None = None  # W₀ itself, or in place its copy; None: nothing is patched
         self.buffer: Tensor | None = None  # memory for the next W′, or in place for the next copy of W₀
-        self.in_place = False
+        self.step: Step = "device"  # how W₀ is kept
         self.shown: Assignment | None = None
         self.stamp: int | tuple[torch.dtype, int] = 0
         self.pointer = 0  # to W′
@@ -83,17 +84,22 @@ class Weight:
         """Whether the parameter shows a W′."""
         return self.original is not None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether W₀'s own storage is written, and `original` is a copy."""
+        return self.step != "device"
+
     # ---- binding ----------------------------------------------------------------------------------------------------
 
-    def begin(self, original: Tensor, *, in_place: bool) -> None:
+    def begin(self, original: Tensor, step: Step) -> None:
         """Record what will bring the parameter back."""
-        self.original, self.in_place, self.shown = original, in_place, None
+        self.original, self.step, self.shown = original, step, None
         self.look()
 
     def bind(self, value: Tensor, assignment: Assignment) -> None:
         """Show W′; in place `value` is what was written into the parameter already."""
         if self.original is None:
-            self.begin(plain_data(self.parameter), in_place=False)
+            self.begin(plain_data(self.parameter), "device")
         if not self.in_place:
             self.parameter.data = value
             self.buffer = None
@@ -214,7 +220,7 @@ def _mover(
                 here.parameter = now
                 here.look()
             original, device = here.original, here.parameter.device
-            if not here.in_place and original.device != device and original.device.type != "cpu":
+            if original.device != device and original.device.type != "cpu":
                 here.original = original.to(device)
 
         return after

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -16,13 +15,14 @@ from formula import DTYPES, assert_rounded_once, random_terms
 from torch import Tensor, nn
 
 from lora_runtime import patcher as patcher_module
+from lora_runtime.memory_policy import Originals
 from lora_runtime.merge import Term
-from lora_runtime.patcher import Originals, Patcher
+from lora_runtime.patcher import Patcher
 from lora_runtime.plan import Assignment
 from lora_runtime.targets import Target
 from lora_runtime.weights import Weight
 
-MODES: list[Originals] = ["device", "host"]
+MODES: list[Originals] = ["device", "host", "inplace"]
 both_modes = pytest.mark.parametrize("originals", MODES)
 
 
@@ -119,15 +119,16 @@ def test_the_same_assignments_again_compute_nothing(model: nn.Sequential, origin
 
 def test_changing_the_mode_moves_the_originals(model: nn.Sequential) -> None:
     before, patcher = Snapshot(model), Patcher()
-    for originals in ("device", "host", "device", "auto"):
+    for originals in ("device", "host", "inplace", "device", "beside", "auto"):
         patcher.apply(assign(model), originals)  # type: ignore[arg-type]
     patcher.restore()
     before.assert_holds(model)
 
 
-def test_in_place_patching_keeps_the_address(model: nn.Sequential) -> None:
+@pytest.mark.parametrize("originals", ["host", "inplace"])
+def test_in_place_patching_keeps_the_address(model: nn.Sequential, originals: Originals) -> None:
     address = model[0].weight.data_ptr()
-    Patcher().apply(assign(model), "host")
+    Patcher().apply(assign(model), originals)
     assert model[0].weight.data_ptr() == address
 
 
@@ -396,35 +397,6 @@ def test_restoring_takes_no_copy(model: nn.Sequential) -> None:
     patcher.apply(assign(model), "device")
     with mock.patch.object(Tensor, "copy_", side_effect=AssertionError("copied")):
         patcher.restore()
-
-
-@pytest.fixture
-def cuda_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    def pretend(free: int) -> None:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 8 << 30))
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
-
-    yield pretend
-
-
-@pytest.mark.parametrize(("free", "room"), [(180, True), (179, False)])
-def test_originals_stay_on_a_device_only_with_twice_the_room(
-    cuda_with: Callable[[int], None], free: int, room: bool
-) -> None:
-    cuda_with(free)
-    assert patcher_module._has_room(torch.device("cuda"), 2 * 100) is room
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not every system tells what is free")
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_memory_shared_with_the_host_has_the_room_that_the_host_has(device: str) -> None:
-    assert patcher_module._has_room(torch.device(device), 1 << 10)
-    assert not patcher_module._has_room(torch.device(device), 1 << 60)
-
-
-def test_a_device_that_does_not_tell_has_room() -> None:
-    assert patcher_module._has_room(torch.device("meta"), 1 << 60)
 
 
 def test_an_adapter_of_another_strength_is_another_identity(model: nn.Sequential) -> None:

@@ -77,7 +77,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def part_shape(shape: torch.Size, part: Part) -> torch.Size:
     """Return the shape in which files have a part of a weight of that shape."""
-    return region_of(torch.empty(shape, device="meta"), part).shape
+    return region_of(torch.empty((), device="meta").expand(shape), part).shape
 
 
 def own_bias(module: nn.Module) -> Tensor | None:

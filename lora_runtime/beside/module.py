@@ -97,6 +97,17 @@ class Attached:
         """The bytes of the changes that have no cheaper form than a weight."""
         return sum(part.nbytes for part in self._parts if isinstance(part, Dense))
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that acts."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        own = next((parameter for parameter in self.module._parameters.values() if parameter is not None), None)
+        return torch.device("cpu") if own is None else own.device
+
     def detach(self) -> None:
         """Act no more."""
         while self._endings:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from lora_runtime.beside.compiled import make_room, may_be_compiled
 from lora_runtime.beside.module import Attached, attach
@@ -43,6 +46,14 @@ class Live:
     def dense_bytes(self) -> int:
         """The bytes of all changes that have no cheaper form than a weight."""
         return sum(known.attached.dense_bytes for known in self._known.values())
+
+    @property
+    def nbytes(self) -> Counter[torch.device]:
+        """The bytes of all that acts, by the device that its module is on."""
+        found: Counter[torch.device] = Counter()
+        for known in self._known.values():
+            found[known.attached.device] += known.attached.nbytes
+        return found
 
     def apply(self, modules: Sequence[LiveModule], keeper: Keeper, *, compiled: bool = False) -> None:
         """Let just these act from now on; `compiled` as in a ModelView."""
