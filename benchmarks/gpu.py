@@ -1,6 +1,6 @@
 """Look at everything that matters on one GPU, in at most 8 minutes, and write gpu.json and gpu.md.
 
-    python -m benchmarks.gpu [--device cuda|pretend|cpu] [--tiny] [--minutes 8] [--out gpu.json] [--table gpu.md]
+    python -m benchmarks.gpu [--device cuda|pretend|cpu] [--tiny] [--model Flux] [--minutes 8] [--out gpu.json] …
 
 First what must hold on any device (checks.py), then for the denoisers of SD1.5, SDXL and Flux (shapes.py) and two LoRAs
 of rank 32 on attention and feed-forward, in bfloat16:
@@ -32,7 +32,7 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from dataclasses import asdict, dataclass, field  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -101,7 +101,9 @@ class Budget:
 QUICK = Limits(rounds=1, seconds=0, least=1)  # of tiny models no time is worth another round
 
 
-def look(found: Found, device: Device, budget: Budget, folder: Path, *, tiny: bool) -> None:
+def look(
+    found: Found, device: Device, budget: Budget, folder: Path, models: Sequence[str], *, tiny: bool
+) -> None:
     """Run all parts, as far as there is time."""
     for check in checks(device):
         if budget.left() <= 0:
@@ -113,7 +115,7 @@ def look(found: Found, device: Device, budget: Budget, folder: Path, *, tiny: bo
         except Exception as error:  # it goes into the file, and into the exit status
             found.checks[check.name] = f"{type(error).__name__}: {error}"
     gc.freeze()  # what is imported by now is most of what a collection would look through
-    waiting = [(name, who, make) for name in SHAPES for who, make in ways()]
+    waiting = [(name, who, make) for name in models for who, make in ways()]
     for place, (name, who, make) in enumerate(waiting):
         if budget.left() <= 0:
             found.dropped.append(f"{name} {who}: no time left")
@@ -239,6 +241,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, pretend or cpu (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see that everything runs")
+    parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=SHAPES, help="default: all")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--table", type=Path, default=Path("gpu.md"))
@@ -254,7 +257,7 @@ def main(argv: list[str]) -> int:
     tiny = arguments.tiny or arguments.device == "pretend"
     found = Found(device.card() | {"torch": torch.__version__, "models": "tiny" if tiny else "of their real size"})
     with tempfile.TemporaryDirectory(prefix="lora-gpu-") as folder:
-        look(found, device, Budget(60 * arguments.minutes), Path(folder), tiny=tiny)
+        look(found, device, Budget(60 * arguments.minutes), Path(folder), arguments.model, tiny=tiny)
     found.seconds = round(time.perf_counter() - BEGAN, 1)
     arguments.out.write_text(json.dumps(asdict(found) | {"ok": found.ok}, indent=1) + "\n", encoding="utf-8")
     lines = "\n".join(page(found)) + "\n"
