@@ -101,9 +101,7 @@ class Budget:
 QUICK = Limits(rounds=1, seconds=0, least=1)  # of tiny models no time is worth another round
 
 
-def look(
-    found: Found, device: Device, budget: Budget, folder: Path, models: Sequence[str], *, tiny: bool
-) -> None:
+def look(found: Found, device: Device, budget: Budget, folder: Path, models: Sequence[str], *, tiny: bool) -> None:
     """Run all parts, as far as there is time."""
     for check in checks(device):
         if budget.left() <= 0:

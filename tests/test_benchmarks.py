@@ -202,7 +202,8 @@ def test_what_runs_on_a_gpu_runs_with_tiny_models(tmp_path: Path, device: str, m
     if device == "pretend" and (reason := pretend.why_not()) is not None:
         pytest.skip(reason)
     out, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--tiny", "--minutes", "20", "--model", *models]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--tiny", "--minutes", "20"]
+    command += ["--model", *models]
     done = subprocess.run([*command, "--out", str(out), "--table", str(page)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     found = json.loads(out.read_text(encoding="utf-8"))
