@@ -95,7 +95,7 @@ class Budget:
 
     def limits(self, share: int) -> Limits:
         """Return when the rounds of a part end, where `share` parts share what is left."""
-        return Limits(rounds=20, seconds=max(0.5, min(15.0, self.left() / share)), least=2)
+        return Limits(rounds=20, seconds=max(0.5, min(15.0, self.left() / share)), least=2, settled=4)
 
 
 QUICK = Limits(rounds=1, seconds=0, least=1)  # of tiny models no time is worth another round

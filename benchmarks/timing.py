@@ -23,11 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """At most so many rounds, and none that begins after so many seconds; `least` are run in any case."""
+    """At most so many rounds, and none that begins after so many seconds; `least` are run in any case.
+
+    Two times may agree by chance, both disturbed: that they do counts only from `settled` rounds on.
+    """
 
     rounds: int
     seconds: float
     least: int = 4
+    settled: int = 8
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ class Times(Generic[Way]):
         began = time.perf_counter()
         for number in range(1, self._limits.rounds + 1):
             yield True
-            late = time.perf_counter() - began > self._limits.seconds
-            if number >= self._limits.least and (late or all(timing.agrees for timing in self.timings().values())):
+            if number >= self._limits.least and time.perf_counter() - began > self._limits.seconds:
+                return
+            if number >= self._limits.settled and all(timing.agrees for timing in self.timings().values()):
                 return
 
     def shuffled(self, items: Iterable[T]) -> list[T]:

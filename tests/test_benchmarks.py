@@ -130,7 +130,7 @@ def test_records_of_one_case_become_their_lowest_and_its_spread() -> None:
     ids=["soon", "later", "never"],
 )
 def test_rounds_go_on_until_the_two_lowest_agree(durations: list[float], rounds: int) -> None:
-    times: Times[str] = Times(Limits(rounds=8, seconds=60))
+    times: Times[str] = Times(Limits(rounds=8, seconds=60, least=2, settled=4))
     counted = 0
     for counts in times.rounds():
         if counts:
