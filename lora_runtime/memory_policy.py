@@ -107,13 +107,11 @@ def decided_again(choices: tuple[Choice, ...], plan: Plan, targets: Targets | No
     Without targets, for a plan in which what can acts beside already.
     """
     known = {choice.device: choice.step for choice in choices}
-    parts = _by_device(plan, None)
-    if not parts.keys() <= known.keys():
+    if not {assignment.parameter.device for assignment in plan.assignments} <= known.keys():
         return None
-    if targets is not None:
-        for device, (assignments, _) in parts.items():
-            if known[device] == "beside":
-                plan = step_beside(plan, targets, partial(_moves, frozenset(map(id, assignments))))
+    if targets is not None and "beside" in known.values():
+        here = (a for a in plan.assignments if known[a.parameter.device] == "beside")
+        plan = step_beside(plan, targets, partial(_moves, frozenset(map(id, here))))
     return Decision(plan, choices)
 
 

@@ -29,7 +29,7 @@ from lora_runtime.memory_policy import Originals, Policy
 from lora_runtime.merge import Workspace, delta_of, merge_into
 from lora_runtime.plan import Assignment, Plan
 from lora_runtime.report import Report
-from lora_runtime.settling import same_form, same_layout, settle, warn_of
+from lora_runtime.settling import same_layout, settle, warn_of
 from lora_runtime.weight_table import WeightTable
 from lora_runtime.weights import Weight, is_shared, plain_data, tell_autograd
 
@@ -78,10 +78,10 @@ class Patcher(WeightTable):
         own = list(weights) if weights is not None else [*map(self.weight_of, assignments)]
         asked = list(zip(assignments, own, strict=True))
         auto = policy.originals == "auto"
-        if steps is None or not all(weight.parameter.device in steps for weight in own):
+        devices = {weight.parameter.device for weight in own}
+        if steps is None or not devices <= steps.keys():
             steps = _decided(assignments, own, policy)
-        falls = auto and any(steps[device] == "device" and not shares_host_memory(device) for device in steps)
-        if falls:
+        if auto and any(steps[device] == "device" and not shares_host_memory(device) for device in devices):
             try:
                 return self._apply(asked, steps, among, auto=auto)
             except OutOfMemory:
@@ -229,15 +229,15 @@ class Patcher(WeightTable):
         parameter, original = weight.parameter, weight.original
         assert original is not None
         weight.buffer = None
-        if parameter.is_meta:
+        if weight.can_bind():
+            # A device's allocator has the memory again at once; fresh memory of the host costs page faults.
+            weight.buffer = parameter.data if original.is_cpu else None
+            parameter.data = original
+        elif parameter.is_meta:
             pass  # it has no values
         elif weight.in_place:
             plain_data(parameter).copy_(original, non_blocking=True)
-            # A device's allocator has the memory again at once; fresh memory of the host costs page faults.
             weight.buffer = original if original.device.type == "cpu" else None
-        elif same_form(parameter, original):
-            weight.buffer = parameter.data if parameter.device.type == "cpu" else None
-            parameter.data = original
         elif is_shared(parameter, 1):
             parameter.data = torch.empty_like(parameter.data).copy_(original)
         else:  # a device that just fits the model has no room for another copy

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from torch import nn
 
+from lora_runtime.hooks import hook_moves
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Look, modules_of
@@ -109,6 +110,32 @@ class Scope(Outline):
         """Return the attention layers that can run fused and are still there."""
         modules = (reference() for reference, _ in self._homes)
         return [module for module in modules if module is not None and "fused_projections" in module.__dict__]
+
+    def follow_moves(self) -> Callable[[], None]:
+        """Keep no Parameter that a move of a component has put another in the place of; return what ends it.
+
+        Some kinds of `.to` make new Parameters. The old ones have the device's memory for as long as anybody has them.
+        """
+        roots = [root for reference in self.reaches if (reach := reference()) and (root := reach.modules[0]())]
+        ends = [hook_moves(root, lambda: self._renew) for root in roots]
+
+        def end() -> None:
+            for each in ends:
+                each()
+
+        return end
+
+    def _renew(self) -> None:
+        """Go on with the Parameters that are in the modules now."""
+        renewed = [
+            PATCHER.renew(weight, now)
+            for module, home in self.homes()
+            for name, weight in list(home.weights.items())
+            if (now := module._parameters.get(name)) is not None
+        ]
+        targets = self._targets()
+        if any(renewed) and targets is not None:
+            targets.known.clear()  # where files go, with the parameters of that time; the next look finds it anew
 
     def is_gone(self) -> bool:
         """Return whether the model is: none of its modules is there any more."""

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from lora_runtime.merge import merge_into
 from lora_runtime.weight_table import WeightTable
-from lora_runtime.weights import Weight, plain_data
+from lora_runtime.weights import Weight, plain_data, same_form
 
-__all__ = ["same_form", "same_layout", "settle", "warn_of"]
+__all__ = ["same_layout", "settle", "warn_of"]
 
 logger = logging.getLogger("lora_runtime")
 
@@ -107,15 +107,6 @@ def _write(parameter: nn.Parameter, original: Tensor | None, value: Tensor) -> N
         parameter.data = original.copy_(value)
     else:
         plain_data(parameter).copy_(value)
-
-
-def same_form(parameter: nn.Parameter, original: Tensor) -> bool:
-    """Return whether an original can be bound to the parameter as it is now."""
-    return (
-        parameter.dtype == original.dtype
-        and parameter.device == original.device
-        and (parameter.stride() == original.stride() or parameter.shape != original.shape)
-    )
 
 
 def same_layout(a: Tensor, b: Tensor, device: torch.device | None = None) -> bool:

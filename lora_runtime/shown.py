@@ -97,6 +97,7 @@ class Owner:
         self.policy = Policy()
         self.steps: Mapping[torch.device, Step] = {}  # how originals are kept, where it is decided
         self.decision: _Decided | None = None
+        self.unfollow: Callable[[], None] | None = None  # while moves of the model are followed
         self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it
         self.asleep = False  # replaced, but to come back if what replaced it turns out to be a `with` block
         self.whole = True  # nobody has restored a part of what it asks
@@ -114,10 +115,6 @@ class Owner:
         self.key: object = None  # equal only where the very same is asked
         self.report = Report()
         self.targets: Callable[[], Targets | None] = _nothing_left  # that it was planned for
-
-    def stands_on(self, serial: int) -> bool:
-        """Return whether a weight or module is in its scope, and it is awake."""
-        return not self.asleep and self.scope is not None and serial in self.scope.serials
 
 
 _owners: list[Owner] = []  # the topmost last
@@ -188,6 +185,7 @@ def show(
     if owner.handle() is None:
         _drop(owner.replaced)
         owner.replaced = []
+    _unfollow(owner)
     owner.scope, owner.policy, owner.steps, owner.compiled, owner.began = scope, policy, steps, compiled, began
     _forget_words(owner)
     owner.teach = teach
@@ -197,6 +195,8 @@ def show(
     _ask(owner, plan)
     with _lock:
         _owners.append(owner)
+    if any(device.type != "cpu" for device in steps):
+        owner.unfollow = scope.follow_moves()
     try:
         _settle(scope, owner)
     except BaseException:
@@ -312,12 +312,19 @@ def _drop(owners: Iterable[Owner]) -> None:
     for owner in waiting:  # it grows on the way
         waiting += owner.replaced
         owner.replaced = []
+        _unfollow(owner)
         with _lock:
             owner.live.clear()
             _forget_words(owner)
             _forget(owner)
             if owner in _owners:
                 _owners.remove(owner)
+
+
+def _unfollow(owner: Owner) -> None:
+    if owner.unfollow is not None:
+        owner.unfollow()
+        owner.unfollow = None
 
 
 # ---- making it so ---------------------------------------------------------------------------------------------------
@@ -353,12 +360,19 @@ def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
     """Yield the weights that are patched or asked for, by the topmost owner of each."""
-    owners = [owner for owner in _snapshot() if owner.scope is not None and not owner.asleep]
+    owners = [(owner, owner.scope.serials) for owner in _snapshot() if owner.scope is not None and not owner.asleep]
+    found = [weight for weight in weights if weight.original is not None or weight.asks]
+    if not owners:
+        yield None, found
+        return
     groups: dict[int, tuple[Owner | None, list[Weight]]] = {}
-    for weight in weights:
-        if weight.original is not None or weight.asks:
-            top = next((owner for owner in owners if owner.stands_on(weight.serial)), None) if owners else None
-            groups.setdefault(id(top), (top, []))[1].append(weight)
+    for weight in found:
+        serial, top = weight.serial, None
+        for owner, serials in owners:
+            if serial in serials:
+                top = owner
+                break
+        groups.setdefault(id(top), (top, []))[1].append(weight)
     yield from groups.values()
 
 
@@ -456,7 +470,7 @@ class ModelState:
         """
         without: frozenset[Step] = frozenset()
         while True:
-            decision = self._decide(plan, policy, without)
+            decision, known = self._decide(plan, policy, without)
             try:
                 lives = bool(decision.plan.lives) and compiled()
                 steps = decision.merging
@@ -466,20 +480,24 @@ class ModelState:
                     raise
             else:
                 owner.decision = _Decided(_identities(plan), _identities(decision.plan), policy, decision.choices)
-                owner.report = replace(decision.plan.report, memory=_kept(owner, decision))
+                memory = _kept(owner, decision) if known is None else known
+                owner.report = replace(decision.plan.report, memory=memory)
                 return replace(decision.plan, report=owner.report)
             without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
 
-    def _decide(self, plan: Plan, policy: Policy, without: frozenset[Step]) -> Decision:
-        """Return how to apply a plan: what is shown already stays as it is, however much is free by now."""
+    def _decide(self, plan: Plan, policy: Policy, without: frozenset[Step]) -> tuple[Decision, tuple[Kept, ...] | None]:
+        """Return how to apply a plan, and what is kept for it where just that is shown already.
+
+        What is shown already stays as it is, however much is free by now.
+        """
         for owner in _snapshot():
             known = owner.decision
             if owner.scope is self.scope and not owner.asleep and known is not None and not without:
                 again = known.again(plan, policy, self.scope.targets)
                 if again is not None:
-                    return again
+                    return again, owner.report.memory
         weights = map(PATCHER.weight_of, plan.assignments)
-        return policy.decide(plan, self.scope.targets, held_by(weights), without)
+        return policy.decide(plan, self.scope.targets, held_by(weights), without), None
 
     def restore(self, *, release: bool = False) -> int:
         """Give every weight its original back; return how many were patched. `release` frees the buffers too."""

@@ -73,6 +73,22 @@ class WeightTable:
         weight.in_place_of(parameter)
         self._by_id[id(parameter)] = weight
 
+    def renew(self, weight: Weight, parameter: nn.Parameter) -> bool:
+        """Let a weight be that of the Parameter in its place by now; return whether it was another's.
+
+        It is not where the old one still is in another module, or where W′ shows and the new one is no copy of it.
+        """
+        if self._by_id.get(id(parameter)) is weight and weight.parameter is parameter:
+            return False
+        if weight.parameter is not parameter:
+            modules = ((place(), name) for place, name in weight.places)
+            if any(module is not None and module._parameters.get(name) is weight.parameter for module, name in modules):
+                return False
+            if weight.patched and weight.replacement() is not parameter:
+                return False
+        self.go_on(weight, parameter)
+        return True
+
     def weight_of(self, assignment: Assignment) -> Weight:
         """Return the weight of an assignment's parameter."""
         parameter = assignment.parameter

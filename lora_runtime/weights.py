@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lora_runtime.forecast import Step
     from lora_runtime.plan import Assignment
 
-__all__ = ["Weight", "is_shared", "plain_data", "serial", "tell_autograd"]
+__all__ = ["Weight", "is_shared", "plain_data", "same_form", "serial", "tell_autograd"]
 
 _serials = count()
 _SPOT = 32  # bytes of a sample, at the start and in the middle
@@ -44,6 +45,7 @@ class Weight:
     __slots__ = (
         "__weakref__",
         "asks",
+        "binds",
         "buffer",
         "fused",
         "layout",
@@ -69,6 +71,7 @@ class Weight:
         self.original: Tensor | None = None  # W₀ itself, or in place its copy; None: nothing is patched
         self.buffer: Tensor | None = None  # memory for the next W′, or in place for the next copy of W₀
         self.step: Step = "device"  # how W₀ is kept
+        self.binds = False  # whether W₀ could be bound as it is at the last look
         self.shown: Assignment | None = None
         self.stamp: int | tuple[torch.dtype, int] = 0
         self.pointer = 0  # to W′
@@ -115,6 +118,7 @@ class Weight:
         self.stamp = _stamp(parameter)
         self.pointer = parameter.data_ptr()
         self.layout = parameter.dtype, parameter.stride()
+        self.binds = self.original is not None and not self.in_place and same_form(parameter, self.original)
         self.window = _windows(parameter, self.pointer)
         self.sample = _read(self.window)
         self.fused = self.fused_now() if self.tuner is not None else ()
@@ -142,6 +146,10 @@ class Weight:
         self.unhook = unhook
 
     # ---- what happened since ----------------------------------------------------------------------------------------
+
+    def can_bind(self) -> bool:
+        """Return whether W₀ can be bound to the parameter, which is untouched since the last look."""
+        return self.binds and self.parameter.stride() == self.layout[1]
 
     def untouched(self) -> bool:
         """Return whether the parameter is just as it was at the last `look`."""
@@ -177,9 +185,14 @@ class Weight:
         return None
 
     def in_place_of(self, other: nn.Parameter) -> None:
-        """Go on with another Parameter that shows the same."""
+        """Go on with another Parameter, which shows the same where W′ shows."""
         self.parameter = other
-        self.look()
+        for owner, assignment in self.asks.items():
+            self.asks[owner] = replace(assignment, parameter=other)
+        if self.shown is not None:
+            self.shown = replace(self.shown, parameter=other)
+        if self.patched:
+            self.look()
 
     def sampled_alike(self) -> bool:
         """Return whether the values at the places of the sample are those of W′, as far as casts leave them."""
@@ -217,7 +230,8 @@ def _mover(
                 return
             now = module._parameters.get(name)
             if now is not None and untouched:
-                here.parameter = now
+                if now is not here.parameter:
+                    here.in_place_of(now)
                 here.look()
             original, device = here.original, here.parameter.device
             if original.device != device and original.device.type != "cpu":
@@ -242,6 +256,15 @@ def plain_data(parameter: nn.Parameter) -> Tensor:
         return data
     plain = torch.empty(0, dtype=data.dtype, device=data.device)
     return plain.set_(data.untyped_storage(), data.storage_offset(), data.shape, data.stride())
+
+
+def same_form(parameter: nn.Parameter, original: Tensor) -> bool:
+    """Return whether an original can be bound to the parameter as it is now."""
+    return (
+        parameter.dtype == original.dtype
+        and parameter.device == original.device
+        and (parameter.stride() == original.stride() or parameter.shape != original.shape)
+    )
 
 
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
