@@ -13,6 +13,7 @@ help:
 	@echo "make test-newest  make test with the newest versions that there are, and what they break"
 	@echo "make test-webui   the extension in the installed WebUI that SD_WEBUI_DIR names"
 	@echo "make bench    measure against diffusers, a plain loop and the floor: bench.json"
+	@echo "              (ARGS=--gpu: on one GPU, checks and tables in at most 8 minutes: gpu.json, gpu.md)"
 	@echo "make matrix   measure where a LoRA acts (ARGS=--write: docs/where-it-acts.md; --all: hours; --only Flux)"
 	@echo "make soak     100,000 random sequences of what people do with a model, an hour or more"
 	@echo "make train    train the embedded pipeline and its LoRAs again (about an hour)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.model import Layer
+from benchmarks.timing import seconds
 
 __all__ = ["CONTESTANTS", "Contestant", "Setting"]
 
@@ -27,6 +27,7 @@ class Setting:
     pipe: Any
     modules: dict[str, Layer]
     files: list[Path]
+    component: str = "unet"
 
 
 class Contestant(ABC):
@@ -50,6 +51,10 @@ class Contestant(ABC):
     @abstractmethod
     def restore(self) -> None:
         """Make the model act as it did before."""
+
+    def switch(self, index: int) -> None:
+        """Go over to one of the files alone, at strength 1."""
+        self.change([float(index == number) for number in range(len(self.setting.files))])
 
     def again(self, strengths: Strengths) -> None:
         """Apply after `restore` with what is still loaded."""
@@ -75,13 +80,34 @@ class Bare(Contestant):
 class Ours(Contestant):
     """This library, as a user calls it: prompt in, and what it keeps from one call to the next is its own affair."""
 
+    varies = ""  # behind each strength in the tags
+
+    def __init__(self, setting: Setting, originals: Any = "auto") -> None:
+        """Keep W₀ where `originals` says."""
+        super().__init__(setting)
+        self.originals = originals
+
     def apply(self, strengths: Strengths) -> None:
         """Apply a prompt with a tag for each file."""
+        self.ask(self.tags(strengths))
+
+    def tags(self, strengths: Strengths) -> str:
+        """Return a tag for each file."""
+        found = zip(self.setting.files, strengths, strict=True)
+        return " ".join(f"<lora:{file.stem}:{strength}{self.varies}>" for file, strength in found)
+
+    def switch(self, index: int) -> None:
+        """Apply a prompt with the tag of one file."""
+        self.ask(f"<lora:{self.setting.files[index].stem}:1{self.varies}>")
+
+    def ask(self, tags: str) -> None:
+        """Apply a prompt with these tags."""
         import lora_runtime
 
-        tags = [f"<lora:{file.stem}:{s}>" for file, s in zip(self.setting.files, strengths, strict=True)]
         folder = self.setting.files[0].parent
-        self.applied = lora_runtime.apply(self.setting.pipe, "a boat " + " ".join(tags), loras=folder, strict=True)
+        self.applied = lora_runtime.apply(
+            self.setting.pipe, f"a boat {tags}", loras=folder, strict=True, originals=self.originals
+        )
 
     def change(self, strengths: Strengths) -> None:
         """Apply the prompt with other numbers in it."""
@@ -90,6 +116,12 @@ class Ours(Contestant):
     def restore(self) -> None:
         """Restore; the buffers stay for the next apply."""
         self.applied.restore()
+
+
+class Live(Ours):
+    """This library with strengths that vary from step to step: all acts beside the layers."""
+
+    varies = "@0,0.1@1"
 
 
 class Unmerged(Contestant):
@@ -110,6 +142,10 @@ class Unmerged(Contestant):
     def change(self, strengths: Strengths) -> None:
         """Set other strengths."""
         self.set(strengths)
+
+    def switch(self, index: int) -> None:
+        """Set the adapter that acts."""
+        self.setting.pipe.set_adapters([self.setting.files[index].stem], [1.0])
 
     def restore(self) -> None:
         """Switch the adapters off: the quickest way back that diffusers has."""
@@ -135,7 +171,9 @@ class Fuse(Unmerged):
 
     def fuse(self) -> None:
         """Merge the loaded files."""
-        self.setting.pipe.fuse_lora(components=["unet"], adapter_names=[file.stem for file in self.setting.files])
+        self.setting.pipe.fuse_lora(
+            components=[self.setting.component], adapter_names=[file.stem for file in self.setting.files]
+        )
 
     def change(self, strengths: Strengths) -> None:
         """Take the old strengths out of the weights, merge with the new."""
@@ -145,12 +183,40 @@ class Fuse(Unmerged):
 
     def restore(self) -> None:
         """Subtract what was added; the bits are not those from before."""
-        self.setting.pipe.unfuse_lora(components=["unet"])
+        self.setting.pipe.unfuse_lora(components=[self.setting.component])
+
+    def switch(self, index: int) -> None:
+        """Take the merged ones out, and merge one."""
+        self.restore()
+        super().switch(index)
+        self.setting.pipe.fuse_lora(components=[self.setting.component], adapter_names=[self.setting.files[index].stem])
 
     def again(self, strengths: Strengths) -> None:
         """Set and merge without loading."""
         self.set(strengths)
         self.fuse()
+
+
+class Hotswap(Unmerged):
+    """diffusers' hotswap: one adapter, whose factors those of the next file are written over."""
+
+    NAME = "hot"
+
+    def apply(self, strengths: Strengths) -> None:
+        """Load the first file."""
+        self.load(self.setting.files[0], swap=False)
+
+    def load(self, file: Path, *, swap: bool) -> None:
+        """Load a file as the adapter, or over it."""
+        self.setting.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=self.NAME, hotswap=swap)
+
+    def switch(self, index: int) -> None:
+        """Load a file over the one that is there."""
+        self.load(self.setting.files[index], swap=True)
+
+    def set(self, strengths: Strengths) -> None:
+        """Set the strength of the one adapter."""
+        self.setting.pipe.set_adapters([self.NAME], [strengths[0]])
 
 
 @dataclass(frozen=True)
@@ -162,11 +228,15 @@ class Factors:
     scale: float
 
 
-def read_factors(file: Path, modules: dict[str, Layer]) -> dict[str, Factors]:
-    """Return the factors of a file by module name, in the file's dtype."""
+def read_factors(file: Path, modules: dict[str, Layer], component: str = "unet") -> dict[str, Factors]:
+    """Return the factors of a file in kohya's names or PEFT's by module name, in the file's dtype."""
     tensors = load_file(file)
     factors = {}
     for name in modules:
+        key = f"{component}.{name}"
+        if f"{key}.lora_A.weight" in tensors:
+            factors[name] = Factors(tensors[f"{key}.lora_B.weight"], tensors[f"{key}.lora_A.weight"], 1.0)
+            continue
         key = "lora_unet_" + name.replace(".", "_")
         up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
         scale = float(tensors[f"{key}.alpha"]) / down.shape[0]
@@ -240,7 +310,7 @@ class Floor(Contestant):
 
     def prepare(self) -> None:
         """Lay out buffers and factors, and choose the fastest GEMM."""
-        files = [read_factors(file, self.setting.modules) for file in self.setting.files]
+        files = [read_factors(file, self.setting.modules, self.setting.component) for file in self.setting.files]
         for name, module in self.setting.modules.items():
             self.buffers[name] = torch.empty_like(module.weight)
             device = module.weight.device
@@ -285,27 +355,12 @@ class Floor(Contestant):
         """Cost nothing: the model was not changed."""
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Return how long one call takes, all work on the device done."""
-    synchronize()
-    start = time.perf_counter()
-    run()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    """Wait until the accelerator, if one is in use, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    elif torch.backends.mps.is_available():
-        torch.mps.synchronize()
-
-
 CONTESTANTS: dict[str, type[Contestant]] = {
     "ours": Ours,
+    "live": Live,
     "unmerged": Unmerged,
     "fuse": Fuse,
+    "hotswap": Hotswap,
     "loop": Loop,
     "floor": Floor,
     "bare": Bare,

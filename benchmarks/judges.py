@@ -88,10 +88,11 @@ class quiet(warnings.catch_warnings):
     def __enter__(self) -> None:  # type: ignore[override]
         super().__enter__()
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        self._level = logging.root.manager.disable
+        logging.disable(max(self._level, logging.WARNING))
 
     def __exit__(self, *error: object) -> None:
-        logging.disable(logging.NOTSET)
+        logging.disable(self._level)
         super().__exit__(*error)
 
 

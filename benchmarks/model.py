@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,73 @@ def make_unet(config: dict[str, Any], dtype: torch.dtype, device: torch.device) 
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config).to(dtype)
-    unet = unet.to_empty(device=device).eval().requires_grad_(False)
-    for name, parameter in unet.named_parameters():
+    return filled(unet, device)
+
+
+def filled(root: Any, device: torch.device) -> Any:
+    """Return a model from the meta device on another one, with random weights."""
+    root = root.to_empty(device=device).eval().requires_grad_(False)
+    for name, parameter in root.named_parameters():
         if parameter.ndim > 1:
             parameter.data.uniform_(-0.03, 0.03)
         else:
             parameter.data.fill_(float("norm" in name and name.endswith("weight")))
-    return unet
+    return root
+
+
+# Flux with all of its blocks, each narrow: the names and the number of weights are those of the real one.
+FLUX_NARROW: dict[str, Any] = {
+    "in_channels": 8,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "pooled_projection_dim": 16,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+FLUX_TINY = FLUX_NARROW | {"num_layers": 2, "num_single_layers": 2}
+# Flux as it is released: 11.9 B parameters.
+FLUX: dict[str, Any] = FLUX_NARROW | {
+    "in_channels": 64,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "axes_dims_rope": (16, 56, 56),
+}
+# The UNet of Stable Diffusion XL: 2.57 B parameters.
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 2048,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "norm_num_groups": 32,
+}
+SDXL_SMALL = SMALL | {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 16,
+}
+
+
+def make_flux(config: dict[str, Any]) -> Any:
+    """Return a FluxTransformer2DModel with random weights, in float32 and host memory."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(**config).eval().requires_grad_(False)
 
 
 def make_pipeline(unet: nn.Module) -> Any:
@@ -121,6 +181,25 @@ def write_loras(folder: Path, modules: dict[str, Layer], count: int, rank: int) 
         save_file(tensors, path, {"ss_output_name": path.stem, "ss_network_module": "networks.lora"})
         paths.append(path)
     return paths
+
+
+def all_linears(root: nn.Module) -> dict[str, nn.Linear]:
+    """Return every linear layer of a model."""
+    return {name: module for name, module in root.named_modules() if isinstance(module, nn.Linear)}
+
+
+def write_lora(path: Path, modules: Mapping[str, Layer], rank: int, prefix: str, seed: int = 0) -> Path:
+    """Write a LoRA for linear layers in PEFT's names and fp16, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        out, columns = module.weight.shape
+        down = torch.randn(rank, columns, generator=generator).mul_(0.02).half()
+        up = torch.randn(out, rank, generator=generator).mul_(0.02).half()
+        tensors |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+    save_file(tensors, path)
+    return path
 
 
 def write_large_lora(path: Path, size: int) -> Path:

@@ -267,9 +267,11 @@ def test_webui(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """Measure, print the table and write bench.json."""
+    """Measure, print the table and write bench.json; with `--gpu` what matters on one GPU, and write gpu.json."""
     install("bench")
-    run(MAIN.python, "-m", "benchmarks.bench", *arguments)
+    on_gpu = "--gpu" in arguments
+    arguments = [argument for argument in arguments if argument != "--gpu"]
+    run(MAIN.python, "-m", "benchmarks.gpu" if on_gpu else "benchmarks.bench", *arguments)
 
 
 def matrix(arguments: list[str]) -> None:
@@ -355,7 +357,7 @@ def clean(arguments: list[str]) -> None:
         if path.is_dir():
             say(f"Removing {path.name}/")
             shutil.rmtree(path)
-    for name in (".coverage", "bench.json"):
+    for name in (".coverage", "bench.json", "gpu.json", "gpu.md"):
         (ROOT / name).unlink(missing_ok=True)
 
 

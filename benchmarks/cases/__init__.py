@@ -1,0 +1,1 @@
+"""What is measured, each part in a process of its own."""
