@@ -48,6 +48,7 @@ LADDER = (
     "report",
     "placement",
     "plan",
+    "hosted",
     "memory",
     "weights",
     "patcher",
