@@ -1,9 +1,9 @@
 """Write a small checkpoint with random weights, by Forge Neo's own model classes; run by Forge Neo's Python.
 
-    python make_checkpoint.py FORGE_NEO FILE SEED [fp16|fp8]
+    python make_checkpoint.py FORGE_NEO FILE SEED
 
-The program knows SD1.5 by a few facts (the width of text and channels, convolutions around attention), so a UNet with one
-block of each kind a level passes for it. Text encoder and autoencoder have fixed sizes there and are whole.
+The program knows SD1.5 by a few facts (the width of text and channels, convolutions around attention), so a UNet with
+one block of each kind a level passes for it. Text encoder and autoencoder have fixed sizes there and are whole.
 """
 
 import json
