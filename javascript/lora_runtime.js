@@ -2,7 +2,7 @@
  * The Lora tab in the browser: what a click on a card does to the prompts, searching and sorting on the server, and more
  * cards while the user scrolls. Only for our own page; the WebUI's other pages keep its functions.
  *
- * Everything a card needs stands in its data attributes (extension/cards.py). The first half of this file are functions
+ * Everything a card needs stands in its data attributes (extension/panel/cards.py). The first half of this file are functions
  * from text to text, which `node` can run: tests/extension/test_page_script.py.
  */
 (function() {

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def module(name: str = "") -> ModuleType:
-    """Return the package, or its module of that name ("shelf", "hosts.a1111.page")."""
+    """Return the package, or its module of that name ("library.shelf", "hosts.a1111.tags")."""
     if NAME not in sys.modules:
         folder = REPOSITORY / "extension"
         spec = importlib.util.spec_from_file_location(

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from extension_package import module
 
-cards = module("cards")
+cards = module("panel.cards")
 
 LOOK = cards.Look("txt2img", "lora")
 EVIL = ["\"'><img src=x onerror=alert(1)>", "</div><script>alert(1)</script>", "a\nb'\\\"&amp;<", "{tabname} {0}"]

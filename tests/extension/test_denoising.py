@@ -17,8 +17,8 @@ from lora_runtime.prompt.tags import Conditions
 from lora_runtime.requests import Request
 from lora_runtime.stage import Call, Row, Stage
 
-Denoising = module("denoising").Denoising
-rows = module("rows")
+Denoising = module("engine.denoising").Denoising
+rows = module("engine.per_prompt")
 
 TWO = (Row(0), Row(1), Row(0, "negative"), Row(1, "negative"))
 

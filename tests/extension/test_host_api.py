@@ -155,8 +155,8 @@ def test_explain_reads_headers_only_and_keeps_nothing(
 ) -> None:
     wash = loras.write(webui.loras / "wash.safetensors", plain(), seed=1)
     webui.generate("a")
-    session = webui.owner("lora").session
-    monkeypatch.setattr(type(session.cache), "load", lambda *_, **__: pytest.fail("read whole"))
+    loader = webui.owner("lora").loader
+    monkeypatch.setattr(type(loader.cache), "load", lambda *_, **__: pytest.fail("read whole"))
     found = client.post("/lora-runtime/explain", json={"prompt": "<lora:ink><lora:wash:0@0,1@0.5><lora:ink>"}).json()
     assert [tag["used"] for tag in found["tags"]] == [3 * len(ink.factors), 3 * len(wash.factors), 3 * len(ink.factors)]
     assert found["weights"] == len(ink.places | wash.places)
@@ -266,10 +266,10 @@ def test_a_picture_is_painted_while_explain_reads_files(
 def test_those_who_ask_for_explanations_do_not_take_all_threads(
     webui: WebUI, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routes = sys.modules[f"{type(webui.owner('lora')).__module__.rpartition('.')[0]}.routes"]
+    routes = sys.modules["lora_runtime_webui_extension.panel.routes"]
     go_on = threading.Event()
     monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
-    monkeypatch.setattr(routes, "explanation", lambda *_: {"ok": go_on.wait(60)})
+    monkeypatch.setattr(routes, "_explanation", lambda *_: {"ok": go_on.wait(60)})
     statuses: list[int] = []
 
     def ask() -> None:

@@ -101,7 +101,7 @@ def test_what_one_file_does_to_the_library_costs_that_file_alone(
     webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loras.write(webui.loras / "odd.safetensors", plain(), seed=3)
-    cache = webui.owner("lora").session.cache
+    cache = webui.owner("lora").loader.cache
     load = type(cache).load
 
     def fail(self: Any, path: Any, **kwargs: Any) -> Any:
@@ -208,7 +208,7 @@ def test_the_negative_prompt_of_the_hires_pass_is_looked_at_too(webui: WebUI, in
 @pytest.mark.parametrize("comments", [True, False])
 def test_a_tag_that_the_program_takes_for_a_comment_is_said(webui: WebUI, ink: loras.File, comments: bool) -> None:
     webui.options.enable_prompt_comments = comments
-    digits = webui.owner("lora").session.shelf.short_hash(webui.owner("lora").session.shelf.entry("ink"))
+    digits = webui.owner("lora").loader.shelf.hashes.short(webui.owner("lora").loader.shelf.entry("ink"))
     done = webui.generate(f"a <lora:#{digits}:0.5> sketch\nby hand", enable_hr=True)
     said = [comment for comment in done.comments if '"#"' in comment]
     assert len(said) == int(comments)
@@ -307,13 +307,13 @@ def test_an_error_inside_leaves_whole_weights_and_says_so(
     webui: WebUI, ink: loras.File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     webui.generate("a <lora:ink>")
-    network = webui.owner("lora")
+    owner = webui.owner("lora")
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(network.session, "load", fail)
+        patch.setattr(owner.loader, "load", fail)
         done = webui.generate("b <lora:ink>")
     assert webui.changed(done.passes[0].weights) == []
     assert done.comments == ["LoRA error: no LoRA is applied: MemoryError: no memory left"]

@@ -80,7 +80,7 @@ def test_notes_with_half_of_a_character_are_shown_and_kept(webui: WebUI) -> None
     page = webui.module("ui_extra_networks").extra_pages[0]
     json.dumps(page.items["ink"]["user_metadata"], ensure_ascii=False).encode("utf-8")
     entry = page.shelf.entry("ink")
-    page.shelf.write_sidecar(entry, page.shelf.sidecar(entry))
+    page.shelf.notes.write(entry, page.shelf.notes.of(entry))
     kept = json.loads(notes.read_text(encoding="utf-8"))  # it is UTF-8
     assert (kept["description"], kept["tool"]) == ("d", {"x": ["\udc00"]})
 

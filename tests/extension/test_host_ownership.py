@@ -87,7 +87,7 @@ def test_reload_ui_takes_up_new_code(start: Callable[..., WebUI], tmp_path: Path
 
     copy = install_copy(tmp_path / "extensions" / "mine")
     webui = start(extensions=(BUILTIN, copy))
-    notices = copy / "extension" / "notices.py"
+    notices = copy / "extension" / "prompts" / "notices.py"
     notices.write_text(notices.read_text(encoding="utf-8").replace('f"LoRA {', 'f"Updated {'), encoding="utf-8")
     shutil.rmtree(copy / "extension" / "__pycache__", ignore_errors=True)
     assert webui.generate("a <lora:nobody>").comments[0].startswith("LoRA error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from extension_package import module
 
-infotext = module("infotext")
+infotext = module("prompts.infotext")
 
 LOCAL = {"0123456789ab": "mine", "ffffffffffff": "other"}
 

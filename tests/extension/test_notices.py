@@ -6,7 +6,7 @@ from extension_package import module
 
 from lora_runtime.prompt import parse_prompt
 
-notices = module("notices")
+notices = module("prompts.notices")
 
 
 def test_a_notice_names_the_place_in_the_prompt() -> None:

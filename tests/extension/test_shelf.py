@@ -17,7 +17,7 @@ from handmade import write
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import AmbiguousLoraError, RefusedFileError, UnknownLoraError
 
-shelf_module = module("shelf")
+shelf_module = module("library.shelf")
 Shelf = shelf_module.Shelf
 
 ONE_TENSOR = b"\x01\x02\x03\x04\x05\x06\x07\x08"  # what `lora` writes, unless told otherwise: two float32
@@ -260,7 +260,7 @@ def test_aliases_notes_and_hashes_are_searched_too(folder: Path) -> None:
     assert shelf.search("boat watercolor") == ["a1"]
     digits = hashlib.sha256(ONE_TENSOR).hexdigest()
     assert shelf.search(digits[:8]) == []  # never read
-    shelf.short_hash(shelf.entry("a1"))
+    shelf.hashes.short(shelf.entry("a1"))
     assert shelf.search(digits[:8]) == ["a1"]
     assert shelf.search(digits[1:9]) == []
 
@@ -269,9 +269,9 @@ def test_saved_notes_are_found_at_once(folder: Path) -> None:
     lora(folder / "ink.safetensors")
     shelf = Shelf([folder])
     shelf.search("x")
-    shelf.write_sidecar(shelf.entry("ink"), module("sidecar").Sidecar(description="boats"))
+    shelf.notes.write(shelf.entry("ink"), module("library.sidecar").Sidecar(description="boats"))
     assert shelf.search("boats") == ["ink"]
-    assert shelf.sidecar(shelf.entry("ink")).description == "boats"
+    assert shelf.notes.of(shelf.entry("ink")).description == "boats"
 
 
 def test_notes_that_another_program_changes_are_read_again(folder: Path) -> None:
@@ -280,9 +280,9 @@ def test_notes_that_another_program_changes_are_read_again(folder: Path) -> None
     for age, text in enumerate(("first", "second")):
         note(path, notes=text)
         os.utime(path.with_suffix(".json"), (1_600_000_000 + age,) * 2)
-        assert shelf.sidecar(shelf.entry("ink")).notes == text
+        assert shelf.notes.of(shelf.entry("ink")).notes == text
     path.with_suffix(".json").unlink()
-    assert shelf.sidecar(shelf.entry("ink")).notes == ""
+    assert shelf.notes.of(shelf.entry("ink")).notes == ""
 
 
 def test_a_folder_holds_what_is_below_it_and_no_neighbour(tmp_path: Path) -> None:
@@ -319,19 +319,19 @@ def test_a_file_is_found_by_either_hash(folder: Path) -> None:
     path = lora(folder / "ink.safetensors")
     shelf = Shelf([folder])
     of_file, of_tensors = hashlib.sha256(path.read_bytes()).hexdigest(), hashlib.sha256(ONE_TENSOR).hexdigest()
-    assert shelf.short_hash(shelf.entry("ink")) == of_tensors[:12]
+    assert shelf.hashes.short(shelf.entry("ink")) == of_tensors[:12]
     for digits in (of_file, of_file[:8], of_tensors, of_tensors[:12].upper()):
-        assert shelf.by_hash(digits).path == path
+        assert shelf.hashes.find(digits).path == path
     for digits in (of_file[:7], of_file + "0", "", "not a hash", of_file[1:9]):
-        assert shelf.by_hash(digits) is None
+        assert shelf.hashes.find(digits) is None
 
 
 def test_the_hash_of_nothing_finds_nothing(folder: Path) -> None:
     lora(folder / "empty.safetensors", content=b"")
     shelf = Shelf([folder])
     digits = hashlib.sha256(b"").hexdigest()
-    assert shelf.short_hash(shelf.entry("empty")) == digits[:12]
-    assert shelf.by_hash(digits[:12]) is shelf.by_hash(digits) is None
+    assert shelf.hashes.short(shelf.entry("empty")) == digits[:12]
+    assert shelf.hashes.find(digits[:12]) is shelf.hashes.find(digits) is None
 
 
 def test_an_unknown_hash_never_costs_more_than_its_time(folder: Path) -> None:
@@ -340,23 +340,23 @@ def test_an_unknown_hash_never_costs_more_than_its_time(folder: Path) -> None:
     impatient = shelf_module.Patience(seconds_to_hash=0)
     shelf = Shelf([folder])
     digits = hashlib.sha256(bytes([3] * 8)).hexdigest()
-    assert shelf.by_hash(digits, impatient) is None
+    assert shelf.hashes.find(digits, impatient) is None
     with pytest.raises(UnknownLoraError, match="5 files were not read for it yet"):
         shelf.find(f"#{digits}", impatient)
-    shelf.short_hash(shelf.entry("3"))
-    assert shelf.by_hash(digits).name == "3"
+    shelf.hashes.short(shelf.entry("3"))
+    assert shelf.hashes.find(digits).name == "3"
     # Another process of the same user knows it too.
-    assert Shelf([folder]).by_hash(digits).name == "3"
+    assert Shelf([folder]).hashes.find(digits).name == "3"
 
 
 def test_a_file_that_has_changed_is_not_found_by_its_old_hash(folder: Path) -> None:
     path = lora(folder / "ink.safetensors")
     shelf = Shelf([folder])
-    old = shelf.short_hash(shelf.entry("ink"))
+    old = shelf.hashes.short(shelf.entry("ink"))
     write(path, {"x.lora_down.weight": ("F32", [2, 2])}, age=1_700_000_000)
     shelf.refresh()
-    assert shelf.known_short_hash(shelf.entry("ink")) == ""
-    assert shelf.by_hash(old) is None
+    assert shelf.hashes.known_short(shelf.entry("ink")) == ""
+    assert shelf.hashes.find(old) is None
 
 
 def test_digits_of_a_hash_mean_the_file_without_a_sign_that_begins_a_comment(folder: Path) -> None:
@@ -428,7 +428,7 @@ def test_others_ask_for_names_while_a_file_is_hashed(folder: Path, monkeypatch: 
 
     hashes = sys.modules["lora_runtime.folder"].hashes
     monkeypatch.setattr("lora_runtime.folder.hashes", slow)
-    for ask in (lambda: shelf.short_hash(shelf.entry("ink")), lambda: shelf.by_hash("0123456789ab")):
+    for ask in (lambda: shelf.hashes.short(shelf.entry("ink")), lambda: shelf.hashes.find("0123456789ab")):
         reading.clear()
         go_on.clear()
         thread = threading.Thread(target=ask)
@@ -448,9 +448,9 @@ def test_a_refresh_sees_new_pictures_in_a_folder_that_keeps_its_time(folder: Pat
     path = lora(folder / "ink.safetensors")
     shelf = Shelf([folder])
     entry = shelf.entry("ink")
-    assert shelf.neighbours(entry) == {"ink.safetensors"}
+    assert shelf.notes.neighbours(entry) == {"ink.safetensors"}
     before = folder.stat().st_mtime_ns
     path.with_suffix(".png").write_bytes(b"")
     os.utime(folder, ns=(before, before))
     shelf.refresh()
-    assert shelf.neighbours(entry) == {"ink.safetensors", "ink.png"}
+    assert shelf.notes.neighbours(entry) == {"ink.safetensors", "ink.png"}

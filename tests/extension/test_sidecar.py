@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from extension_package import module
 
-sidecar = module("sidecar")
+sidecar = module("library.sidecar")
 
 # As the WebUI's editor writes it.
 WRITTEN_BY_THE_WEBUI = {
@@ -188,10 +188,10 @@ def test_others_can_read_the_notes_where_they_could_before(lora: Path) -> None:
 def test_the_preview_is_the_first_kind_that_is_there(lora: Path) -> None:
     for name in ("ink.preview.png", "ink.jpg", "inkwash.png"):
         (lora.parent / name).touch()
-    assert sidecar.find_preview(lora, ["png", "jpg"]) == lora.parent / "ink.preview.png"
-    assert sidecar.find_preview(lora, ["webp", "jpg", "png"]) == lora.parent / "ink.jpg"
-    assert sidecar.find_preview(lora, ["gif"]) is None
-    assert sidecar.find_preview(lora, ["png"], names=()) is None
+    assert module("library.pictures").find_preview(lora, ["png", "jpg"]) == lora.parent / "ink.preview.png"
+    assert module("library.pictures").find_preview(lora, ["webp", "jpg", "png"]) == lora.parent / "ink.jpg"
+    assert module("library.pictures").find_preview(lora, ["gif"]) is None
+    assert module("library.pictures").find_preview(lora, ["png"], names=()) is None
 
 
 def test_the_description_is_in_either_text_file(lora: Path) -> None:

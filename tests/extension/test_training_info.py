@@ -11,7 +11,7 @@ from extension_package import module
 from hypothesis import given
 from hypothesis import strategies as st
 
-info = module("training_info")
+info = module("library.training_info")
 
 METADATA = {
     "ss_output_name": "inkwash",
@@ -28,7 +28,7 @@ METADATA = {
 
 
 def test_the_table_tells_what_the_trainer_wrote() -> None:
-    assert [(row.label, row.text) for row in info.table_rows(METADATA)] == [
+    assert [(row.label, row.text) for row in info.facts(METADATA)] == [
         ("Output name", "inkwash"),
         ("Model", "v1-5.safetensors"),
         ("Kohya module", "networks.lora"),
@@ -40,9 +40,9 @@ def test_the_table_tells_what_the_trainer_wrote() -> None:
 
 def test_of_many_resolutions_four_are_shown_and_all_are_in_the_hint() -> None:
     buckets = {str(n): {"resolution": [64 * n, 64], "count": 10 - n} for n in range(1, 7)}
-    rows = info.table_rows({"ss_bucket_info": json.dumps({"buckets": buckets})})
+    rows = info.facts({"ss_bucket_info": json.dumps({"buckets": buckets})})
     assert rows == [
-        info.Row(
+        info.Fact(
             "Resolutions",
             "64x64, 64x128, 64x192, 64x256, …",
             "64x64, 64x128, 64x192, 64x256, 64x320, 64x384",
@@ -110,7 +110,7 @@ KEYS = ["ss_tag_frequency", "ss_bucket_info", "ss_dataset_dirs", "ss_training_st
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", HOSTILE)
 def test_no_metadata_can_make_it_raise(key: str, value: str) -> None:
-    rows = info.table_rows({key: value})
+    rows = info.facts({key: value})
     tags = info.tag_counts({key: value})
     assert all(isinstance(row.text, str) for row in rows)
     assert isinstance(info.random_prompt(tags, random.Random(0)), str)
@@ -125,5 +125,5 @@ JSON = st.recursive(
 @given(st.sampled_from(KEYS), JSON)
 def test_no_json_can_make_it_raise(key: str, value: Any) -> None:
     metadata = {key: json.dumps(value)}
-    info.table_rows(metadata)
+    info.facts(metadata)
     assert all(count > 0 and tag for tag, count in info.tag_counts(metadata))

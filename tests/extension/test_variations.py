@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from extension_package import module
 
-variations = module("variations")
+variations = module("prompts.variations")
 
 
 @pytest.mark.parametrize(

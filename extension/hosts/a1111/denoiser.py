@@ -18,7 +18,7 @@ from typing import Any
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.stage import Row
 
-from ...denoising import Denoising
+from ...engine.denoising import Denoising
 
 
 def before_denoising(denoising: Denoising) -> Callable[[Any], None]:

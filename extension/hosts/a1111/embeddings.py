@@ -10,7 +10,7 @@ from modules.textual_inversion import textual_inversion
 
 from lora_runtime.requests import Request
 
-from ...notices import Notice
+from ...prompts.notices import Notice
 
 
 class BundledEmbeddings:

@@ -15,9 +15,10 @@ from modules import processing, prompt_parser
 
 from lora_runtime.stage import Row, Side
 
-from ...notices import Notice
-from ...rows import differs, of_text
-from ...session import Session, identity
+from ...engine.per_prompt import differs, of_text
+from ...engine.session import Session
+from ...engine.shown import identity
+from ...prompts.notices import Notice
 
 
 class PromptEncoding:

@@ -18,7 +18,7 @@ from typing import Any
 
 from modules import errors, sd_models, shared
 
-from ...session import Session
+from ...engine.session import Session
 
 _WRAPPED = ("reload_model_weights", "reuse_model_from_already_loaded")
 

@@ -1,16 +1,17 @@
-"""The owner of `<lora:…>`: from what the WebUI hands over to what the session shows."""
+"""The owner of `<lora:…>`: from what the WebUI hands over to what a model is asked to show, and what is said of it."""
 
 from __future__ import annotations
 
 import time
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import errors, extra_networks, shared
+from modules import errors, extra_networks
 
 from lora_runtime.errors import LoraError
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
@@ -19,12 +20,16 @@ from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
 
 from ...console import say
-from ...infotext import HASHES_FIELD, format_hashes
-from ...notices import Notice, Notices, notice_of
-from ...session import Session, identity
-from ...shelf import Patience
-from . import prompts, takeover
-from .embeddings import BundledEmbeddings
+from ...engine.explaining import explain
+from ...engine.judging import Source
+from ...engine.loading import Loader
+from ...engine.shown import identity
+from ...library.patience import Patience
+from ...prompts.always_on import add_always_on
+from ...prompts.infotext import HASHES_FIELD, format_hashes
+from ...prompts.notices import Notice, Notices, notice_of
+from . import batch as batches
+from . import takeover
 from .settings import Settings
 
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
@@ -32,25 +37,45 @@ _CONTENT_KEY = "lora_runtime_content"
 _SECONDS_A_LOOK_LASTS = 5.0
 
 
-class LoraNetwork(extra_networks.ExtraNetwork):
-    """What the WebUI calls at every pass of every batch, with the tags of its first prompt."""
+class TagOwner(extra_networks.ExtraNetwork):
+    """What the WebUI calls at every pass of every batch, with the tags of its first prompt.
 
-    def __init__(
-        self,
-        session: Session,
-        settings: Settings,
-        embeddings: BundledEmbeddings,
-        presets: Callable[[], Mapping[str, str]],
-    ) -> None:
+    How a model is made to show LoRAs each host's own subclass knows.
+    """
+
+    def __init__(self, loader: Loader, settings: Settings, presets: Callable[[], Mapping[str, str]]) -> None:
         super().__init__("lora")
-        self.session = session
+        self.loader = loader
         self.settings = settings
-        self._embeddings = embeddings
         self._presets = presets
-        self._builtin_may_have_patched = False
         self._told_of_loractl = False
         self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
+
+    # --- what a host knows ---
+
+    @abstractmethod
+    def show(self, p: Any, requests: Sequence[Request], source: Source) -> tuple[Sequence[Request], list[Notice]]:
+        """Make the model that paints show just these; return those that could be shown, and what there is to say.
+
+        `source` gives the prompt in which a request's tag is. Where it raises, `show_nothing` is called.
+        """
+
+    @abstractmethod
+    def show_nothing(self) -> None:
+        """Give the model back its own weights."""
+
+    @abstractmethod
+    def loaded_model(self) -> Any | None:
+        """Return the model that is loaded, None while there is none; it loads none."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Give everything back: the extension is being unloaded."""
+
+    def lost_tags(self) -> None:
+        """Give the model back its own weights: for this picture the tags are somebody else's."""
+        self.show_nothing()
 
     # --- what the WebUI calls ---
 
@@ -70,7 +95,7 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             self._job = weakref.ref(p)
         except Exception as error:
             errors.report("[lora-runtime] LoRAs could not be applied", exc_info=True)
-            self.session.hide()
+            self.show_nothing()
             notices.append(Notice("error", f"no LoRA is applied: {type(error).__name__}: {error}"))
             requests = []
         if data is not None:
@@ -98,36 +123,30 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             note = "loractl is installed too; LoRA Runtime reads its syntax and applies the LoRAs"
             self.say(p, [Notice("note", note, "to leave them to loractl, change the setting")])
         if not takeover.owns_tags(self):
-            self.session.show(None, ())
-            self._builtin_may_have_patched = True
+            self.lost_tags()
             taken = f"{takeover.owner_of_tags()} has taken the tag <lora:…> for this picture; LoRA Runtime is idle"
             self.say(p, [Notice("note", taken)])
         elif getattr(p, "disable_extra_networks", False):
-            self.session.show(None, ())
+            self.show_nothing()
         elif self.settings.negative_tags_act:
-            p.negative_prompts = list(map(prompts.without_tags, p.negative_prompts))
+            p.negative_prompts = list(map(batches.without_tags, p.negative_prompts))
 
     def before_conditioning(self, p: Any) -> None:
         """Take the tags out of the hires pass's negative prompts too; before the batch they are not there yet."""
         if self._stopped or not self.settings.negative_tags_act or getattr(p, "disable_extra_networks", False):
             return
         if getattr(p, "hr_negative_prompts", None) and takeover.owns_tags(self):
-            p.hr_negative_prompts = list(map(prompts.without_tags, p.hr_negative_prompts))
-
-    def show_again(self, model: Any) -> None:
-        """Make a checkpoint that was loaded in the middle of a picture show what the one before it did."""
-        self.session.show_again(model)
-        self._show_embeddings(self.session.wanted, model)
+            p.hr_negative_prompts = list(map(batches.without_tags, p.hr_negative_prompts))
 
     def notices(self, p: Any) -> list[Notice]:
         """Return what was said about this generation."""
         return list(getattr(p, "lora_runtime_notices", ()))
 
     def stop(self) -> None:
-        """Give everything back: the extension is being unloaded."""
+        """Do nothing from now on, and give everything back: the extension is being unloaded."""
         self._stopped = True
-        self.session.forget()
-        self._embeddings.show((), _loaded_model())
+        self.give_up()
+        self.loader.forget()
 
     # --- for the page and the API ---
 
@@ -135,62 +154,49 @@ class LoraNetwork(extra_networks.ExtraNetwork):
         """Return how a prompt is read, which files it means and what they would do to the checkpoint that is loaded."""
         prompt = self._parse(text)
         notices = [notice_of(diagnostic, text) for diagnostic in _worth_saying(prompt)]
-        notices += prompts.about_comments([text]) if self.settings.comments else []
+        notices += batches.about_comments([text]) if self.settings.comments else []
         # Folders that were looked at a moment ago are good enough, and nobody waits for hashes: anybody may ask this
         # as often as they like, while somebody else paints.
         patience = Patience(time.monotonic() - _SECONDS_A_LOOK_LASTS, seconds_to_hash=1.0, suggestions=3)
-        requests, more = self.session.read(prompt.tags, text, patience)
+        requests, more = self.loader.read(prompt.tags, text, patience)
         notices += more
-        model = _loaded_model()
+        model = self.loaded_model()
         if model is None:
             return prompt, requests, Report(), [*notices, Notice("warning", "no checkpoint is loaded yet")]
-        report, more = self.session.explain(model, requests, lambda _: text)
+        report, more = explain(model, requests, lambda _: text)
         return prompt, requests, report, notices + more
-
-    def coverage(self, entry: Any) -> str | None:
-        """Return how much of a file fits the checkpoint that is chosen, or None where all of it does."""
-        from .page import chosen_model
-
-        model = chosen_model()
-        return None if model is None else self.session.coverage(model, entry)
 
     # --- the way of a prompt ---
 
     def _show(self, p: Any, params_list: Sequence[Any], hires: bool, notices: list[Notice]) -> list[Request]:
         acting = self.settings.negative_tags_act
         added = getattr(p, "lora_runtime_added", "")
-        batch = prompts.read_batch(p, params_list, hires, self._parse, negatives=acting, added=added)
+        batch = batches.read_batch(p, params_list, hires, self._parse, negatives=acting, added=added)
         for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)):
             source = "" if batch.changed and prompt in batch.prompts else prompt.source
             notices += [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
-        notices += prompts.about_changed_prompts(p, batch, hires)
-        notices += [] if acting else prompts.about_negative_tags(p, hires)
+        notices += batches.about_changed_prompts(p, batch, hires)
+        notices += [] if acting else batches.about_negative_tags(p, hires)
         if self.settings.comments:
             names = ("prompt", "hr_prompt", *(("negative_prompt", "hr_negative_prompt") if acting else ()))
-            notices += prompts.about_comments(getattr(p, name, "") for name in names)
+            notices += batches.about_comments(getattr(p, name, "") for name in names)
         patience = _patience_of(p)
         batch = replace(batch, prompts=self._with_always_on(p, batch, notices, patience))
         tags = [tag for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)) for tag in prompt.tags]
         limit = self.settings.files_in_memory
-        self.session.cache.files = max(limit, len(tags)) if limit else None
-        seeds = prompts.seeds_of(p, len(batch.prompts))
+        self.loader.cache.files = max(limit, len(tags)) if limit else None
+        seeds = batches.seeds_of(p, len(batch.prompts))
         requests = [
             *self._load(batch.prompts, seeds, hires, None, notices, patience, known="" if batch.changed else None),
             *self._load(batch.negatives, seeds, hires, "negative", notices, patience),
         ]
-        model = shared.sd_model
-        if self._builtin_may_have_patched:
-            takeover.calm_builtin([model])
-            self._builtin_may_have_patched = False
-        _, said = self.session.show(model, requests, batch.text_of)
-        notices += said
         # Without those that could not be shown: what is encoded now must not be kept as if they had been.
-        requests = list(self.session.wanted)
-        notices += self._show_embeddings(requests, model)
+        shown, said = self.show(p, requests, batch.text_of)
+        notices += said
         self._write_hashes(p, tags, hires, patience)
-        if tags or prompts.has_tags(p, hires):
+        if tags or batches.has_tags(p, hires):
             p.extra_generation_params.update(self.settings.in_infotext())
-        return requests
+        return list(shown)
 
     def _parse(self, text: str) -> Prompt:
         return parse_prompt(text, scope=self.settings.scope, presets=self._presets())
@@ -214,18 +220,15 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             key = prompt, seed if drawn else None
             if key not in loaded:
                 source = prompt.source if known is None else known
-                loaded[key], said = self.session.load(
+                loaded[key], said = self.loader.load(
                     prompt.tags, source, hires=hires, seed=seed, side=side, patience=patience
                 )
                 notices += said
             asked.append(loaded[key])
         return of_batch(asked)
 
-    def _show_embeddings(self, requests: Iterable[Request], model: Any) -> list[Notice]:
-        return self._embeddings.show(requests, model, listed=self.settings.embedding_hashes_in_infotext)
-
     def _with_always_on(
-        self, p: Any, batch: prompts.BatchPrompts, notices: list[Notice], patience: Patience
+        self, p: Any, batch: batches.BatchPrompts, notices: list[Notice], patience: Patience
     ) -> tuple[Prompt, ...]:
         """Give each prompt the LoRA that every prompt gets, unless it has it; the texts then show it too."""
         name, strength = self.settings.always_on, self.settings.default_strength
@@ -236,29 +239,17 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             notices.append(Notice("error", f'there is no file for the always-on LoRA "{name}"', "change the setting"))
             return batch.prompts
 
-        def has_it(prompt: Prompt) -> bool:
-            return any(self._file(tag.name, patience) == path for tag in prompt.tags)
-
-        written = f"<lora:{name}:{strength:g}>"
-        added = LoraTag(name, strength, strength)
-        given = {
-            prompt: prompt if has_it(prompt) else replace(prompt, tags=(*prompt.tags, added))
-            for prompt in dict.fromkeys(batch.prompts)
-        }
-        lacking = {prompt.source for prompt in given if given[prompt] is not prompt}
+        given = add_always_on(batch.prompts, name, strength, lambda other: self._file(other, patience) == path)
         for texts in (p.all_prompts, getattr(p, "all_hr_prompts", None)):
-            if texts and lacking:
-                p.lora_runtime_added = written
-                texts[:] = [
-                    text + written if text in lacking or (batch.changed and written not in text) else text
-                    for text in texts
-                ]
-        return tuple(given[prompt] for prompt in batch.prompts)
+            if texts and given.lacking:
+                p.lora_runtime_added = given.written
+                given.write_into(texts, all_alike=batch.changed)
+        return given.prompts
 
     def _file(self, name: str, patience: Patience) -> Path | None:
         """Return the file that a name means, or None."""
         try:
-            return self.session.shelf.find(name, patience)[0].path
+            return self.loader.shelf.find(name, patience)[0].path
         except LoraError:
             return None
 
@@ -270,8 +261,8 @@ class LoraNetwork(extra_networks.ExtraNetwork):
             p.lora_hashes = {}  # of this batch: both its passes add to it
         for tag in tags:
             try:
-                entry, _ = self.session.shelf.find(tag.name, patience)
-                p.lora_hashes[tag.name] = self.session.shelf.short_hash(entry)
+                entry, _ = self.loader.shelf.find(tag.name, patience)
+                p.lora_hashes[tag.name] = self.loader.shelf.hashes.short(entry)
             except LoraError:
                 continue  # said already
             except Exception:  # the picture has its LoRAs, and is worth more than this line
@@ -302,13 +293,6 @@ def _patience_of(p: Any) -> Patience:
     return patience
 
 
-def _loaded_model() -> Any | None:
-    """Return the checkpoint that is loaded; asking `shared.sd_model` would load one."""
-    from modules import sd_models
-
-    return sd_models.model_data.sd_model
-
-
 def _data_of(p: Any, params_list: Sequence[Any]) -> dict[str, Any] | None:
     """Return which of the job's two tables of tags this call is about.
 
@@ -318,7 +302,7 @@ def _data_of(p: Any, params_list: Sequence[Any]) -> dict[str, Any] | None:
     tables = [getattr(p, name, None) for name in ("extra_network_data", "hr_extra_network_data")]
     for table in tables:
         if isinstance(table, dict) and params_list:
-            listed = [id(params) for kind in prompts.KINDS for params in table.get(kind, ())]
+            listed = [id(params) for kind in batches.KINDS for params in table.get(kind, ())]
             if id(params_list[0]) in listed:
                 return table
     table = tables[1] if getattr(p, "is_hr_pass", False) else tables[0]

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Row", "random_prompt", "table_rows", "tag_counts", "toggle_tag"]
+__all__ = ["Fact", "facts", "random_prompt", "tag_counts", "toggle_tag"]
 
-_PLAIN_ROWS = (
+_PLAIN_FACTS = (
     ("ss_output_name", "Output name"),
     ("ss_sd_model_name", "Model"),
     ("ss_clip_skip", "Clip skip"),
@@ -30,33 +30,33 @@ _PROMPT_SYNTAX = re.compile(r"[()\[\]{}]")
 _MAX_COUNT = 10**15
 
 
-class Row(NamedTuple):
-    """One row of the table, as plain text; `hint` is what a cut text leaves out."""
+class Fact(NamedTuple):
+    """One line of the table, as plain text; `hint` is what a cut text leaves out."""
 
     label: str
     text: str
     hint: str = ""
 
 
-def table_rows(metadata: Mapping[str, str]) -> list[Row]:
+def facts(metadata: Mapping[str, str]) -> list[Fact]:
     """Return what the training metadata tell, in the order in which it is shown; [] where they tell nothing."""
-    rows = []
-    for key, label in _PLAIN_ROWS:
+    found = []
+    for key, label in _PLAIN_FACTS:
         value = metadata.get(key)
         if isinstance(value, str) and value not in ("", "None"):
-            rows.append(Row(label, value))
+            found.append(Fact(label, value))
     if trained := _date(metadata.get("ss_training_started_at")):
-        rows.append(Row("Date trained", trained))
+        found.append(Fact("Date trained", trained))
     if resolutions := _resolutions(metadata):
         shown = ", ".join(resolutions[:_SHOWN_RESOLUTIONS])
         label = "Resolutions" if len(resolutions) > 1 else "Resolution"
         if len(resolutions) > _SHOWN_RESOLUTIONS:
-            rows.append(Row(label, f"{shown}, …", ", ".join(resolutions)))
+            found.append(Fact(label, f"{shown}, …", ", ".join(resolutions)))
         else:
-            rows.append(Row(label, shown))
+            found.append(Fact(label, shown))
     if images := _images(metadata):
-        rows.append(Row("Dataset size", str(images)))
-    return rows
+        found.append(Fact("Dataset size", str(images)))
+    return found
 
 
 def tag_counts(metadata: Mapping[str, str]) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from modules import extra_networks
 from lora_runtime.prompt import Prompt
 from lora_runtime.requests import Request
 
-from ...notices import Notice
+from ...prompts.notices import Notice
 
 KINDS = ("lora", "lyco", "loractl")
 

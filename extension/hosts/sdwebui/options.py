@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from ...shelf import Shelf
+from ...library.shelf import Shelf
 from . import takeover
 from .settings import BUILTIN_KEY, FIELDS, NEGATIVE_TAGS, SCOPES
 

@@ -9,8 +9,9 @@ from modules import scripts
 
 from lora_runtime.errors import LoraError
 
-from ...shelf import Patience, Shelf
-from ...variations import strengths, with_lora, with_strength
+from ...library.patience import Patience
+from ...library.shelf import Shelf
+from ...prompts.variations import strengths, with_lora, with_strength
 from .settings import Settings
 
 _STRENGTH, _WHICH = "[LoRA] Strength (0-1(+0.25), or name: 0.2, 0.5)", "[LoRA] Which"

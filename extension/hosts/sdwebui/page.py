@@ -12,30 +12,31 @@ the loaded model's.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import html
 import json
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from modules import sd_models, shared, ui_extra_networks
+from modules import shared, ui_extra_networks
 
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
 from lora_runtime.header import read_header
 
-from ...cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
-from ...shelf import Shelf
-from ...sidecar import Sidecar, find_description, find_preview
+from ...library.pictures import Covers, find_cover, find_preview
+from ...library.shelf import Shelf
+from ...library.sidecar import Sidecar, find_description
+from ...panel.cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
 from ...whole import shown_path, whole
 from . import takeover
 from .editor import LoraEditor
+from .on_demand import OnDemand
+from .settings import Settings
 
 __all__ = ["LoraPage"]
 
@@ -47,31 +48,32 @@ _SORT_KEYS = {
     "Date Created": "date_created",
     "Date Modified": "date_modified",
 }
-# Pictures in metadata: what they begin with, and what they are. Anything else is not handed to a browser.
-_IMAGE_TYPES = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"RIFF", "image/webp"),
-)
-_COVER_KEYS = ("ssmd_cover_images", "modelspec.thumbnail")
-_MAX_HEADER_FOR_COVER = 32 << 20
 
 
 class LoraPage(ui_extra_networks.ExtraNetworksPage):
     """The page "Lora"; the WebUI builds it once for each of its tabs."""
 
-    def __init__(self, shelf: Shelf, settings: Any, coverage: Callable[[Entry], str | None] | None = None) -> None:
-        """Show `shelf`; `coverage` says what of a file fits the loaded model, or None where all of it does."""
+    def __init__(
+        self,
+        shelf: Shelf,
+        settings: Settings,
+        family: Callable[[], str],
+        coverage: Callable[[Entry], str | None],
+    ) -> None:
+        """Show `shelf`; `family` is that of the chosen model, "" where it is not known.
+
+        `coverage` says what of a file fits the chosen model, or None where all of it does.
+        """
         super().__init__("Lora")
         self.shelf = shelf
         self.settings = settings
+        self.family = family
         self.coverage = coverage
         # The WebUI's routes and other extensions look things up here by the cards' names.
-        self.items = _OnDemand(lambda name: self.create_item(name, enable_filter=False), shelf.names)
-        self.metadata = _OnDemand(self.metadata_of, shelf.names)
+        self.items = OnDemand(lambda name: self.create_item(name, enable_filter=False), shelf.names)
+        self.metadata = OnDemand(self.metadata_of, shelf.names)
         self._warm = False
-        self._covers: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._covers = Covers()
 
     def check(self) -> None:
         """Raise AttributeError where this WebUI does not have what a page is made of."""
@@ -97,7 +99,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         entry = self.shelf.entry(name)
         if entry is None:
             return None
-        notes = self.shelf.sidecar(entry)
+        notes = self.shelf.notes.of(entry)
         if enable_filter and not self._counts(entry, notes):
             return None
         card = self.card(entry)
@@ -109,7 +111,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         return {
             "name": name,
             "filename": str(entry.path),
-            "shorthash": self.shelf.known_short_hash(entry),
+            "shorthash": self.shelf.hashes.known_short(entry),
             "preview": card.preview or None,
             "description": card.description,
             "search_terms": [*card.terms, entry.alias or ""],
@@ -239,8 +241,8 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     def card(self, entry: Entry) -> Card:
         """Return the card of a file, with its notes as they are now."""
-        notes = self.shelf.sidecar(entry)
-        files = self.shelf.neighbours(entry)
+        notes = self.shelf.notes.of(entry)
+        files = self.shelf.notes.neighbours(entry)
         try:
             tag_name = self.shelf.tag_name(entry, self.settings.prefer_alias)
         except LoraError:  # its name cannot be written, and it is gone, so that its hash cannot either
@@ -256,7 +258,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             negative_text=notes.negative_text,
             description=notes.description or find_description(entry.path, files),
             family=_family(entry, notes),
-            coverage=(self.coverage(entry) if self.coverage else None) or "",
+            coverage=self.coverage(entry) or "",
             other_family=self._differs(entry, notes),
             preview=self.preview_url(entry),
             problem=notes.problem,
@@ -264,7 +266,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         )
 
     def _terms(self, entry: Entry) -> tuple[str, ...]:
-        digits = self.shelf.known_short_hash(entry)
+        digits = self.shelf.hashes.known_short(entry)
         return (self.shelf.path_from_root(entry), *([digits] if digits else []))
 
     def look(self, tabname: str) -> Look:
@@ -282,10 +284,10 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     def preview_url(self, entry: Entry) -> str:
         """Return the address of a file's picture: the one beside it, else one in its metadata, else ""."""
-        found = find_preview(entry.path, self._picture_types(), self.shelf.neighbours(entry))
+        found = find_preview(entry.path, self._picture_types(), self.shelf.notes.neighbours(entry))
         if found:
             return _picture_url(found)
-        if self._cover_key(entry):
+        if self._covers.has(entry):
             name = urllib.parse.quote(self.shelf.name_of(entry), safe="")
             return f"./lora-runtime/cover?name={name}&mtime={entry.mtime_ns}"
         return ""
@@ -293,12 +295,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
     def cover(self, name: str) -> tuple[bytes, str] | None:
         """Return a picture from a file's metadata and its media type, or None."""
         entry = self.shelf.entry(name)
-        metadata = self.metadata_of(name) if entry and self._cover_key(entry) else None
-        for data in _pictures(metadata or {}):
-            for magic, media_type in _IMAGE_TYPES:
-                if data.startswith(magic):
-                    return data, media_type
-        return None
+        return find_cover(self.metadata_of(name) or {}) if entry and self._covers.has(entry) else None
 
     def metadata_of(self, name: str) -> dict[str, str] | None:
         """Return what a file's header says in words; None where it cannot be read."""
@@ -322,7 +319,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
     # --- which files are shown ---
 
     def _counts(self, entry: Entry, notes: Sidecar | None) -> bool:
-        model = "" if self.settings.show_all else loaded_family()
+        model = "" if self.settings.show_all else self.family()
         if not model:
             return True
         if stated := _stated(notes):
@@ -333,7 +330,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         return not self.settings.show_all and self._differs(entry, notes)
 
     def _differs(self, entry: Entry, notes: Sidecar | None) -> bool:
-        model, known = loaded_family(), _family(entry, notes)
+        model, known = self.family(), _family(entry, notes)
         return bool(model and known) and model != known
 
     def _shows_hidden_folders(self) -> bool:
@@ -345,70 +342,6 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         # "Replace preview" writes in this format, and what was replaced last is to be seen.
         first = str(shared.opts.samples_format).lower()
         return list(dict.fromkeys([first, *ui_extra_networks.default_allowed_preview_extensions]))
-
-    def _cover_key(self, entry: Entry) -> str:
-        """Return the key of the metadata that holds a picture, or ""; remembered while the file is unchanged.
-
-        The header is searched as bytes: parsing it takes twenty times as long, for every card on the page.
-        """
-        known = self._covers.get(entry.path)
-        if known is None or known[0] != entry.stamp:
-            raw = _raw_header(entry.path)
-            key = next((key for key in _COVER_KEYS if f'"{key}"'.encode() in raw), "")
-            known = self._covers[entry.path] = entry.stamp, key
-        return known[1]
-
-
-class _OnDemand(MutableMapping[str, Any]):
-    """A table whose values are made when they are asked for; what is put in is kept until it is cleared."""
-
-    def __init__(self, make: Callable[[str], Any], names: Callable[[], Iterable[str]]) -> None:
-        self._make = make
-        self._names = names
-        self._kept: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._kept[name] if name in self._kept else self._make(name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._kept[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        self._kept.pop(name, None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._names()))
-
-    def __len__(self) -> int:
-        return len(list(self._names()))
-
-    def clear(self) -> None:
-        """Forget what was put in."""
-        self._kept.clear()
-
-
-def chosen_model() -> Any | None:
-    """Return the checkpoint that the user has chosen, if it is loaded, else the one that was used last; None without.
-
-    After a refiner, or a checkpoint for the second pass, these differ. Asking `shared.sd_model` would load one.
-    """
-    chosen = getattr(shared.opts, "sd_model_checkpoint", None)
-    for model in sd_models.model_data.loaded_sd_models:
-        if getattr(getattr(model, "sd_checkpoint_info", None), "title", "") == chosen:
-            return model
-    return sd_models.model_data.sd_model
-
-
-def loaded_family() -> str:
-    """Return the family of the model that is loaded, or "" while there is none."""
-    model = chosen_model()
-    if model is None:
-        return ""
-    families = (("is_sdxl", "SDXL"), ("is_sd3", "SD3"), ("is_sd2", "SD2"), ("is_sd1", "SD1"))
-    return next((name for attribute, name in families if getattr(model, attribute, False)), "")
 
 
 def _stated(notes: Sidecar | None) -> str:
@@ -428,32 +361,6 @@ def _picture_url(path: Path) -> str:
     except OSError:
         mtime = 0
     return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(os.fsencode(path.as_posix()))}&mtime={mtime}"
-
-
-def _raw_header(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return file.read(length) if length <= _MAX_HEADER_FOR_COVER else b""
-    except OSError:
-        return b""
-
-
-def _pictures(metadata: dict[str, str]) -> Iterator[bytes]:
-    """Yield the pictures in metadata: a list in base64 by some tools, a data address by others."""
-    try:
-        covers = json.loads(metadata.get("ssmd_cover_images") or "[]")
-    except (ValueError, RecursionError):
-        covers = []
-    texts = [cover for cover in covers if isinstance(cover, str)] if isinstance(covers, list) else []
-    texts.append(metadata.get("modelspec.thumbnail", ""))
-    for text in texts:
-        try:
-            data = base64.b64decode(text.rpartition(",")[2])
-        except (binascii.Error, ValueError):
-            continue
-        if data:
-            yield data
 
 
 def _js(text: str) -> str:

@@ -1,46 +1,56 @@
-"""The HTTP API: that of the built-in extension, and `explain`."""
+"""Our routes: the HTTP API of the built-in extension, `explain`, and what the page in the browser fetches."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Body
 from fastapi.responses import JSONResponse
 
+from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
 from lora_runtime.header import read_header
-from lora_runtime.prompt import LoraTag
+from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
-from lora_runtime.report import LoraReport
+from lora_runtime.report import LoraReport, Report
+from lora_runtime.requests import Request
 
-from ...session import sha256_of
-from ...whole import shown_path, whole
-from .card_routes import add_routes, replace_routes
+from ..engine.loading import sha256_of
+from ..library.shelf import Shelf
+from ..prompts.notices import Notice
+from ..whole import shown_path, whole
+from .card_routes import add_card_routes, replace_routes
 from .guards import Guards
-from .network import LoraNetwork
-from .takeover import renew_builtin_list
+
+__all__ = ["Explain", "add_routes"]
+
+# What a prompt is read as, the requests for its files, what these would do to the model, and what there is to say.
+Explain = Callable[[str], tuple[Prompt, list[Request], Report, list[Notice]]]
 
 # FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
 _AT_ONCE = 2
 _SECONDS_IN_LINE = 2.0
 
 
-def add(app: Any, network: LoraNetwork, page: Any) -> None:
-    """Add the routes to the WebUI's app, in place of any others at the same paths."""
-    shelf = network.session.shelf
+def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> None:
+    """Add the routes to the program's app, in place of any others at the same paths.
+
+    All or none: where one cannot be added, the app has those that it had. `page` shows the cards of `shelf`.
+    """
 
     # Plain functions and not coroutines: FastAPI runs them in threads, and a slow disk does not stop the UI.
     def get_loras() -> list[dict[str, Any]]:
         """List the LoRA files, with the metadata that they carry."""
-        return [_described(shelf, name) for name in shelf.names()]
+        entries = [(name, shelf.entry(name)) for name in shelf.names()]
+        return [_described(name, entry) for name, entry in entries if entry is not None]
 
     def refresh_loras() -> None:
         """Look at the folders again."""
-        shelf.refresh()
-        renew_builtin_list(shelf.paths())
+        page.refresh()
 
     asking = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -49,7 +59,7 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
         if not asking.acquire(timeout=_SECONDS_IN_LINE):
             return JSONResponse({"detail": "other prompts are being explained; ask again"}, status_code=503)
         try:
-            return JSONResponse(explanation(network, prompt))
+            return JSONResponse(_explanation(explain_prompt, prompt))
         finally:
             asking.release()
 
@@ -59,16 +69,16 @@ def add(app: Any, network: LoraNetwork, page: Any) -> None:
         replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
         replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
         replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
-        add_routes(app, page, guards.page)
+        add_card_routes(app, page, guards.page)
     except Exception:
         app.router.routes[:] = before
         raise
 
 
-def explanation(network: LoraNetwork, text: str) -> dict[str, Any]:
-    """Return what `network.explain` says, as JSON can hold it."""
+def _explanation(explain: Explain, text: str) -> dict[str, Any]:
+    """Return what is said about a prompt, as JSON can hold it."""
     text = whole(text)
-    prompt, requests, report, notices = network.explain(text)
+    prompt, requests, report, notices = explain(text)
     by_span = {request.span: request for request in requests}
     reports = {lora.sha256: lora for lora in report.loras}
     return {
@@ -110,8 +120,7 @@ def _as_json(strength: Strength) -> float | str:
     return str(strength) if isinstance(strength, Curve) else strength
 
 
-def _described(shelf: Any, name: str) -> dict[str, Any]:
-    entry = shelf.entry(name)
+def _described(name: str, entry: Entry) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = dict(read_header(entry.path).metadata)
     except LoraError:  # gone or damaged since the folders were looked at

@@ -15,7 +15,7 @@ from modules import errors, images, infotext_utils, shared, sysinfo, ui_extra_ne
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
 
-from ...training_info import Row, random_prompt, table_rows, tag_counts, toggle_tag
+from ...library.training_info import Fact, facts, random_prompt, tag_counts, toggle_tag
 
 __all__ = ["LoraEditor"]
 
@@ -103,7 +103,7 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
             gone = f"There is no LoRA {html.escape(name)} any more; refresh the page."
             return [html.escape(name), "", "", "", "", "Unknown", gr.update(value=[], visible=False), "", 0.0, "",
                     gr.update(visible=False), "", gone]  # fmt: skip
-        notes = self.page.shelf.sidecar(entry)
+        notes = self.page.shelf.notes.of(entry)
         tags = tag_counts(self.page.metadata_of(name) or {})
         weight = notes.preferred_weight
         family = notes.sd_version or "Unknown"
@@ -133,7 +133,7 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
         if entry is None:
             return f"Not saved: there is no LoRA {html.escape(name)} any more; refresh the page."
         changed = replace(
-            shelf.sidecar(entry),
+            shelf.notes.of(entry),
             description=description or "",
             sd_version=family or "Unknown",
             activation_text=activation or "",
@@ -142,7 +142,7 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
             notes=notes or "",
         )
         try:
-            shelf.write_sidecar(entry, changed)
+            shelf.notes.write(entry, changed)
         except OSError as error:
             errors.report(f"the notes on {entry.path} could not be written", exc_info=True)
             return f"Not saved: {html.escape(str(error))}"
@@ -182,30 +182,30 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
 
     def table_html(self, entry: Entry) -> str:
         """Return the facts on a file, and those on its training, as a table."""
-        rows = [*self._file_rows(entry), *table_rows(self.page.metadata_of(self.page.shelf.name_of(entry)) or {})]
+        told = [*self._file_facts(entry), *facts(self.page.metadata_of(self.page.shelf.name_of(entry)) or {})]
         cells = "".join(
-            f"<tr><th>{html.escape(row.label)}: </th>"
-            f'<td title="{html.escape(row.hint)}">{html.escape(row.text)}</td></tr>'
-            for row in rows
-            if row.text
+            f"<tr><th>{html.escape(fact.label)}: </th>"
+            f'<td title="{html.escape(fact.hint)}">{html.escape(fact.text)}</td></tr>'
+            for fact in told
+            if fact.text
         )
         return f'<table class="file-metadata">{cells}</table>'
 
-    def _file_rows(self, entry: Entry) -> list[Row]:
+    def _file_facts(self, entry: Entry) -> list[Fact]:
         shelf = self.page.shelf
         try:
-            digits = shelf.short_hash(entry)
+            digits = shelf.hashes.short(entry)
         except LoraError as error:
             digits = str(error)
         kind = ", ".join(entry.algorithms)
         ranks = ", ".join(map(str, entry.ranks[:4])) + (", …" if len(entry.ranks) > 4 else "")
         return [
-            Row("Filename", Path(shelf.place_of(entry) + entry.path.suffix).as_posix()),
-            Row("File size", sysinfo.pretty_bytes(entry.size)),
-            Row("Hash", digits),
-            Row("Modified", datetime.datetime.fromtimestamp(entry.mtime_ns / 1e9).strftime("%Y-%m-%d %H:%M")),
-            Row("Made for", "" if entry.family == "unknown" else entry.family),
-            Row("Kind", f"{kind}, rank {ranks}" if kind and ranks else kind),
+            Fact("Filename", Path(shelf.place_of(entry) + entry.path.suffix).as_posix()),
+            Fact("File size", sysinfo.pretty_bytes(entry.size)),
+            Fact("Hash", digits),
+            Fact("Modified", datetime.datetime.fromtimestamp(entry.mtime_ns / 1e9).strftime("%Y-%m-%d %H:%M")),
+            Fact("Made for", "" if entry.family == "unknown" else entry.family),
+            Fact("Kind", f"{kind}, rank {ranks}" if kind and ranks else kind),
         ]
 
 

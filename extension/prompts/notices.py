@@ -9,7 +9,7 @@ from typing import Any
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.prompt.excerpt import line_and_column
 
-from .whole import whole
+from ..whole import whole
 
 
 @dataclass(frozen=True)

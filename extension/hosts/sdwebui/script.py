@@ -6,12 +6,12 @@ from typing import Any
 
 from modules import scripts
 
-from .network import LoraNetwork
+from .tag_owner import TagOwner
 
 API_FIELD = "LoRA notices"
 
 
-def script_class(network: LoraNetwork) -> type[Any]:
+def script_class(owner: TagOwner) -> type[Any]:
     """Return a script that is always on and shows nothing; the WebUI makes one for each of its tabs."""
 
     class LoraRuntimeScript(scripts.Script):
@@ -22,13 +22,13 @@ def script_class(network: LoraNetwork) -> type[Any]:
             return scripts.AlwaysVisible
 
         def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            network.before_batch(p)
+            owner.before_batch(p)
 
         def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            network.before_conditioning(p)
+            owner.before_conditioning(p)
 
         def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-            notices = network.notices(p)
+            notices = owner.notices(p)
             if notices:
                 # Into the answer of the API only: the texts that are saved with the pictures are written by now.
                 fields = processed.extra_generation_params or {}

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import Query
 from fastapi.responses import JSONResponse, Response
 
-from ...cards import nothing_found_html
+from .cards import nothing_found_html
 
-__all__ = ["add_routes", "replace_routes"]
+__all__ = ["add_card_routes", "replace_routes"]
 
 _TABS = ("txt2img", "img2img")
 _SORTS = ("default", "name", "date_created", "date_modified")
@@ -27,7 +27,7 @@ def replace_routes(app: Any, method: str, routes: Mapping[str, Callable[..., Any
         app.add_api_route(path, function, methods=[method], dependencies=list(guards))
 
 
-def add_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
+def add_card_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
     """Add the routes for a LoraPage."""
     # Plain functions, not coroutines: FastAPI runs these in threads, so that a slow disk does not stop the UI.
 

@@ -1,4 +1,4 @@
-"""What a person has noted about a LoRA file: the `.json` beside it, its `.txt`, and its preview picture.
+"""What a person has noted about a LoRA file: the `.json` beside it, and its `.txt`.
 
 The keys are those that the WebUI's own editor writes, so the notes of years are found again, and so are those that
 other tools have put into the same file.
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .whole import whole
+from ..whole import whole
 
-__all__ = ["Sidecar", "find_description", "find_preview", "read", "sidecar_path", "write"]
+__all__ = ["Sidecar", "beside", "find_description", "read", "sidecar_path", "write"]
 
 _BROKEN_SUFFIX = ".broken"
 _ON_WINDOWS = os.name == "nt"
@@ -93,17 +93,12 @@ def write(path: Path, sidecar: Sidecar) -> None:
     _write_whole(target, json.dumps(content, indent=4, ensure_ascii=False))
 
 
-def find_preview(path: Path, extensions: Iterable[str], names: Collection[str] | None = None) -> Path | None:
-    """Return the picture beside the LoRA file `path`: `ink.png`, or `ink.preview.png`; None without one.
-
-    `extensions` come in the order of preference. `names`, where given, are the files of the folder as listed before.
-    """
-    return _beside(path, [end for ext in extensions for end in (f".{ext}", f".preview.{ext}")], names)
-
-
 def find_description(path: Path, names: Collection[str] | None = None) -> str:
-    """Return the text of `ink.txt` or `ink.description.txt` beside the LoRA file `path`, or ""."""
-    found = _beside(path, [".txt", ".description.txt"], names)
+    """Return the text of `ink.txt` or `ink.description.txt` beside the LoRA file `path`, or "".
+
+    `names`, where given, are the files of the folder as listed before.
+    """
+    found = beside(path, [".txt", ".description.txt"], names)
     if found is None:
         return ""
     try:
@@ -112,7 +107,8 @@ def find_description(path: Path, names: Collection[str] | None = None) -> str:
         return ""
 
 
-def _beside(path: Path, endings: Iterable[str], names: Collection[str] | None) -> Path | None:
+def beside(path: Path, endings: Iterable[str], names: Collection[str] | None) -> Path | None:
+    """Return the first file that is called like `path` with one of these endings; `names` as in find_description."""
     for ending in endings:
         name = path.stem + ending
         if name in names if names is not None else path.with_name(name).is_file():

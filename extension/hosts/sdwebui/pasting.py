@@ -6,8 +6,9 @@ from typing import Any
 
 from modules import scripts
 
-from ...infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
-from ...shelf import Patience, Shelf
+from ...library.patience import Patience
+from ...library.shelf import Shelf
+from ...prompts.infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
 from .settings import INFOTEXT, Settings
 
 _PROMPTS = ("Prompt", "Hires prompt")
@@ -19,7 +20,7 @@ def paste(fields: dict[str, Any], shelf: Shelf, settings: Settings) -> None:
     hashes = parse_hashes(str(fields.get(HASHES_FIELD) or ""))
 
     def local_name(digits: str) -> str | None:
-        entry = shelf.by_hash(digits, patience)
+        entry = shelf.hashes.find(digits, patience)
         return None if entry is None else shelf.tag_name(entry, settings.prefer_alias)
 
     if "Steps" in fields:  # the parameters of a picture, and not just a prompt

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from modules import errors, extra_networks, script_callbacks, scripts, shared, ui_extra_networks
 
 from ...console import say
@@ -31,12 +30,12 @@ def run_last(category: str, function: Callable[..., Any]) -> None:
     callbacks.insert(0, own)
 
 
-def take_tags(network: Any, undo: ExitStack) -> None:
+def take_tags(owner: Any, undo: ExitStack) -> None:
     """Own `<lora:…>`, `<lyco:…>` and `<loractl:…>`; the built-in sees no tag, so its patches of torch stay idle."""
     for table in (extra_networks.extra_network_registry, extra_networks.extra_network_aliases):
         undo.callback(_put_back, table, dict(table))
     _retire_builtin_callbacks(undo)
-    _register(network)
+    _register(owner)
 
 
 def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
@@ -46,10 +45,10 @@ def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
             table[name] = before[name]
 
 
-def _register(network: Any) -> None:
-    extra_networks.register_extra_network(network)
+def _register(owner: Any) -> None:
+    extra_networks.register_extra_network(owner)
     for alias in _ALIASES:
-        extra_networks.register_extra_network_alias(network, alias)
+        extra_networks.register_extra_network_alias(owner, alias)
 
 
 def take_page(page: Any, undo: ExitStack) -> None:
@@ -85,10 +84,10 @@ def _retire_builtin_callbacks(undo: ExitStack) -> None:
 
 def builtin_folder() -> Path | None:
     """Return the folder of the built-in extension if it is loaded."""
-    networks = sys.modules.get("networks")
-    if networks is None or not hasattr(networks, "loaded_networks"):
+    builtin = sys.modules.get("networks")
+    if builtin is None or not hasattr(builtin, "loaded_networks"):
         return None
-    return Path(networks.__file__ or "").parent
+    return Path(builtin.__file__ or "").parent
 
 
 def renew_builtin_list(files: Iterable[Path]) -> None:
@@ -97,14 +96,14 @@ def renew_builtin_list(files: Iterable[Path]) -> None:
     Other extensions ask `networks.available_networks` which LoRAs there are; the built-in's own Refresh, which renewed
     it, is ours now. Its failure is its own matter: it costs nobody our page.
     """
-    networks: Any = sys.modules.get("networks")
-    listed = getattr(networks, "available_networks", None)
-    if builtin_folder() is None or listed is None or not hasattr(networks, "list_available_networks"):
+    builtin: Any = sys.modules.get("networks")
+    listed = getattr(builtin, "available_networks", None)
+    if builtin_folder() is None or listed is None or not hasattr(builtin, "list_available_networks"):
         return
     lacks = any(path.stem not in listed for path in files)
     if lacks or not all(Path(getattr(known, "filename", "")).is_file() for known in list(listed.values())):
         try:
-            networks.list_available_networks()
+            builtin.list_available_networks()
         except Exception:
             errors.report("[lora-runtime] the built-in Lora extension could not list its files anew", exc_info=True)
 
@@ -116,17 +115,17 @@ def switch_builtin() -> None:
     opts.disabled_extensions = [*others, _BUILTIN] if getattr(opts, BUILTIN_KEY) else others
 
 
-def owns_tags(network: Any) -> bool:
+def owns_tags(owner: Any) -> bool:
     """Return whether `<lora:…>` is still ours: others may take it at the start of each picture, as loractl does."""
-    return extra_networks.extra_network_registry.get(network.name) is network
+    return extra_networks.extra_network_registry.get(owner.name) is owner
 
 
-def takes_back(network: Any) -> bool:
+def takes_back(owner: Any) -> bool:
     """Take the tags back from loractl, whose syntax is read here too; return whether it had them."""
-    owner = extra_networks.extra_network_registry.get(network.name)
-    if owner is network or not type(owner).__module__.startswith("loractl."):
+    there = extra_networks.extra_network_registry.get(owner.name)
+    if there is owner or not type(there).__module__.startswith("loractl."):
         return False
-    _register(network)
+    _register(owner)
     return True
 
 
@@ -134,24 +133,6 @@ def owner_of_tags() -> str:
     """Return the name of the extension whose the tag is, for a notice."""
     owner = type(extra_networks.extra_network_registry.get("lora")).__module__.partition(".")[0]
     return {"extra_networks_lora": "the built-in extension"}.get(owner, owner)
-
-
-def calm_builtin(models: Iterable[Any]) -> None:
-    """Make the built-in give back what it has patched, before weights are patched here.
-
-    It would do so at some later forward pass, by writing its copies over what is there by then. It has patched
-    something if it was the owner until the last Reload UI, or if loractl had the tag.
-    """
-    networks = sys.modules.get("networks")
-    if networks is None or not hasattr(networks, "network_restore_weights_from_backup"):
-        return
-    networks.load_networks([])
-    # Not by its list of what is patched: loractl empties that at every step.
-    with torch.no_grad():
-        for module in (module for model in models for module in model.modules()):
-            if any(getattr(module, f"network_{kind}_backup", None) is not None for kind in ("weights", "bias")):
-                networks.network_restore_weights_from_backup(module)
-                networks.network_reset_cached_weight(module)
 
 
 # Extensions that work on the LoRAs which the built-in has loaded, by a piece of their folder's name.
