@@ -104,6 +104,7 @@ class EngineWeights:
         self._unet: Any = None  # the clones that are shown
         self._clip: Any = None
         self._marked = False
+        self._live = Live()  # what acts beside the modules
         self._keys: weakref.WeakKeyDictionary[nn.Module, dict[int, str]] = weakref.WeakKeyDictionary()
         self.view: ModelView | None = None  # while it is held
         self.failures: list[str] = []  # of patches, while Forge loaded
@@ -150,9 +151,10 @@ class EngineWeights:
         of_denoiser = [patch for patch in patches if not patch.target.component.startswith("text_encoder")]
         marked = any(not live.component.startswith("text_encoder") for live in plan.lives)
         unet, clip = self._denoiser(kept.unet, of_denoiser, marked=marked), self._encoders(kept.clip, of_text)
-        # Forge has other weights there, whatever the numbers of their writes say.
+        self._live = owner.live
         if not self.is_shown(owner):
-            owner.live.clear()
+            # Forge may have other weights there by now, whatever the counts of writes say.
+            self._live.clear()
         try:
             if plan.lives:
                 owner.live.apply(plan.lives, keeper, compiled=compiled)
@@ -174,6 +176,7 @@ class EngineWeights:
 
     def restore(self, *, release: bool = False) -> int:
         """Give the engine its own patchers; Forge takes its weights back when it loads them next."""
+        self._live.clear()
         engine, shown = self.engine, self._unet is not None
         if shown:
             kept = engine.forge_objects_original
@@ -201,7 +204,7 @@ class EngineWeights:
 
     def _identity(self) -> str:
         text = "" if self._clip is None else self._clip.patcher.patches_uuid
-        return f"lora_runtime {self._unet.patches_uuid} {text}"
+        return f"lora_runtime {self._unet.patches_uuid} {text} {_on_the_fly()}"
 
     # --- the host's patchers ---
 
@@ -241,7 +244,7 @@ class EngineWeights:
         for patch in patches:
             key = f"{keys[id(patch.target.module)]}.{patch.name}"
             wanted[key] = ForgePatch(patch, patcher.backup, self.failures, first=not patcher.patches.get(key))
-        taken = patcher.add_patches(wanted, 1.0, filename="lora_runtime", online_mode=bool(dynamic_args.online_lora))
+        taken = patcher.add_patches(wanted, 1.0, filename="lora_runtime", online_mode=_on_the_fly())
         if len(taken) != len(wanted):
             lacking = ", ".join(sorted(set(wanted) - set(taken))[:3])
             raise ModelError(f"Forge has no weights of these names: {lacking}")
@@ -272,9 +275,14 @@ class EngineWeights:
 _NAMES = uuid.UUID("6b8f1a52-6a3c-4b39-9c1e-2f5f0c9c6f0e")  # of our identities
 
 
+def _on_the_fly() -> bool:
+    """Return whether the user wants W′ to be made in each forward pass."""
+    return bool(dynamic_args.online_lora)
+
+
 def _uuid(original: Any, patches: Sequence[HostPatch]) -> uuid.UUID:
     """Return what is equal only for equal patches on one patcher, worked out in the same way."""
-    return uuid.uuid5(_NAMES, f"{original.patches_uuid} {bool(dynamic_args.online_lora)} {identity_of(patches)}")
+    return uuid.uuid5(_NAMES, f"{original.patches_uuid} {_on_the_fly()} {identity_of(patches)}")
 
 
 class Weights:
