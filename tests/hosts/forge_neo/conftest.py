@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import program
+import neo_program as program
 
 
 @pytest.fixture(scope="session")

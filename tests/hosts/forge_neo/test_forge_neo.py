@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import program
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import neo_program as program
 import pytest
 
 ONE = "a cat <lora:A:0.7>"
@@ -190,3 +195,24 @@ def test_what_the_page_and_the_api_ask_for(run: program.Forge) -> None:
     explained = run.post("/lora-runtime/explain", text="a cat <lora:A:0.7>")
     (tag,) = explained["tags"]
     assert tag["used"] == tag["keys"] > 0
+
+
+# Names in Forge's tables that are another model's (Flux.2's, Z-Image's), and one that no trainer is known to write.
+OF_FLUX_2 = r"linear_(in|out)|to_qkv_mlp_proj|single_.*attn[._]to_out$|linear1_qkv"
+OF_ANOTHER_MODEL = {
+    "Flux": OF_FLUX_2,
+    "Chroma": OF_FLUX_2,
+    "Lumina 2": r"attention[._](to_[qkv]|to_out|norm_[qk])|all_(final_layer|x_embedder)",
+}
+
+
+def test_names_mean_the_weights_that_they_mean_to_the_program(forge: Path) -> None:
+    """Of transformers that need a card to paint: by the program's own classes, at a tiny width."""
+    command = [program.forge_python(forge), str(program.HERE / "compare_names.py"), str(forge), str(program.REPOSITORY)]
+    done = subprocess.run(command, check=True, env=program.environment(), capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"Flux", "Chroma", "Z-Image", "Lumina 2", "Qwen-Image", "Wan"}
+    for title, one in found.items():
+        others = OF_ANOTHER_MODEL.get(title, "(?!)")
+        assert {name: places for name, places in one["differ"].items() if not re.search(others, name)} == {}, title
+        assert one["names"] - len(one["differ"]) > 70, title

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import loras
+import neo_loras as loras
 import numpy as np
 from PIL import Image
 
