@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 import weakref
 from collections.abc import Callable
 from functools import reduce
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from double.loras import File, differences, patched, write
+from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from neo.program import Neo
@@ -203,11 +205,45 @@ def test_another_forge_is_told_so_and_keeps_its_own_lora(
     assert "Forge Neo is supported from 2.26 on" in lines[0]
 
 
-def test_a_weight_beyond_half_precision_leaves_its_tag_out(start_neo: Callable[..., Neo]) -> None:
+def test_a_weight_beyond_half_precision_leaves_its_tag_out_before_anything_is_loaded(
+    start_neo: Callable[..., Neo],
+) -> None:
     neo = start_neo(half=True)
-    plain = {name: w.half() for name, w in neo.module("sd_models").checkpoints["a"].weights.items()}
-    small = write(neo.loras / "small.safetensors", plain)
-    write(neo.loras / "large.safetensors", {n: w.float() for n, w in plain.items()}, seed=3, only="unet")
-    done = neo.generate("<lora:small:0.5><lora:large:100>", steps=2)
-    assert torch.isfinite(torch.cat([w.flatten().float() for w in done.passes[0].weights.values()])).all()
-    assert small.path.exists()
+    files = neo.module("sd_models").checkpoints["a"].weights
+    small = write(neo.loras / "small.safetensors", files, only="te_text")
+    huge = {name: w * 400 for name, w in files.items()}
+    large = write(neo.loras / "large.safetensors", huge, seed=3, only="proj_in")
+    tensors = load_file(large.path)
+    save_file({name: t * 200 if "lora_" in name.rpartition(".")[0] else t for name, t in tensors.items()}, large.path)
+    done = neo.generate("<lora:small:0.5><lora:large:50>")
+    assert wrong(neo, done, (small, 0.5)) == []
+    assert [comment for comment in done.comments if "beyond 65504" in comment]
+
+
+def test_what_goes_wrong_while_the_program_loads_costs_that_weight_and_is_said(neo: Neo, ink: File) -> None:
+    neo.generate("a cat")
+    module = sys.modules["lora_runtime.hosted"]
+    merged = module.HostPatch.merged
+
+    def fails(patch: Any, weight: torch.Tensor) -> torch.Tensor:
+        if patch.target.path.endswith("proj_in"):
+            raise RuntimeError("no memory for it")
+        made: torch.Tensor = merged(patch, weight)
+        return made
+
+    module.HostPatch.merged = fails
+    done = neo.generate("<lora:ink:0.7>")
+    without = {name: w for name, w in of(neo, (ink, 0.7)).items() if "proj_in" not in name}
+    assert differences(done.passes[0].weights, neo.plain(), without) == []
+    assert [
+        comment for comment in done.comments if "proj_in: RuntimeError: no memory for it; left out there" in comment
+    ]
+
+
+def test_an_embedding_in_a_file_is_said_to_be_left_out(neo: Neo) -> None:
+    more = {"bundle_emb.word.string_to_param.*": torch.zeros(2, 12)}
+    file = write(neo.loras / "with-word.safetensors", neo.module("sd_models").checkpoints["a"].weights, more=more)
+    done = neo.generate("word <lora:with-word:0.7>")
+    assert wrong(neo, done, (file, 0.7)) == []
+    (comment,) = done.comments
+    assert "brings an embedding along" in comment

@@ -22,8 +22,9 @@ from backend.nn.flux import IntegratedFluxTransformer2DModel  # noqa: E402
 from backend.nn.lumina import NextDiT  # noqa: E402
 from backend.nn.qwen import QwenImageTransformer2DModel  # noqa: E402
 from backend.nn.wan import WanModel  # noqa: E402
-from backend.patcher.lora import model_lora_keys_unet  # noqa: E402
+from backend.patcher.lora import model_lora_keys_clip, model_lora_keys_unet  # noqa: E402
 from torch import nn  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
 from lora_runtime.pipelines import view  # noqa: E402
 from lora_runtime.targets import Targets  # noqa: E402
@@ -72,40 +73,51 @@ def theirs(place):
     return key, None if offset is None else tuple(offset[1:])
 
 
-def ours(targets, name, model):
+def ours(targets, name, prefixes):
+    """Return the weight and its rows as the library finds them, by Forge's names; None where it finds none."""
     target = targets.find(name)
     if target is None:
         return None
     part = target.part
-    rows = target.module._parameters[target.parameter].shape[0]
-    each = rows // part.count
+    each = target.module._parameters[target.parameter].shape[0] // part.count
     cut = None if part.count == 1 else (part.index * each, part.span * each)
     bare = target.path.endswith(f".{target.parameter}")  # a parameter of a block itself
-    return f"diffusion_model.{target.path}" + ("" if bare else f".{target.parameter}"), cut
+    return f"{prefixes[target.component]}{target.path}" + ("" if bare else f".{target.parameter}"), cut
+
+
+def compare(table, root, components, prefixes):
+    """Return how many of Forge's names have a weight, and those for which the library finds another."""
+    targets = Targets(view(SimpleNamespace(components=components)))
+    differ, names, there = {}, 0, root.state_dict()
+    for name, place in table.items():
+        key, cut = theirs(place)
+        if not isinstance(name, str) or name.endswith((".bias", ".weight")) or key not in there:
+            continue
+        names += 1
+        mine = ours(targets, name, prefixes)
+        if mine != (key, cut):
+            differ[name] = [str((key, cut)), str(mine)]
+    return {"names": names, "differ": differ}
 
 
 found = {}
 for title, (repo, make, config) in MODELS.items():
-    try:
-        model = make()
-    except Exception as error:
-        found[title] = {"error": f"{type(error).__name__}: {error}"}
-        continue
+    model = make()
     model.config = config
     root = nn.Module()
     root.diffusion_model, root.config = model, SimpleNamespace(huggingface_repo=repo)
     table = model_lora_keys_unet(root, {})
-    targets = Targets(view(SimpleNamespace(components={"transformer": model})))
-    differ, names, there = {}, 0, root.state_dict()
-    for name, place in table.items():
-        if not isinstance(name, str) or name.endswith((".bias", ".weight")):
-            continue
-        key, cut = theirs(place)
-        if key not in there:
-            continue  # Forge has the name, and no such weight
-        names += 1
-        mine = ours(targets, name, model)
-        if mine != (key, cut):
-            differ[name] = [str((key, cut)), str(mine)]
-    found[title] = {"names": names, "differ": differ}
+    found[title] = compare(table, root, {"transformer": model}, {"transformer": "diffusion_model."})
+
+clip = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
+for title, names in (("SD1's text", ["clip_l"]), ("SDXL's texts", ["clip_l", "clip_g"])):
+    root, components, prefixes = nn.Module(), {}, {}
+    for number, name in enumerate(names, 1):
+        encoder = nn.Module()
+        encoder.transformer = CLIPTextModel(clip)
+        setattr(root, name, encoder)
+        component = "text_encoder" if number == 1 else f"text_encoder_{number}"
+        components[component], prefixes[component] = encoder.transformer, f"{name}.transformer."
+    table = {name: key for name, key in model_lora_keys_clip(root, {}).items() if not name.startswith("text_encoders.")}
+    found[title] = compare(table, root, components, prefixes)
 print(json.dumps(found))

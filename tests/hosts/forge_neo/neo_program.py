@@ -100,6 +100,7 @@ class Forge:
         try:
             self._wait()
             self.post("/sdapi/v1/options", live_previews_enable=False, samples_save=False)
+            self.get("/probe/checkpoint", name="a")  # else any: it takes the first that the system lists
         except BaseException:
             self.__exit__()
             raise

@@ -211,8 +211,8 @@ def test_names_mean_the_weights_that_they_mean_to_the_program(forge: Path) -> No
     command = [program.forge_python(forge), str(program.HERE / "compare_names.py"), str(forge), str(program.REPOSITORY)]
     done = subprocess.run(command, check=True, env=program.environment(), capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"Flux", "Chroma", "Z-Image", "Lumina 2", "Qwen-Image", "Wan"}
+    assert set(found) == {"Flux", "Chroma", "Z-Image", "Lumina 2", "Qwen-Image", "Wan", "SD1's text", "SDXL's texts"}
     for title, one in found.items():
         others = OF_ANOTHER_MODEL.get(title, "(?!)")
         assert {name: places for name, places in one["differ"].items() if not re.search(others, name)} == {}, title
-        assert one["names"] - len(one["differ"]) > 70, title
+        assert one["names"] - len(one["differ"]) > 30, title
