@@ -102,8 +102,16 @@
         return {positive, negative};
     }
 
+    const NOTICE = /^\s*LoRA (error|warning|note|info): /;
+
+    /** Return how serious a line under the picture is, "" where it is not ours. */
+    function severityOf(line) {
+        const found = NOTICE.exec(line);
+        return found ? found[1] : "";
+    }
+
     if (typeof module === "object" && module.exports) {
-        module.exports = {findTags, means, toggle};
+        module.exports = {findTags, means, severityOf, toggle};
         return;
     }
 
@@ -141,8 +149,8 @@
         return answer.json();
     }
 
-    /** What one tab shows. */
-    class Shelf {
+    /** The Lora page of one tab: what it shows, and what it was asked to. */
+    class LoraPage {
         constructor(tab) {
             this.tab = tab;
             this.folder = "";
@@ -155,16 +163,16 @@
             this.marked = null; // the prompt for which cards were marked
             this.watcher = null;
             this.words = ""; // what is searched: the WebUI makes an empty field when it is refreshed
-            this.page = null; // the mark of our page, another one after a refresh
+            this.element = null; // the mark of our page, another one after a refresh
             this.checkpoint = ""; // for which the cards were made
             this.failed = false; // whether cards could not be fetched, until somebody asks for them again
         }
 
         /** Give a page that was made anew the search and the folder that there were. */
         settle(parts) {
-            const page = parts.holder.querySelector(".lora-runtime-page");
-            if (page === this.page) return;
-            this.page = page;
+            const element = parts.holder.querySelector(".lora-runtime-page");
+            if (element === this.element) return;
+            this.element = element;
             this.first = "";
             if (parts.search && this.words) parts.search.value = this.words;
             if (this.folder) markFolder(parts, this.folder);
@@ -302,7 +310,7 @@
         }
     }
 
-    const shelves = Object.fromEntries(TABS.map((tab) => [tab, new Shelf(tab)]));
+    const pages = Object.fromEntries(TABS.map((tab) => [tab, new LoraPage(tab)]));
 
     /** Return the tab in whose Lora page an element lies, or "". */
     function tabOf(element) {
@@ -335,14 +343,14 @@
             areas[index].value = text;
             updateInput(areas[index]);
         });
-        shelves[tab].mark();
+        pages[tab].mark();
     }
 
     /** Show one folder only, or all of them again. */
     function chooseFolder(tab, folder) {
-        shelves[tab].folder = folder;
+        pages[tab].folder = folder;
         markFolder(partsOf(tab), folder);
-        shelves[tab].reload();
+        pages[tab].reload();
     }
 
     function markFolder(parts, folder) {
@@ -354,32 +362,38 @@
     }
 
     /** Open or close a folder of the tree; its files are fetched when it is first opened. */
-    async function openFolder(tab, row, open) {
-        const list = row.nextElementSibling;
+    async function openFolder(tab, line, open) {
+        const list = line.nextElementSibling;
         list.hidden = !open;
-        if (open) row.dataset.expanded = ""; else delete row.dataset.expanded;
-        if (!open || row.dataset.files === "0" || row.dataset.fetched) return;
-        row.dataset.fetched = "1";
+        if (open) line.dataset.expanded = ""; else delete line.dataset.expanded;
+        if (!open || line.dataset.files === "0" || line.dataset.fetched) return;
+        line.dataset.fetched = "1";
+        const failed = list.querySelector(".lora-runtime-failed");
+        if (failed) failed.remove();
         try {
-            const answer = await ask("files", {tabname: tab, folder: row.dataset.folder});
+            const answer = await ask("files", {tabname: tab, folder: line.dataset.folder});
             list.insertAdjacentHTML("beforeend", answer.html);
-            shelves[tab].marked = null;
+            pages[tab].marked = null;
         } catch (error) {
-            delete row.dataset.fetched;
+            delete line.dataset.fetched;
             console.error("LoRA Runtime:", error);
+            const note = document.createElement("li");
+            note.className = "tree-list-item lora-runtime-note lora-runtime-failed";
+            note.textContent = `The files could not be fetched (${error.message}). Open the folder again to try again.`;
+            list.append(note);
         }
     }
 
-    function clickTree(tab, row, onChevron) {
-        const open = "expanded" in row.dataset;
+    function clickTree(tab, line, onChevron) {
+        const open = "expanded" in line.dataset;
         if (onChevron) {
-            openFolder(tab, row, !open);
-        } else if (shelves[tab].folder === row.dataset.folder && open) {
-            openFolder(tab, row, false);
+            openFolder(tab, line, !open);
+        } else if (pages[tab].folder === line.dataset.folder && open) {
+            openFolder(tab, line, false);
             chooseFolder(tab, "");
         } else {
-            if (!open) openFolder(tab, row, true);
-            chooseFolder(tab, row.dataset.folder);
+            if (!open) openFolder(tab, line, true);
+            chooseFolder(tab, line.dataset.folder);
         }
     }
 
@@ -399,9 +413,9 @@
         const tab = TABS.find((name) => event.target.id === `${name}_lora_extra_search`);
         if (!tab || !partsOf(tab)) return;
         event.stopPropagation();
-        shelves[tab].words = event.target.value;
-        clearTimeout(shelves[tab].timer);
-        shelves[tab].timer = setTimeout(() => shelves[tab].reload(), TYPING_MS);
+        pages[tab].words = event.target.value;
+        clearTimeout(pages[tab].timer);
+        pages[tab].timer = setTimeout(() => pages[tab].reload(), TYPING_MS);
     }, true);
 
     /** Put our functions where the WebUI looks for those that filter and sort a page, once it has put its own there. */
@@ -409,7 +423,7 @@
         if (typeof extraNetworksApplyFilter !== "object" || typeof extraNetworksApplySort !== "object") return;
         for (const tab of TABS) {
             const page = `${tab}_lora`;
-            const own = shelves[tab];
+            const own = pages[tab];
             const theirs = extraNetworksApplyFilter[page];
             if (!theirs || theirs === own.apply || !partsOf(tab)) continue;
             own.apply = () => own.reload();
@@ -419,17 +433,33 @@
         }
     }
 
+    /** Give our lines under the picture the colour of what they say; the WebUI has one for all. */
+    function colourNotices(tab) {
+        const log = byId(`html_log_${tab}`);
+        for (const comments of log ? log.querySelectorAll(".comments") : []) {
+            for (const node of [...comments.childNodes]) {
+                const severity = node.nodeType === Node.TEXT_NODE ? severityOf(node.textContent) : "";
+                if (!severity) continue;
+                const line = document.createElement("span");
+                line.className = `lora-runtime-said lora-runtime-said-${severity}`;
+                line.textContent = node.textContent;
+                comments.replaceChild(line, node);
+            }
+        }
+    }
+
     setInterval(() => {
         if (document.hidden || typeof gradioApp !== "function") return;
         takeOver();
+        TABS.forEach(colourNotices);
         // Cards say what fits the checkpoint.
         const checkpoint = typeof opts === "object" ? opts.sd_model_checkpoint || "" : "";
-        for (const shelf of Object.values(shelves)) {
-            if (shelf.checkpoint && shelf.checkpoint !== checkpoint && shelf.page) shelf.reload();
-            shelf.checkpoint = checkpoint;
+        for (const page of Object.values(pages)) {
+            if (page.checkpoint && page.checkpoint !== checkpoint && page.element) page.reload();
+            page.checkpoint = checkpoint;
         }
         // Prompts also change without an event: pasted parameters, styles, other extensions.
-        TABS.forEach((tab) => shelves[tab].mark());
+        TABS.forEach((tab) => pages[tab].mark());
     }, LOOK_MS);
 
     // --- what the editor calls -------------------------------------------------------------------------------------
@@ -446,9 +476,9 @@
             } catch (error) {
                 console.error("LoRA Runtime:", error);
             }
-            shelves[each].first = "";
-            shelves[each].marked = null;
-            shelves[each].watch();
+            pages[each].first = "";
+            pages[each].marked = null;
+            pages[each].watch();
         }
     }
 

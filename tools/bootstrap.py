@@ -181,7 +181,7 @@ def test_extension() -> None:
     # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
-    run(WEBUI.python, "-m", "pytest", "tests/extension")
+    run(WEBUI.python, "-m", "pytest", "tests/extension", "--cov=extension", "--cov-branch", "--cov-fail-under=95")
 
 
 def test_oldest(arguments: list[str]) -> None:

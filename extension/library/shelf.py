@@ -20,6 +20,7 @@ from . import search
 from .hashes import SHOWN_DIGITS, Hashes, is_hash
 from .index import Book, Index, composed
 from .listing import NAMELESS, Listing
+from .metadata import Metadata
 from .notes import Notes
 from .patience import Patience
 
@@ -33,7 +34,7 @@ _EMPTY_ALIASES = frozenset({"none", "addams"})
 class Shelf:
     """The usable LoRA files in some folders, under names that mean one file each. Safe to use from several threads.
 
-    `hashes` and `notes` are those of its files.
+    `hashes`, `notes` and `metadata` are those of its files.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -41,6 +42,7 @@ class Shelf:
         self._listing = Listing(folders)
         self.hashes = Hashes(self._listing)
         self.notes = Notes(self._listing)
+        self.metadata = Metadata()
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -88,9 +88,9 @@ def dirs_html(folders: Mapping[str, int], total: int, *, slash: bool = False) ->
     """Return a button for each folder, after one for all; nothing where there are no folders."""
     if not folders:
         return ""
-    rows = [_dir_button("", "all", total, "search-all")]
-    rows += [_dir_button(folder, f"{'/' if slash else ''}{folder}/", count) for folder, count in folders.items()]
-    return "\n".join(rows)  # a blank between them, as between the WebUI's own
+    buttons = [_dir_button("", "all", total, "search-all")]
+    buttons += [_dir_button(folder, f"{'/' if slash else ''}{folder}/", count) for folder, count in folders.items()]
+    return "\n".join(buttons)  # a blank between them, as between the WebUI's own
 
 
 def tree_html(folders: Mapping[str, int]) -> str:
@@ -111,10 +111,10 @@ def tree_html(folders: Mapping[str, int]) -> str:
 
 def files_html(cards: Iterable[Card], left_out: int, look: Look) -> str:
     """Return the files of one folder of the tree, and how many are left to the cards."""
-    rows = [_tree_file(card, look) for card in cards]
+    files = [_tree_file(card, look) for card in cards]
     if left_out:
-        rows.append(f"<li class='tree-list-item lora-runtime-note'>and {left_out:,} more, among the cards</li>")
-    return "".join(rows)
+        files.append(f"<li class='tree-list-item lora-runtime-note'>and {left_out:,} more, among the cards</li>")
+    return "".join(files)
 
 
 def nothing_found_html(words: str, folder: str) -> str:
@@ -128,11 +128,11 @@ def refused_html(reasons: Sequence[tuple[str, str]], limit: int = 100) -> str:
     """Return what files are there and cannot be used, and why; "" where all can."""
     if not reasons:
         return ""
-    rows = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in reasons[:limit])
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in reasons[:limit])
     more = f"<li>and {len(reasons) - limit:,} more</li>" if len(reasons) > limit else ""
     count = "1 file" if len(reasons) == 1 else f"{len(reasons):,} files"
     summary = f"<summary>{count} cannot be used</summary>"
-    return f'<details class="lora-runtime-refused">{summary}<ul>{rows}{more}</ul></details>'
+    return f'<details class="lora-runtime-refused">{summary}<ul>{items}{more}</ul></details>'
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

@@ -10,9 +10,6 @@ from typing import Any
 from fastapi import Body
 from fastapi.responses import JSONResponse
 
-from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError
-from lora_runtime.header import read_header
 from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
@@ -46,7 +43,16 @@ def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> No
     def get_loras() -> list[dict[str, Any]]:
         """List the LoRA files, with the metadata that they carry."""
         entries = [(name, shelf.entry(name)) for name in shelf.names()]
-        return [_described(name, entry) for name, entry in entries if entry is not None]
+        return [
+            {
+                "name": name,
+                "alias": entry.alias or entry.name,
+                "path": shown_path(entry.path),
+                "metadata": shelf.metadata.of(entry) or {},  # none where it is gone or damaged by now
+            }
+            for name, entry in entries
+            if entry is not None
+        ]
 
     def refresh_loras() -> None:
         """Look at the folders again."""
@@ -118,11 +124,3 @@ def _tag(tag: LoraTag, text: str, by_span: Any, reports: dict[str, LoraReport]) 
 def _as_json(strength: Strength) -> float | str:
     """Return a number, or a schedule as a tag has it."""
     return str(strength) if isinstance(strength, Curve) else strength
-
-
-def _described(name: str, entry: Entry) -> dict[str, Any]:
-    try:
-        metadata: dict[str, Any] = dict(read_header(entry.path).metadata)
-    except LoraError:  # gone or damaged since the folders were looked at
-        metadata = {}
-    return {"name": name, "alias": entry.alias or entry.name, "path": shown_path(entry.path), "metadata": metadata}

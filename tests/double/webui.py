@@ -207,6 +207,16 @@ class WebUI:
         with gr.Blocks():
             return self.module("ui_extra_networks").create_ui("txt2img")
 
+    def open_page(self, tabname: str = "txt2img") -> tuple[Any, Any]:
+        """Return a browser with the page of one tab in it, and the components."""
+        import gradio as gr
+
+        from double.browser import Browser
+
+        with gr.Blocks() as demo:
+            ui = self.module("ui_extra_networks").create_ui(tabname)
+        return Browser(demo), ui
+
     def configuration(self) -> bytes:
         """Return what the browser gets first: all components, the settings' too, as the program sends them."""
         import gradio as gr

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 LACKING = [name for name in ("gradio", "fastapi") if importlib.util.find_spec(name) is None]
 
-# gradio 3.41, imported and used as the WebUI does it, warns about itself and about what it is built on.
-_OLD = ("ignore::DeprecationWarning:gradio", "ignore::UserWarning:gradio")
+# gradio, imported and used as the WebUI (3.41) and Forge Neo (4.40) do it, warns about itself and what it is built on.
+_OLD = (
+    "ignore::DeprecationWarning:gradio",
+    "ignore::UserWarning:gradio",
+    r"ignore:\s*on_event is deprecated:DeprecationWarning",
+)
 if not LACKING:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

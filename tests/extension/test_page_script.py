@@ -187,3 +187,73 @@ def test_search_and_folder_outlive_a_refresh_of_the_page() -> None:
 
 def test_cards_are_fetched_again_when_another_checkpoint_is_chosen() -> None:
     assert page("checkpoint") == {"asked": 1, "html": "<div class=card data-tag=ink>for b"}
+
+
+def test_a_search_that_finds_nothing_shows_what_the_server_says_and_asks_once() -> None:
+    found = page("empty")
+    assert found["html"] == "<div class=lora-runtime-note>Nothing found</div><details>2 files</details>"
+    assert (found["q"], found["again"], found["watched"]) == ("nobody", 0, False)
+
+
+def test_an_answer_that_comes_too_late_is_dropped() -> None:
+    assert page("late") == {"html": "second"}
+
+
+def test_a_click_on_a_card_writes_both_prompts_and_a_second_one_takes_it_back() -> None:
+    found = page("click")
+    assert found["texts"] == [["<lora:ink:0.8> wet", "(dry:1)", True], ["", "", False]]
+    assert found["told"] == ["<lora:ink:0.8> wet", "(dry:1)", "", ""]  # the program is told of each text
+
+
+def test_cards_are_marked_whichever_way_their_tag_is_written_and_comes_there() -> None:
+    assert page("marks") == {
+        "a": False,
+        "<lora:ink:1>": True,
+        "<LoRA:ink>": True,
+        "<lora:back\\slash:1>": True,
+        "<lyco: ink :1>": True,
+        "<lora:01234567>": True,
+        "<lora:inky>": False,
+    }
+
+
+def test_a_card_with_damaged_names_is_known_by_its_tag() -> None:
+    assert page("names") == {"chosen": True}
+
+
+def test_lines_under_the_picture_have_the_colour_of_what_they_say() -> None:
+    assert page("notices")["lines"] == [
+        ["lora-runtime-said lora-runtime-said-error", "LoRA error: column 3: gone"],
+        ["", "\n"],
+        ["lora-runtime-said lora-runtime-said-note", "LoRA note: 2 of 3 keys"],
+        ["", "Somebody else's line"],
+        ["lora-runtime-said lora-runtime-said-warning", "LoRA warning: x"],
+    ]
+
+
+def test_every_severity_of_a_notice_has_a_colour() -> None:
+    from extension_package import module
+
+    notices = module("prompts.notices")
+    style = (REPOSITORY / "style.css").read_text("utf-8")
+    severities = ["error", "warning", "note", "info"]
+    lines = [str(notices.Notice(severity, "x", column=2)) for severity in severities]
+    assert call("severityOf", [[line] for line in lines]) == severities
+    assert call("severityOf", [["LoRA is nice"], ["an error: LoRA error: x"], [""]]) == ["", "", ""]
+    assert all(f".lora-runtime-said-{severity}" in style for severity in severities)
+
+
+def test_the_editor_closes_and_its_card_is_fetched_anew_only_when_it_was_saved() -> None:
+    found = page("saved")
+    assert found == {"kept": True, "closed": 1, "name": "ink", "card": "<div class=card data-tag=ink>new"}
+
+
+def test_the_files_of_a_folder_of_the_tree_are_fetched_once_and_a_failure_is_said_there() -> None:
+    failed = "The files could not be fetched (files: 500 Internal Server Error). Open the folder again to try again."
+    assert page("folder") == [
+        [True, "", 1, [failed]],
+        [False, "", 1, [failed]],
+        [True, "<li>ink", 2, []],
+        [False, "<li>ink", 2, []],
+        [True, "<li>ink", 2, []],
+    ]

@@ -454,3 +454,43 @@ def test_a_refresh_sees_new_pictures_in_a_folder_that_keeps_its_time(folder: Pat
     os.utime(folder, ns=(before, before))
     shelf.refresh()
     assert shelf.notes.neighbours(entry) == {"ink.safetensors", "ink.png"}
+
+
+# --- what trainers wrote ---
+
+
+@pytest.fixture
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files whose header is read for their metadata."""
+    store = module("library.metadata")
+    read: list[str] = []
+    original = store.read_header
+    monkeypatch.setattr(store, "read_header", lambda path: (read.append(path.stem), original(path))[1])
+    return read
+
+
+def test_metadata_are_read_once_for_each_content(folder: Path, headers_read: list[str]) -> None:
+    for name in ("ink", "wash"):
+        lora(folder / f"{name}.safetensors", f"the {name}")
+    shelf = Shelf([folder])
+    ink, wash = shelf.entry("ink"), shelf.entry("wash")
+    for _ in range(3):
+        found = [shelf.metadata.of(entry) for entry in (ink, wash)]
+        assert found == [{"ss_output_name": "the ink"}, {"ss_output_name": "the wash"}]
+    assert headers_read == ["ink", "wash"]
+    lora(ink.path, "another ink")
+    assert shelf.metadata.of(ink) == {"ss_output_name": "another ink"}
+    ink.path.write_bytes(b"damaged")
+    assert shelf.metadata.of(ink) is None
+    ink.path.unlink()
+    assert shelf.metadata.of(ink) is None
+
+
+def test_of_metadata_only_so_many_are_kept(folder: Path, headers_read: list[str]) -> None:
+    for name in "abc":
+        lora(folder / f"{name}.safetensors", name)
+    shelf = Shelf([folder])
+    kept = module("library.metadata").Metadata(most_characters=2 * len("ss_output_name" + "a"))
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert kept.of(shelf.entry(name)) == {"ss_output_name": name}
+    assert headers_read == ["a", "b", "c", "b"]  # the one that was asked for longest ago goes

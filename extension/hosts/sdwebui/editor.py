@@ -159,11 +159,11 @@ class LoraEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
         if entry is None:
             return "", "There is no such LoRA any more; refresh the page."
         chosen = min(max(0, int(index)), len(gallery) - 1)
-        image = infotext_utils.image_from_url_text(gallery[chosen])
-        about, _ = images.read_info_from_image(image)
         target = str(entry.path.with_suffix(f".{shared.opts.samples_format}"))
         try:
-            images.save_image_with_geninfo(image, about, target)
+            with infotext_utils.image_from_url_text(gallery[chosen]) as image:
+                about, _ = images.read_info_from_image(image)
+                images.save_image_with_geninfo(image, about, target)
         except OSError as error:
             return self.get_card_html(name), f"Not saved: {html.escape(str(error))}"
         self.page.items.pop(name, None)

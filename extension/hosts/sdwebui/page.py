@@ -18,7 +18,7 @@ import json
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from modules import shared, ui_extra_networks
 
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError
-from lora_runtime.header import read_header
 
 from ...library.pictures import Covers, find_cover, find_preview
 from ...library.shelf import Shelf
@@ -116,7 +115,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "description": card.description,
             "search_terms": [*card.terms, entry.alias or ""],
             "local_preview": f"{stem}.{shared.opts.samples_format}",
-            "metadata": self.metadata_of(name) or {},
+            "metadata": dict(self.metadata_of(name) or {}),
             "sort_keys": {"default": index, "name": entry.path.name.lower(), "path": str(entry.path).lower()},
             "sd_version": _stated(notes) or entry.family,
             "user_metadata": {
@@ -226,12 +225,12 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
     def refused_html(self) -> str:
         """Return which files cannot be used, and why."""
         folders = self.shelf.folders
-        rows = []
+        refused = []
         for path, reason in self.shelf.refused.items():
             top = next((folder for folder in folders if path.is_relative_to(folder)), None)
             shown = path.relative_to(top).as_posix() if top else path.name
-            rows.append((shown_path(shown), whole(reason)))
-        return refused_html(rows)
+            refused.append((shown_path(shown), whole(reason)))
+        return refused_html(refused)
 
     def nothing_html(self) -> str:
         """Return what stands in an empty page: where to put files."""
@@ -297,13 +296,10 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         entry = self.shelf.entry(name)
         return find_cover(self.metadata_of(name) or {}) if entry and self._covers.has(entry) else None
 
-    def metadata_of(self, name: str) -> dict[str, str] | None:
+    def metadata_of(self, name: str) -> Mapping[str, str] | None:
         """Return what a file's header says in words; None where it cannot be read."""
         entry = self.shelf.entry(name)
-        try:
-            return dict(read_header(entry.path).metadata) if entry else None
-        except LoraError:
-            return None
+        return self.shelf.metadata.of(entry) if entry else None
 
     def _warm_up(self) -> None:
         """Read the folders while the WebUI goes on starting: its first page then waits for less, or not at all."""

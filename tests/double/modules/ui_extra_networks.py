@@ -65,22 +65,50 @@ class ExtraNetworksUi:
 
     def __init__(self, tabname: str) -> None:
         self.tabname = tabname
+        self.stored_extra_pages: list[Any] = []
         self.pages: list[Any] = []
+        self.pages_contents: list[str] = []
         self.user_metadata_editors: list[Any] = []
+        self.buttons_refresh: list[Any] = []
+        self.gallery: Any = None
 
 
 def create_ui(tabname: str) -> ExtraNetworksUi:
-    """Make the components of every page, in the Blocks that are being made."""
+    """Make the components of every page, in the Blocks that are being made; their contents come when it is opened."""
     ui = ExtraNetworksUi(tabname)
+    ui.stored_extra_pages = list(extra_pages)
+
+    def create_html() -> None:
+        ui.pages_contents = [page.create_html(tabname) for page in ui.stored_extra_pages]
+
+    def contents() -> Any:
+        # The program has several pages; gradio takes a list for one output as its value.
+        return ui.pages_contents if len(ui.pages_contents) > 1 else ui.pages_contents[0]
+
+    def pages_html() -> Any:
+        if not ui.pages_contents:
+            create_html()
+        return contents()
+
+    def refresh() -> Any:
+        for page in ui.stored_extra_pages:
+            page.refresh()
+        create_html()
+        return contents()
+
     for page in extra_pages:
         with gr.Tab(page.title):
             ui.pages.append(gr.HTML(page.create_html(tabname, empty=True)))
             editor = page.create_user_metadata_editor(ui, tabname)
             editor.create_ui()
             ui.user_metadata_editors.append(editor)
-    gallery = gr.Gallery()
+            ui.buttons_refresh.append(gr.Button("Refresh", visible=False))
+    for button in ui.buttons_refresh:
+        button.click(fn=refresh, inputs=[], outputs=ui.pages)
+    ui.gallery = gr.Gallery()
     for editor in ui.user_metadata_editors:
-        editor.setup_ui(gallery)
+        editor.setup_ui(ui.gallery)
+    gr.context.Context.root_block.load(fn=pages_html, inputs=[], outputs=ui.pages)
     return ui
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+_BOX = getattr(gr, "Box", None) or gr.Group  # the Forges' gradio has no boxes any more
+
 
 class UserMetadataEditor:
     """An editor's components; a page's own editor adds to them."""
@@ -44,7 +46,7 @@ class UserMetadataEditor:
 
     def create_ui(self) -> None:
         """Make the editor's box, hidden, with what opens it."""
-        with gr.Box(visible=False, elem_id=self.id_part) as self.box:
+        with _BOX(visible=False, elem_id=self.id_part) as self.box:
             self.edit_name_input = gr.Textbox("", visible=False, elem_id=f"{self.id_part}_name")
             self.button_edit = gr.Button("Edit", visible=False, elem_id=f"{self.id_part}_button")
             self.create_editor()
