@@ -31,6 +31,10 @@ Explain = Callable[[str], tuple[Prompt, list[Request], Report, list[Notice]]]
 # FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
 _AT_ONCE = 2
 _SECONDS_IN_LINE = 2.0
+_LONGEST_PROMPT = 100_000
+_PROMPT = f"a text of at most {_LONGEST_PROMPT:,} characters"
+# Of any type, and looked at by hand: of half a character in a text pydantic 2 makes an error that cannot be sent.
+_BODY = Body(..., embed=True, description=_PROMPT)
 
 
 def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> None:
@@ -60,8 +64,10 @@ def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> No
 
     asking = threading.BoundedSemaphore(_AT_ONCE)
 
-    def explain(prompt: str = Body(..., embed=True, max_length=100_000)) -> Any:
+    def explain(prompt: Any = _BODY) -> Any:
         """Say how a prompt is read and what it would do to the checkpoint that is loaded, without painting."""
+        if not isinstance(prompt, str) or len(prompt) > _LONGEST_PROMPT:
+            return JSONResponse({"detail": f"prompt: {_PROMPT} is expected"}, status_code=422)
         if not asking.acquire(timeout=_SECONDS_IN_LINE):
             return JSONResponse({"detail": "other prompts are being explained; ask again"}, status_code=503)
         try:

@@ -54,6 +54,21 @@ def test_refresh_finds_new_files_and_forgets_old_ones(webui: WebUI, ink: loras.F
     assert [each["name"] for each in client.get("/sdapi/v1/loras").json()] == ["wash"]
 
 
+def test_each_header_is_read_once_for_all_lists(
+    webui: WebUI, ink: loras.File, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sys.modules["lora_runtime_webui_extension.library.metadata"]
+    read: list[str] = []
+    original = store.read_header
+    monkeypatch.setattr(store, "read_header", lambda path: (read.append(path.stem), original(path))[1])
+    for _ in range(3):
+        assert [each["metadata"]["ss_epoch"] for each in client.get("/sdapi/v1/loras").json()] == ["3"]
+    assert read == ["ink"]
+    loras.write(ink.path, plain(), metadata={"ss_epoch": "40"})
+    assert [each["metadata"] for each in client.get("/sdapi/v1/loras").json()] == [{"ss_epoch": "40"}]
+    assert read == ["ink", "ink"]
+
+
 def test_a_file_that_is_damaged_since_is_listed_without_metadata(webui: WebUI, ink: loras.File, client: Any) -> None:
     client.get("/sdapi/v1/loras")
     ink.path.write_bytes(b"gone")
