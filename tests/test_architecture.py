@@ -51,6 +51,7 @@ LADDER = (
     "plan",
     "step_beside",
     "forecast",
+    "hosted",
     "memory",
     "memory_policy",
     "weights",

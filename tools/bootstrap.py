@@ -1,6 +1,7 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-oldest, test-newest, test-webui, bench, matrix, soak, train, format, lock, venv, clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, format, lock, venv,
+clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
@@ -119,6 +120,7 @@ def main(arguments: list[str]) -> int:
         "test-oldest": test_oldest,
         "test-newest": test_newest,
         "test-webui": test_webui,
+        "test-hosts": test_hosts,
         "bench": bench,
         "matrix": matrix,
         "soak": soak,
@@ -264,6 +266,18 @@ def test_webui(arguments: list[str]) -> None:
         )
     install("test")
     run(MAIN.python, "-m", "pytest", "tests/webui", *arguments)
+
+
+# The variables that name other programs that the extension lives in, each installed by a person.
+HOSTS = ("FORGE_NEO_DIR",)
+
+
+def test_hosts(arguments: list[str]) -> None:
+    """Run the extension in the installed programs that are named; see docs/hosts-compat.md."""
+    if not any(os.environ.get(name) for name in HOSTS):
+        raise Failed(f"{' or '.join(HOSTS)} names no installed program: {HOSTS[0]}=/path/to/it make test-hosts")
+    install("test")
+    run(MAIN.python, "-m", "pytest", "tests/hosts", *arguments)
 
 
 def bench(arguments: list[str]) -> None:

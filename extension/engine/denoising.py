@@ -27,6 +27,11 @@ class Denoising:
         """Whether anybody wants to know."""
         return self._watched > 0
 
+    @property
+    def moment(self) -> Moment | None:
+        """The step that is being done, None before the first."""
+        return self._moment
+
     def begin(self, moment: Moment, rows: Sequence[Row]) -> None:
         """Say what the next calls are about: `rows` are all that will come, in their order."""
         self._moment, self._rows, self._done = moment, tuple(rows), 0
@@ -40,6 +45,10 @@ class Denoising:
                 grid = int(latents.shape[-2]), int(latents.shape[-1])
                 stage.begin(Call(self._moment, self._next(len(latents)), grid))
 
+        return self.follow(denoiser, before)
+
+    def follow(self, denoiser: Any, before: Callable[..., Any]) -> Callable[[], None]:
+        """Have this called before each call of a denoiser, with its arguments; return what ends it."""
         handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
         self._watched += 1
         self._moment = None  # of another picture

@@ -15,17 +15,18 @@ from typing import Any
 from lora_runtime.beside import Live
 from lora_runtime.errors import LoraError
 from lora_runtime.limits import Limits
-from lora_runtime.pipelines import ModelView, WeakView, view
+from lora_runtime.pipelines import ModelView, WeakView
 from lora_runtime.plan import make_plan
 from lora_runtime.problems import show_what_can_be
 from lora_runtime.report import Report
 from lora_runtime.requests import Request
-from lora_runtime.shown import Owner, owned
+from lora_runtime.shown import Owner
 from lora_runtime.stage import Row
 
 from ..prompts.notices import Notice
 from .denoising import Denoising
 from .judging import Source, cannot, judged, nowhere, told
+from .models import OWN_WEIGHTS, Models
 from .per_prompt import seen_by
 from .shown import Shown, identity
 
@@ -37,9 +38,10 @@ _log = logging.getLogger("lora_runtime")
 class Session:
     """The LoRAs that are wanted, and the model that shows them. Safe to use from several threads."""
 
-    def __init__(self) -> None:
-        """Show nothing."""
-        self.denoising = Denoising()
+    def __init__(self, models: Models = OWN_WEIGHTS, denoising: Denoising | None = None) -> None:
+        """Show nothing yet, on models of this kind; `denoising` follows the steps of their denoisers."""
+        self.denoising = denoising or Denoising()
+        self._models = models
         self._lock = threading.RLock()
         self._model: weakref.ref[Any] | None = None  # weak: the host decides how long a model lives
         self._wanted: tuple[Request, ...] = ()
@@ -68,7 +70,7 @@ class Session:
                 self._restore(shown)
             if not requests:
                 return Report(), []
-            looked_at = view(model)
+            looked_at = self._models.view(model)
             notices: list[Notice] = []
 
             def present(asked: tuple[Request, ...]) -> Report:
@@ -118,7 +120,7 @@ class Session:
         """
         notices: list[Notice] = []
         with self._lock:
-            looked_at = view(model)
+            looked_at = self._models.view(model)
 
             def present(asked: tuple[Request, ...]) -> Report:
                 return self._present_all(model, looked_at, asked)
@@ -142,14 +144,14 @@ class Session:
         return self._present_all(model, looked_at, seen_by(self._wanted, row))
 
     def _present_all(self, model: Any, looked_at: ModelView, requests: Sequence[Request]) -> Report:
-        with owned(looked_at) as state:
+        with self._models.hold(looked_at) as state:
             key, shown = identity(requests), self._shown
             if shown is None or not shown.is_still(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._shown = None
                 plan = make_plan(requests, state.targets, looked_at.description, Limits(looked_at, told=True))
                 plan = state.show(self._owner, plan, compiled=looked_at.compiled, began=self._watched(looked_at))
-                shown = self._shown = Shown(key, looked_at, plan)
+                shown = self._shown = Shown(key, looked_at, plan, by_parameter=self._models.parameters_stay)
         return shown.report
 
     def _watched(self, looked_at: ModelView) -> Callable[[Live], None]:
@@ -182,6 +184,6 @@ class Session:
 
     def _restore(self, model: Any) -> None:
         """Give a model its weights back, and the memory; keep nothing that would keep its parameters."""
-        with owned(view(model)) as state:
+        with self._models.hold(self._models.view(model)) as state:
             state.restore(release=True)
         self._model = self._shown = None

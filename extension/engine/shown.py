@@ -6,10 +6,14 @@ import hashlib
 import weakref
 from collections.abc import Iterable
 
+from torch import nn
+
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
 from lora_runtime.requests import Request
-from lora_runtime.shown import ModelState, Owner
+from lora_runtime.shown import Owner
+
+from .models import Held
 
 __all__ = ["Shown", "identity"]
 
@@ -17,11 +21,17 @@ __all__ = ["Shown", "identity"]
 class Shown:
     """A plan that was carried out on a model."""
 
-    def __init__(self, key: str, model: ModelView, plan: Plan) -> None:
+    def __init__(self, key: str, model: ModelView, plan: Plan, *, by_parameter: bool = True) -> None:
+        """Remember what was asked of which parameters; of hosts that replace them, of which components alone."""
         self.report = plan.report
         self._key = key
         self._components = [weakref.ref(component) for component in model.components.values()]
         self._lives = len(plan.lives)
+        self._places: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+        if by_parameter:
+            self._remember_parameters(plan)
+
+    def _remember_parameters(self, plan: Plan) -> None:
         # The table of parameters of each module, the name and the parameter: hosts replace parameters.
         self._places = [
             (table, name, assignment.parameter)
@@ -37,7 +47,7 @@ class Shown:
             if parameter is not None
         ]
 
-    def is_still(self, key: str, model: ModelView, state: ModelState, owner: Owner) -> bool:
+    def is_still(self, key: str, model: ModelView, state: Held, owner: Owner) -> bool:
         """Return whether the model shows this: the same files and strengths, modules, parameters and values."""
         return (
             key == self._key

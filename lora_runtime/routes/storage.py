@@ -25,9 +25,19 @@ __all__ = ["dense", "how_stored", "is_linear", "layer_shape", "scale_of", "stand
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module is a linear layer by what it says of itself, of whatever class."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or _sizes_in_weight(module) is not None:
         return True
     return type(module.__dict__.get("in_features")) is int and type(module.__dict__.get("out_features")) is int
+
+
+def _sizes_in_weight(module: nn.Module) -> torch.Size | None:
+    """Return (out, in) of a class called Linear that says its sizes by its weight alone: Forge's for GGUF."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) or type(module).__name__ != "Linear" or weight is None:
+        return None
+    if "in_features" in module.__dict__ or len(weight.shape) != 2:
+        return None
+    return torch.Size(weight.shape)
 
 
 def stands_for_weight(module: nn.Module) -> bool:
@@ -42,6 +52,8 @@ def layer_shape(module: nn.Module, name: str) -> torch.Size | None:
     parameter = module._parameters.get(name)
     if name == "weight":
         own = module.__dict__
+        if (sizes := _sizes_in_weight(module)) is not None:
+            return sizes
         if is_linear(module):
             return torch.Size((own["out_features"], own["in_features"]))
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -205,7 +217,9 @@ def _measured(module: nn.Module, name: str) -> Tensor:
     """Return the weight of a linear layer as its outputs for the unit vectors tell it."""
     if name != "weight" or not is_linear(module):
         raise ModelError(f"the {name} of a {type(module).__name__} cannot be read: dequantise the model first")
-    inputs = int(module.__dict__["in_features"])
+    sizes = layer_shape(module, "weight")
+    assert sizes is not None
+    inputs = sizes[1]
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
     failure: Exception | None = None

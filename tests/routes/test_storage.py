@@ -244,6 +244,45 @@ def stream(module: nn.Module, level: str, monkeypatch: pytest.MonkeyPatch) -> No
     offloading._apply_group_offloading(module, config)
 
 
+class Blocks(nn.Parameter):
+    """Codes of a byte each that have the shape of what they stand for, as Forge's for GGUF have."""
+
+    def __new__(cls, codes: Tensor) -> Blocks:
+        made: Blocks = super().__new__(cls, codes, requires_grad=False)  # type: ignore[type-var, unused-ignore]
+        return made
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override, unused-ignore]
+        return torch.Size((OUTPUTS, INPUTS))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_linear_layer_may_say_its_sizes_by_the_shape_of_its_codes_alone(kind: str, tmp_path: Path) -> None:
+    class Linear(nn.Module):
+        """No torch.nn.Linear, and without its attributes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight = Blocks(torch.randint(0, 255, (OUTPUTS * INPUTS,), dtype=torch.uint8))
+            self.bias = None
+
+        def values(self) -> Tensor:
+            return self.weight.data.view(OUTPUTS, INPUTS).float() / 255 - 0.5
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.linear(inputs, self.values().to(inputs.dtype))
+
+    save_file(FILES[kind], tmp_path / "x.safetensors")
+    model = Net(Linear())
+    own = model(X)
+    with lora_runtime.apply(model, "<lora:x>", loras=tmp_path) as applied:
+        expected = functional.linear(X.double(), changed(model.proj.values(), kind))
+        torch.testing.assert_close(model(X).double(), expected, rtol=1e-4, atol=1e-5)
+        assert applied.report.loras[0].beside == {"stored as Blocks": 1}
+    assert torch.equal(model(X), own)
+
+
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("how", ["stream", "disk", "sequential"])
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])

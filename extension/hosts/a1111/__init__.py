@@ -1,7 +1,7 @@
 """AUTOMATIC1111's WebUI, 1.10: its checkpoints are modules of torch, whose weights are patched.
 
 a generation         tags.py: what is asked for → session → weights
-                     encoding.py, denoiser.py: where strengths differ between pictures, or from step to step
+                     sdwebui/encoding.py, denoiser.py: where strengths differ between pictures, or from step to step
 a checkpoint swap    swaps.py: the old weights are whole before, the new ones are patched after it
 """
 
@@ -17,6 +17,7 @@ from ...engine.explaining import Coverage
 from ...engine.loading import Loader
 from ...engine.session import Session
 from ...library.shelf import Shelf
+from ..sdwebui.encoding import PromptEncoding
 from ..sdwebui.folders import lora_folders
 from ..sdwebui.page import LoraPage
 from ..sdwebui.presets import Presets
@@ -25,7 +26,6 @@ from ..sdwebui.settings import Settings
 from .builtin import calm_builtin
 from .denoiser import before_denoising
 from .embeddings import BundledEmbeddings
-from .encoding import PromptEncoding
 from .models import chosen_family, chosen_model
 from .swaps import CheckpointSwaps
 from .tags import LoraTags

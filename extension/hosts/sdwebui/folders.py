@@ -1,4 +1,7 @@
-"""Where the LoRA files are: the built-in extension's own command line options, `--lora-dir` also several times."""
+"""Where the LoRA files are: the built-in extension's own command line options, `--lora-dir` also several times.
+
+Forge Neo has a list of further folders, those of another program that its user refers to.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,6 @@ def lora_folders() -> list[Path]:
     first, *more = [Path(folder).expanduser() for folder in given.lora_dir] or [Path(usual)]
     first.mkdir(parents=True, exist_ok=True)
     lyco = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
-    found = dict.fromkeys(folder.absolute() for folder in [first, *more, *([Path(lyco)] if lyco else [])])
+    others = [*([lyco] if lyco else []), *(getattr(shared.cmd_opts, "lora_dirs", None) or [])]
+    found = dict.fromkeys(folder.absolute() for folder in [first, *more, *map(Path, others)])
     return [folder for folder in found if folder.is_dir()]

@@ -23,6 +23,7 @@ from ...console import say
 from ...engine.explaining import explain
 from ...engine.judging import Source
 from ...engine.loading import Loader
+from ...engine.models import OWN_WEIGHTS, Models
 from ...engine.shown import identity
 from ...library.patience import Patience
 from ...prompts.always_on import add_always_on
@@ -42,6 +43,8 @@ class TagOwner(extra_networks.ExtraNetwork):
 
     How a model is made to show LoRAs each host's own subclass knows.
     """
+
+    models: Models = OWN_WEIGHTS  # how this host's are looked at
 
     def __init__(self, loader: Loader, settings: Settings, presets: Callable[[], Mapping[str, str]]) -> None:
         super().__init__("lora")
@@ -163,7 +166,7 @@ class TagOwner(extra_networks.ExtraNetwork):
         model = self.loaded_model()
         if model is None:
             return prompt, requests, Report(), [*notices, Notice("warning", "no checkpoint is loaded yet")]
-        report, more = explain(model, requests, lambda _: text)
+        report, more = explain(model, requests, lambda _: text, self.models)
         return prompt, requests, report, notices + more
 
     # --- the way of a prompt ---

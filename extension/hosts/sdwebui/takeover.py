@@ -19,7 +19,7 @@ from ...console import say
 from .settings import BUILTIN_KEY
 
 _ALIASES = ("lyco", "loractl")
-_BUILTIN = "Lora"  # the name of its folder
+_BUILTINS = ("Lora", "sd_forge_lora")  # the names of its folder, in Forge Neo the second
 
 
 def run_last(category: str, function: Callable[..., Any]) -> None:
@@ -111,8 +111,12 @@ def renew_builtin_list(files: Iterable[Path]) -> None:
 def switch_builtin() -> None:
     """Put the built-in into the WebUI's list of disabled extensions, or take it out, as our setting says."""
     opts = shared.opts
-    others = [name for name in opts.disabled_extensions if name != _BUILTIN]
-    opts.disabled_extensions = [*others, _BUILTIN] if getattr(opts, BUILTIN_KEY) else others
+    others = [name for name in opts.disabled_extensions if name not in _BUILTINS]
+    folder = builtin_folder()
+    if not getattr(opts, BUILTIN_KEY):
+        opts.disabled_extensions = others
+    elif folder is not None:  # else it is not loaded: it is in the list by now
+        opts.disabled_extensions = [*others, folder.name]
 
 
 def owns_tags(owner: Any) -> bool:

@@ -1,0 +1,73 @@
+"""The tags on this host: patches on clones of the host's patchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lora_runtime.requests import Request
+
+from ...engine.judging import Source
+from ...engine.loading import Loader
+from ...engine.models import Models
+from ...engine.session import Session
+from ...prompts.notices import Notice
+from ..sdwebui.settings import Settings
+from ..sdwebui.tag_owner import TagOwner
+from .models import loaded_model
+from .weights import Weights
+
+__all__ = ["LoraTags"]
+
+
+class LoraTags(TagOwner):
+    """The owner of the tags, with the session that asks the host for patched weights."""
+
+    def __init__(
+        self,
+        session: Session,
+        weights: Weights,
+        models: Models,
+        loader: Loader,
+        settings: Settings,
+        presets: Callable[[], Mapping[str, str]],
+    ) -> None:
+        super().__init__(loader, settings, presets)
+        self.session, self.models, self._weights = session, models, weights
+
+    def show(self, p: Any, requests: Sequence[Request], source: Source) -> tuple[Sequence[Request], list[Notice]]:
+        """Make the checkpoint show these; the host loads its weights when it needs them next."""
+        model = loaded_model()
+        if model is None:
+            return (), [Notice("error", "no LoRA is applied: no checkpoint is loaded")] if requests else []
+        _, notices = self.session.show(model, requests, source)
+        return self.session.wanted, notices + _about_embeddings(self.session.wanted)
+
+    def show_nothing(self) -> None:
+        """Give the checkpoint its own patchers back."""
+        self.session.show(None, ())
+
+    def deactivate(self, p: Any) -> None:
+        """Say what went wrong while the host loaded the weights: it is the end of a job."""
+        self.say(p, [Notice("error", message) for message in self._weights.failures()])
+
+    def loaded_model(self) -> Any | None:
+        """Return the checkpoint that is loaded."""
+        return loaded_model()
+
+    def give_up(self) -> None:
+        """Give the checkpoint its own patchers back, and want nothing any more."""
+        self.session.forget()
+
+
+def _about_embeddings(requests: Sequence[Request]) -> list[Notice]:
+    """Say of each file with words of its own that these are not read here."""
+    found = dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings)
+    return [
+        Notice(
+            "warning",
+            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to Forge Neo: its word has no meaning',
+            "save the embedding as a file of its own in the folder of embeddings",
+        )
+        for name in found
+    ]

@@ -1,0 +1,3 @@
+"""Forge Neo has no such module."""
+
+raise ImportError("No module named 'modules.sd_hijack'")

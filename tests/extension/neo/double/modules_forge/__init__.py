@@ -1,0 +1,1 @@
+"""By this package a Forge is told from the WebUI."""
