@@ -31,7 +31,7 @@ class Held(Protocol):
     def show(
         self, owner: Owner, plan: Plan, *, compiled: Callable[[], bool] = ..., began: Callable[[Live], None] = ...
     ) -> Plan:
-        """Make the model show a plan, as far as there is memory for it; return what it shows, or raise: then nothing."""
+        """Make the model show a plan, as far as there is memory; return what it shows. Nothing where it raises."""
         ...
 
     def restore(self, *, release: bool = False) -> int:
