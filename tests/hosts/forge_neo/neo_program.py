@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
 def make_data(forge: Path, data: Path) -> None:
     """Write two small checkpoints, and LoRAs for them."""
     checkpoints, files = data / "models" / "Stable-diffusion", data / "models" / "Lora"
-    for seed, name in enumerate("ab"):
+    for seed, name in enumerate("ab", 1):  # with seed 0 the last digit grows to whole pixels
         command = [
             forge_python(forge),
             str(HERE / "make_checkpoint.py"),
