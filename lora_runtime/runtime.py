@@ -14,10 +14,12 @@ from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings, spelled_out
 from lora_runtime.errors import LoraError
+from lora_runtime.held import ModelState, owned
 from lora_runtime.idle_blocks import warn_of_idle_blocks
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup, Loras
 from lora_runtime.memory_policy import Originals, Policy
+from lora_runtime.owners import Owner, is_active, is_on, is_topmost
 from lora_runtime.ownership import WAIT, Claim, claimed, mine, would_wait
 from lora_runtime.pipelines import ModelView, WeakView, view
 from lora_runtime.plan import Plan, key_of, make_plan
@@ -37,7 +39,7 @@ from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.scopes import known_of, scope_of
-from lora_runtime.shown import ModelState, Owner, enter, is_active, is_on, is_topmost, leave, owned
+from lora_runtime.shown import enter, leave
 from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]

@@ -6,150 +6,41 @@ nothing shows W₀. Who comes later stands above; when one leaves, what it stood
     apply, apply                the later replaces the earlier where it stands on the same, or on all of that and more
     with apply: with apply:     the inner stands on the outer; leaving it gives the outer's state again
     two pipelines, one encoder  the later stands on the earlier in the encoder, and nowhere else
-
-An owner keeps no model alive: what it asks lies with the parameters and modules of which it asks it.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.copies import held_by
 from lora_runtime.forecast import Step
-from lora_runtime.memory import OutOfMemory
-from lora_runtime.memory_policy import Choice, Decision, Held, Policy, decided_again
-from lora_runtime.ownership import WAIT, Claim, claimed, current_line
-from lora_runtime.pipelines import ModelView
+from lora_runtime.memory_policy import Policy
+from lora_runtime.owners import (
+    LOCK,
+    OWNERS,
+    Owner,
+    Teach,
+    above,
+    ask,
+    drop,
+    forget_words,
+    is_on,
+    is_uncovered,
+    nothing,
+    snapshot,
+    unfollow,
+)
 from lora_runtime.plan import Plan
-from lora_runtime.report import Kept, Report
 from lora_runtime.routes import give_back_copies
-from lora_runtime.scopes import PATCHER, Scope, known_of, scope_of
-from lora_runtime.targets import Targets
-from lora_runtime.weight_table import Home
+from lora_runtime.scopes import PATCHER, Scope
 from lora_runtime.weights import Weight
 
-__all__ = ["ModelState", "Owner", "enter", "is_active", "is_on", "is_topmost", "leave", "owned"]
-
-
-def _nothing(live: Live) -> None:
-    return None
-
-
-def _nothing_left() -> None:
-    return None
-
-
-def _never() -> bool:
-    return False
-
-
-Teach = Callable[[], Callable[[], None]]
-_AUTO = Policy()
-
-
-def _identities(plan: Plan) -> tuple[object, ...]:
-    return tuple(assignment.identity for assignment in plan.assignments)
-
-
-class _Decided(NamedTuple):
-    """How an owner's plan was applied: what was asked, what of it is merged, and the step for each device."""
-
-    asked: tuple[object, ...]
-    merged: tuple[object, ...]
-    policy: Policy
-    choices: tuple[Choice, ...]
-
-    def again(self, plan: Plan, policy: Policy, targets: Targets) -> Decision | None:
-        """Return the same decision for the same plan; None for another."""
-        asked = _identities(plan)
-        if policy != self.policy or asked not in (self.asked, self.merged):
-            return None
-        return decided_again(self.choices, plan, targets if asked == self.asked else None)
-
-
-def _kept(owner: Owner, decision: Decision) -> tuple[Kept, ...]:
-    """Return what is kept on each device for an owner that is shown."""
-    held = held_by(weight for reference in owner.asked if (weight := reference()) is not None)
-    beside = owner.live.nbytes
-    found = []
-    for choice in decision.choices:
-        kept, step, why = held.get(choice.device, Held()), choice.step, choice.why
-        if step == "device" and kept.host > kept.device:
-            step, why = "host", f"{choice.device} ran out of memory"
-        found.append(Kept(str(choice.device), step, kept.device + beside[choice.device], kept.host, why))
-    return tuple(found)
-
-
-class Owner:
-    """One apply: the scope that it stands on, and how it asks. The module's functions change it."""
-
-    def __init__(self) -> None:
-        self.scope: Scope | None = None
-        self.policy = Policy()
-        self.steps: Mapping[torch.device, Step] = {}  # how originals are kept, where it is decided
-        self.decision: _Decided | None = None
-        self.unfollow: Callable[[], None] | None = None  # while moves of the model are followed
-        self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it
-        self.asleep = False  # replaced, but to come back if what replaced it turns out to be a `with` block
-        self.whole = True  # nobody has restored a part of what it asks
-        self.live = Live()
-        self.compiled = False
-        self.began: Callable[[Live], None] = _nothing
-        self.teach: Teach | None = None  # teaches the pipeline words, and returns what makes it forget them
-        self.forget: Callable[[], None] | None = None  # while it knows them
-        self.replaced: list[Owner] = []
-        self.handle: Callable[[], object] = _nothing_left  # what can enter it, as long as that is there
-        self.line = current_line()  # of calls, that it was made in
-        self.asked: list[weakref.ref[Weight]] = []
-        self.beside: list[weakref.ref[Home]] = []
-        self.serials: frozenset[int] = frozenset()  # of all of which it asks something
-        self.key: object = None  # equal only where the very same is asked
-        self.report = Report()
-        self.targets: Callable[[], Targets | None] = _nothing_left  # that it was planned for
-
-
-_owners: list[Owner] = []  # the topmost last
-# Of the list, and of what acts beside modules and which words are known: an owner that two others stand on in part is
-# settled by both, who need not wait for each other. Who may change what the list is about is for claims to say.
-_lock = threading.RLock()
-
-
-def _above(owner: Owner) -> list[Owner]:
-    with _lock:
-        return _owners[_owners.index(owner) + 1 :] if owner in _owners else []
-
-
-def _snapshot() -> list[Owner]:
-    with _lock:
-        return _owners[::-1]
-
-
-def is_on(owner: Owner) -> bool:
-    """Return whether an owner stands anywhere: not left, restored or replaced."""
-    with _lock:
-        return owner in _owners and not owner.asleep
-
-
-def is_active(owner: Owner) -> bool:
-    """Return whether all that an owner asks shows: of one that asks nothing, whether it is topmost."""
-    if not is_on(owner) or not owner.whole or owner.scope is None:
-        return False
-    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
-    if not owner.serials:
-        return not any(owner.scope.meets(scope) for scope in above)
-    return all(owner.serials.isdisjoint(scope.serials) for scope in above)
-
-
-# ---- coming and going -----------------------------------------------------------------------------------------------
+__all__ = ["clear", "enter", "leave", "show"]
 
 
 def show(
@@ -160,7 +51,7 @@ def show(
     steps: Mapping[torch.device, Step],
     *,
     compiled: bool = False,
-    began: Callable[[Live], None] = _nothing,
+    began: Callable[[Live], None] = nothing,
     teach: Teach | None = None,
 ) -> None:
     """Put an owner on top of its scope, with what a plan asks; earlier applies in it that are no blocks are replaced.
@@ -169,28 +60,28 @@ def show(
     """
     if is_on(owner) and owner.scope is not None and not scope.covers(owner.scope):
         leave(owner)
-    _drop([other for other in _snapshot() if other.scope is not None and other.scope.is_gone()])
-    with _lock:
-        replaced = [other for other in _owners if other is not owner and _is_replaced(other, scope)]
-        if owner in _owners:
-            _owners.remove(owner)
+    drop([other for other in snapshot() if other.scope is not None and other.scope.is_gone()])
+    with LOCK:
+        replaced = [other for other in OWNERS if other is not owner and _is_replaced(other, scope)]
+        if owner in OWNERS:
+            OWNERS.remove(owner)
     try:
         _step_out(owner)
         _replace(owner, replaced, scope)
-        _unfollow(owner)
+        unfollow(owner)
         owner.scope, owner.policy, owner.steps, owner.compiled, owner.began = scope, policy, steps, compiled, began
-        _forget_words(owner)
+        forget_words(owner)
         owner.teach = teach
         owner.whole, owner.asleep = True, False
         owner.key, owner.report, owner.targets = plan.key, plan.report, weakref.ref(scope.targets)
-        _ask(owner, plan)
-        with _lock:
-            _owners.append(owner)
+        ask(owner, plan)
+        with LOCK:
+            OWNERS.append(owner)
         if any(device.type != "cpu" for device in steps):
             owner.unfollow = scope.follow_moves()
         _settle(scope, owner)
     except BaseException:
-        _drop([owner])
+        drop([owner])
         try:
             _settle(scope)
         except Exception:
@@ -202,20 +93,20 @@ def _replace(owner: Owner, replaced: Sequence[Owner], scope: Scope) -> None:
     """Put owners to sleep that another one replaces, which takes over what acts beside the same modules."""
     for other in replaced:
         if other.handle() is None or other.line == owner.line:  # no other thread is about to enter it
-            _drop(other.replaced)
+            drop(other.replaced)
             other.replaced = []
         other.asleep = True
         if owner.live.count == 0 and other.scope is scope:
             owner.live, other.live = other.live, Live()  # what stays the same stays attached
     if owner.handle() is None:
-        _drop(owner.replaced)
+        drop(owner.replaced)
         owner.replaced = []
     owner.replaced = [*(other for other in owner.replaced if other not in replaced), *replaced]
 
 
 def _step_out(owner: Owner) -> None:
     """Let what an owner has replaced be replaced by what replaced the owner: threads may apply before they enter."""
-    above = next((other for other in _snapshot() if owner in other.replaced), None)
+    above = next((other for other in snapshot() if owner in other.replaced), None)
     if above is not None:
         above.replaced = [*(other for other in above.replaced if other is not owner), *owner.replaced]
         owner.replaced = []
@@ -243,93 +134,32 @@ def leave(owner: Owner) -> None:
     except BaseException:
         owner.asleep = False  # it still shows in part: leaving can be tried again
         raise
-    _drop([owner])
+    drop([owner])
     owner.entered = False
 
 
 def clear(scope: Scope, *, release: bool = False) -> int:
     """Give all in a scope its original back, whoever asks what of it; return how many weights were patched."""
     weights = scope.weights()
-    inside = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
-    with _lock:
+    inside = [owner for owner in snapshot() if owner.scope is not None and owner.scope.meets(scope)]
+    with LOCK:
         for owner in inside:
             owner.live.clear()
-            _forget_words(owner)
+            forget_words(owner)
     _give_back_copies(scope, weights)
     count = PATCHER.restore(release=release, among=weights)
     for owner in inside:
         if scope.covers(cast("Scope", owner.scope)):
-            _drop([owner])
+            drop([owner])
         else:
             owner.whole = owner.serials.isdisjoint(scope.serials)
             for weight in weights:
                 weight.asks.pop(owner, None)
             for _, home in scope.homes():
                 home.lives.pop(owner, None)
-            with _lock:
+            with LOCK:
                 _settle_beside(owner, force=True)
     return count
-
-
-def _ask(owner: Owner, plan: Plan) -> None:
-    """Lay what a plan asks with the parameters and modules that it is asked of."""
-    _forget(owner)
-    for assignment in plan.assignments:
-        weight = PATCHER.weight_of(assignment)
-        weight.asks[owner] = assignment
-        owner.asked.append(weakref.ref(weight))
-    for live in plan.lives:
-        home = PATCHER.home(live.module)
-        home.lives[owner] = replace(live, module=_NO_MODULE)  # a module must not be kept by what is kept with it
-        owner.beside.append(weakref.ref(home))
-    serials = [found.serial for ref in owner.asked if (found := ref()) is not None]
-    serials += [place.serial for ref in owner.beside if (place := ref()) is not None]
-    owner.serials = frozenset(serials)
-
-
-_NO_MODULE = nn.Identity()
-
-
-def _plan_of(owner: Owner, scope: Scope) -> Plan | None:
-    """Return what an owner asks, as a plan; None where a part of it is gone."""
-    assignments = [weight.asks.get(owner) for reference in owner.asked if (weight := reference()) is not None]
-    lives: list[LiveModule] = []
-    if owner.beside:
-        asked = ((module, home.lives.get(owner)) for module, home in scope.homes())
-        lives = [replace(cast("LiveModule", live), module=module) for module, live in asked if live is not None]
-    found = tuple(assignment for assignment in assignments if assignment is not None)
-    if len(found) != len(owner.asked) or len(lives) != len(owner.beside):
-        return None
-    return Plan(found, owner.report, tuple(lives), owner.key)
-
-
-def _forget(owner: Owner) -> None:
-    for weight in [weight for reference in owner.asked if (weight := reference()) is not None]:
-        weight.asks.pop(owner, None)
-    for home in [home for reference in owner.beside if (home := reference()) is not None]:
-        home.lives.pop(owner, None)
-    owner.asked, owner.beside, owner.serials = [], [], frozenset()
-
-
-def _drop(owners: Iterable[Owner]) -> None:
-    """Forget owners that show nothing any more, and what they have replaced."""
-    waiting = list(owners)
-    for owner in waiting:  # it grows on the way
-        waiting += owner.replaced
-        owner.replaced = []
-        _unfollow(owner)
-        with _lock:
-            owner.live.clear()
-            _forget_words(owner)
-            _forget(owner)
-            if owner in _owners:
-                _owners.remove(owner)
-
-
-def _unfollow(owner: Owner) -> None:
-    if owner.unfollow is not None:
-        owner.unfollow()
-        owner.unfollow = None
 
 
 # ---- making it so ---------------------------------------------------------------------------------------------------
@@ -349,8 +179,8 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
                 PATCHER.apply(asked, among=own)
             else:
                 PATCHER.apply(asked, owner.policy, own, steps=owner.steps)
-    with _lock:
-        touched = [owner for owner in _snapshot() if owner.scope is not None and owner.scope.meets(scope)]
+    with LOCK:
+        touched = [owner for owner in snapshot() if owner.scope is not None and owner.scope.meets(scope)]
         for owner in touched:
             _settle_beside(owner, force=owner is top)
         _settle_words(touched)
@@ -365,7 +195,7 @@ def _give_back_copies(scope: Scope, weights: Sequence[Weight]) -> None:
 
 def _by_owner(weights: Sequence[Weight]) -> Iterator[tuple[Owner | None, list[Weight]]]:
     """Yield the weights that are patched or asked for, by the topmost owner of each."""
-    owners = [(owner, owner.scope.serials) for owner in _snapshot() if owner.scope is not None and not owner.asleep]
+    owners = [(owner, owner.scope.serials) for owner in snapshot() if owner.scope is not None and not owner.asleep]
     found = [weight for weight in weights if weight.original is not None or weight.asks]
     if not owners:
         yield None, found
@@ -385,13 +215,13 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
     """Let what an owner asks beside modules act where the owner is topmost; `force`: it is asked anew."""
     if not owner.beside and not owner.live.count:
         return
-    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
+    over = [other.scope for other in above(owner) if not other.asleep and other.scope is not None]
     lives: list[LiveModule] = []
     asking = set(map(id, (home for reference in owner.beside if (home := reference()) is not None)))
     if not owner.asleep and owner.scope is not None and asking:
         for module, home in owner.scope.homes():
             live = home.lives.get(owner) if id(home) in asking else None
-            if live is not None and not any(home.serial in scope.serials for scope in above):
+            if live is not None and not any(home.serial in scope.serials for scope in over):
                 lives.append(replace(cast("LiveModule", live), module=module))
     if not force and len(lives) == owner.live.count:
         return
@@ -405,119 +235,10 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
 def _settle_words(touched: Sequence[Owner]) -> None:
     """Let pipelines know the words of the topmost owners alone: two may bring the same word along."""
     owners = [owner for owner in touched if owner.teach is not None]
-    topmost = [owner for owner in owners if is_on(owner) and _is_uncovered(owner)]
+    topmost = [owner for owner in owners if is_on(owner) and is_uncovered(owner)]
     for owner in owners:
         if owner not in topmost:
-            _forget_words(owner)
+            forget_words(owner)
     for owner in topmost:
         if owner.forget is None and owner.teach is not None:
             owner.forget = owner.teach()
-
-
-def is_topmost(owner: Owner) -> bool:
-    """Return whether all that an owner stands on shows what it asks, which may be nothing."""
-    return is_on(owner) and owner.whole and _is_uncovered(owner)
-
-
-def _is_uncovered(owner: Owner) -> bool:
-    above = [other.scope for other in _above(owner) if not other.asleep and other.scope is not None]
-    return owner.scope is not None and not any(owner.scope.meets(scope) for scope in above)
-
-
-def _forget_words(owner: Owner) -> None:
-    if owner.forget is not None:
-        owner.forget()
-        owner.forget = None
-
-
-# ---- for those who hold a model for a while -------------------------------------------------------------------------
-
-
-class ModelState:
-    """A model that is held: what it is, and what it shows."""
-
-    def __init__(self, scope: Scope, claim: Claim) -> None:
-        self.scope = scope
-        self.claim = claim
-
-    @property
-    def targets(self) -> Targets:
-        """The places of the model by every name that files use."""
-        return self.scope.targets
-
-    def planned(self, key: object) -> Plan | None:
-        """Return the plan that somebody on just this model has had for this key, or None."""
-        for owner in _snapshot():
-            if owner.scope is self.scope and not owner.asleep:
-                if key is None or owner.key != key or not owner.whole or owner.targets() is not self.scope.targets:
-                    return None
-                return _plan_of(owner, self.scope)
-        return None
-
-    def is_shown(self, owner: Owner) -> bool:
-        """Return whether all that an owner asks shows, and nobody has written over it."""
-        return is_active(owner) and PATCHER.intact(weight for weight in self.scope.weights() if owner in weight.asks)
-
-    def show(
-        self,
-        owner: Owner,
-        plan: Plan,
-        policy: Policy = _AUTO,
-        *,
-        compiled: Callable[[], bool] = _never,
-        began: Callable[[Live], None] = _nothing,
-        teach: Teach | None = None,
-    ) -> Plan:
-        """Make the model show a plan, as far as there is memory for it; see `show`. Return what it shows.
-
-        What the report says of memory is added; where no weight could be copied, adapters act beside their modules.
-        `compiled`: whether there may be compiled code of the model.
-        """
-        without: frozenset[Step] = frozenset()
-        while True:
-            decision, known = self._decide(plan, policy, without)
-            try:
-                lives = bool(decision.plan.lives) and compiled()
-                steps = decision.merging
-                show(owner, self.scope, decision.plan, policy, steps, compiled=lives, began=began, teach=teach)
-            except OutOfMemory:
-                if policy.originals != "auto" or all(choice.step == "beside" for choice in decision.choices):
-                    raise
-            else:
-                owner.decision = _Decided(_identities(plan), _identities(decision.plan), policy, decision.choices)
-                memory = _kept(owner, decision) if known is None else known
-                owner.report = replace(decision.plan.report, memory=memory)
-                return replace(decision.plan, report=owner.report)
-            without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
-
-    def _decide(self, plan: Plan, policy: Policy, without: frozenset[Step]) -> tuple[Decision, tuple[Kept, ...] | None]:
-        """Return how to apply a plan, and what is kept for it where just that is shown already.
-
-        What is shown already stays as it is, however much is free by now.
-        """
-        for owner in _snapshot():
-            known = owner.decision
-            if owner.scope is self.scope and not owner.asleep and known is not None and not without:
-                again = known.again(plan, policy, self.scope.targets)
-                if again is not None:
-                    return again, owner.report.memory
-        weights = map(PATCHER.weight_of, plan.assignments)
-        return policy.decide(plan, self.scope.targets, held_by(weights), without), None
-
-    def restore(self, *, release: bool = False) -> int:
-        """Give every weight its original back; return how many were patched. `release` frees the buffers too."""
-        return clear(self.scope, release=release)
-
-
-@contextmanager
-def owned(
-    view: ModelView, what: str = "", wait: float | None = WAIT, also: Iterable[Claim] = ()
-) -> Iterator[ModelState]:
-    """Hold a model for the time of a `with` block; wait for it."""
-    while True:
-        known = known_of(view)
-        with claimed(known, what or view.description, wait, also) as claim:
-            scope = scope_of(view)
-            if scope is known:  # else it is new, or who had it has put other modules in
-                yield ModelState(scope, claim)
-                return

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora_runtime
-from lora_runtime import shown as shown_module
+from lora_runtime.owners import OWNERS
 
 
 class Pipeline:
@@ -90,7 +90,7 @@ def test_an_apply_to_an_offloaded_model_replaces_the_one_before_the_last_call(fo
     counts = []
     for _ in range(3):  # each call puts new parameters on the meta device
         applied = lora_runtime.apply(unet, "<lora:ink:0.5>", loras=folder)
-        counts.append(sum(not owner.asleep for owner in shown_module._owners))
+        counts.append(sum(not owner.asleep for owner in OWNERS))
         assert not torch.allclose(unet(inputs), plain, atol=1e-2)
     assert counts == counts[:1] * 3
     applied.restore()

@@ -11,13 +11,13 @@ import lora_runtime
 from benchmarks import model
 from benchmarks.records import Options, Record, record_of
 from benchmarks.timing import Times, seconds
+from lora_runtime.held import owned
 from lora_runtime.limits import Limits
 from lora_runtime.lookup import Lookup
 from lora_runtime.pipelines import view
 from lora_runtime.plan import key_of, make_plan
 from lora_runtime.problems import Problems
 from lora_runtime.requests import of_batch
-from lora_runtime.shown import owned
 
 __all__ = ["WEIGHTS", "planning"]
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lora_runtime.beside import Live
+from lora_runtime.held import owned
+from lora_runtime.owners import Owner
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.plan import Plan
-from lora_runtime.shown import Owner, owned
 from lora_runtime.targets import Targets
 
 __all__ = ["OWN_WEIGHTS", "Held", "Models"]
 
 
 class Held(Protocol):
-    """A model that is held: what it is, and what it shows. See `lora_runtime.shown.ModelState`."""
+    """A model that is held: what it is, and what it shows. See `lora_runtime.held.ModelState`."""
 
     @property
     def targets(self) -> Targets:

@@ -15,12 +15,12 @@ from typing import Any
 from lora_runtime.beside import Live
 from lora_runtime.errors import LoraError
 from lora_runtime.limits import Limits
+from lora_runtime.owners import Owner
 from lora_runtime.pipelines import ModelView, WeakView
 from lora_runtime.plan import make_plan
 from lora_runtime.problems import show_what_can_be
 from lora_runtime.report import Report
 from lora_runtime.requests import Request
-from lora_runtime.shown import Owner
 from lora_runtime.stage import Row
 
 from ..prompts.notices import Notice

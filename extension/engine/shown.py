@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from lora_runtime.owners import Owner
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
 from lora_runtime.requests import Request
-from lora_runtime.shown import Owner
 
 from .models import Held
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from lora_runtime.beside import Live
 from lora_runtime.errors import LoraError, ModelError
 from lora_runtime.hosted import HostKeeper, HostPatch, host_patches, identity_of
+from lora_runtime.owners import Owner
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
 from lora_runtime.routes import modules_of
-from lora_runtime.shown import Owner
 from lora_runtime.targets import Targets, look_at
 
 from .denoiser import mark_rows
