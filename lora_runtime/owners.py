@@ -189,6 +189,7 @@ def plan_of(owner: Owner, scope: Scope) -> Plan | None:
 
 
 def forget(owner: Owner) -> None:
+    """Take back what an owner asks from the parameters and modules that it lies with."""
     for weight in [weight for reference in owner.asked if (weight := reference()) is not None]:
         weight.asks.pop(owner, None)
     for home in [home for reference in owner.beside if (home := reference()) is not None]:
