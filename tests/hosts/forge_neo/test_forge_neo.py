@@ -181,10 +181,10 @@ def test_a_checkpoint_switch(run: program.Forge) -> None:
     assert run.paint(ONE) == before
 
 
-UNSETTLED = pytest.mark.xfail(reason="painted again it is another picture; whose fault that is is not settled")
+THEIRS = pytest.mark.xfail(reason="the program by itself paints another picture the second time, without any tag")
 
 
-@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=UNSETTLED)])
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=THEIRS)])
 def test_a_refiner_has_the_loras_too(run: program.Forge, fast: bool) -> None:
     run.post("/sdapi/v1/options", refiner_fast_sd=fast, refiner_use_steps=True)
     refined = {"refiner_checkpoint": "b.safetensors", "refiner_switch_at": 0.5}
