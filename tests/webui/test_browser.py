@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import program
 import pytest
@@ -25,6 +25,40 @@ SWITCHES = (
 )
 PROMPT = "document.querySelector('#txt2img_prompt textarea')"
 CARDS = "[...document.querySelectorAll('#txt2img_lora_cards .card')].filter(c => c.offsetParent)"
+
+
+class Look(NamedTuple):
+    """How an element is shown: its text, and colours as (red, green, blue) from 0 to 255."""
+
+    text: str
+    colour: list[float]
+    ground: list[float]
+
+    @property
+    def contrast(self) -> float:
+        """Return the contrast of text and ground, from 1 to 21, by the formula of WCAG 2.1."""
+        dark, light = sorted(map(luminance, (self.colour, self.ground)))
+        return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: list[float]) -> float:
+    """Return the relative luminance of a colour in sRGB, from 0 to 1, by the formula of WCAG 2.1."""
+    parts = [value / 255 for value in colour]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+# The ground of an element is that of the innermost element around it that has one.
+_LOOK = """
+const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+return [...document.querySelectorAll(arguments[0])].map((element) => {
+    let ground = [0, 0, 0, 0], around = element;
+    for (; around && ground.length > 3 && ground[3] == 0; around = around.parentElement) {
+        ground = numbers(getComputedStyle(around).backgroundColor);
+    }
+    return [element.textContent.trim(), numbers(getComputedStyle(element).color).slice(0, 3), ground.slice(0, 3)];
+});
+"""
 
 
 class Page:
@@ -70,6 +104,20 @@ class Page:
             selector,
             text,
         )
+
+    def generate(self, prompt: str) -> str:
+        """Paint 64 × 64 in 4 steps, and return what is said below the picture."""
+        for name, value in (("steps", 4), ("width", 64), ("height", 64)):
+            self.type(f"#txt2img_{name} input[type=number]", str(value))
+        self.type("#txt2img_prompt textarea", prompt)
+        said = "return document.querySelector('#html_log_txt2img').textContent"
+        assert "Time taken" not in self.run(said)
+        self.run("document.querySelector('#txt2img_generate').click()")
+        return str(self.until(lambda: "Time taken" in self.run(said) and self.run(said)))
+
+    def look(self, selector: str) -> list[Look]:
+        """Return how each element that matches is shown."""
+        return [Look(*found) for found in self.run(_LOOK, selector)]
 
     @property
     def prompt(self) -> str:
@@ -159,14 +207,9 @@ def test_what_is_edited_is_saved_beside_the_file_and_used_by_the_next_click(page
 
 
 def test_the_picture_changes_and_what_went_wrong_is_said_below_it(page: Page) -> None:
-    for name, value in (("steps", 4), ("width", 64), ("height", 64)):
-        page.type(f"#txt2img_{name} input[type=number]", str(value))
-    page.type("#txt2img_prompt textarea", "a cat <lora:sd1:1> <lora:secnd:1> <lora:second:1,0>")
     page.shot("page")
     page.run(_TAB, "Generation")
-    page.run("document.querySelector('#txt2img_generate').click()")
-    said = "return document.querySelector('#html_log_txt2img').textContent"
-    log = page.until(lambda: "Time taken" in page.run(said) and page.run(said))
+    log = page.generate("a cat <lora:sd1:1> <lora:secnd:1> <lora:second:1,0>")
     assert 'column 20: no LoRA named "secnd"' in log
     assert 'Did you mean "second"' in log
     assert 'the strength "1,0" is not a number' in log
@@ -176,3 +219,35 @@ def test_the_picture_changes_and_what_went_wrong_is_said_below_it(page: Page) ->
     page.run(_TAB, "Lora")
     ours = [entry for entry in page.driver.get_log("browser") if "lora_runtime" in entry["message"]]
     assert not ours
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_below_the_picture_are_told_apart_by_their_colours(page: Page, run: program.WebUI, theme: str) -> None:
+    page = Page(page.driver, f"{run.url}/?__theme={theme}")
+    page.run(_TAB, "Generation")
+    page.generate("a cat <lora:secnd:1> <lora:second:0.1:unet=1:unet=2> <lora:sd1:7>")
+    error, warning, note = page.until(lambda: page.look("#html_log_txt2img .lora-runtime-said"))
+    [others] = page.look("#html_log_txt2img .comments")
+    page.run("document.querySelector('#html_log_txt2img').scrollIntoView({block: 'center'})")
+    page.shot(f"colours-{theme}")
+    for line, severity in ((error, "error"), (warning, "warning"), (note, "note")):
+        assert line.text.startswith(f"LoRA {severity}: ")
+        assert line.contrast >= 4.5, f"{line} cannot be read well"  # level AA
+    assert len({tuple(line.colour) for line in (error, warning, note, others)}) == 4
+    assert luminance(error.ground) > 0.5 if theme == "light" else luminance(error.ground) < 0.1
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_cards_that_cannot_be_fetched_are_said_in_the_colour_of_errors(
+    page: Page, run: program.WebUI, theme: str
+) -> None:
+    page = Page(page.driver, f"{run.url}/?__theme={theme}")
+    page.run("window.fetch = async () => new Response('', {status: 500})")
+    page.type("#txt2img_lora_extra_search", "second")
+    [failed] = page.until(lambda: page.look("#txt2img_lora_cards .lora-runtime-failed"))
+    page.shot(f"failed-{theme}")
+    assert "could not be fetched" in failed.text
+    assert failed.contrast >= 4.5
+    red, green, blue = failed.colour
+    assert red > 1.5 * green
+    assert red > 1.5 * blue
