@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["hook_after", "hook_before", "hook_moves"]
+__all__ = ["end_all", "hook_after", "hook_before", "hook_moves"]
 
 _ASKED = "__getstate__"
 _MOVES = "_apply"  # what `.to`, `.half`, `.cuda` and the like call in each module
@@ -36,6 +36,13 @@ def hook_after(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None
 def hook_before(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
     """Call `hook(module, args, kwargs)` before each call of the module; return what ends it."""
     return _hidden(module, hook, "_forward_pre_hooks", module.register_forward_pre_hook)
+
+
+def end_all(endings: list[Callable[[], None]]) -> None:
+    """Call what ends hooks, the last first, and empty the list."""
+    while endings:
+        endings[-1]()  # before it is forgotten: an interrupt may come in between
+        endings.pop()
 
 
 def hook_moves(module: nn.Module, before: Callable[[], Callable[[], None]]) -> Callable[[], None]:

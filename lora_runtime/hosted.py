@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
-from lora_runtime.errors import ModelError, StrengthError
-from lora_runtime.merge import Piece, Term, Workspace, delta_of, merge_into, rows_of
+from lora_runtime.errors import ModelError
+from lora_runtime.merge import Piece, Term, Workspace, may_overflow, merge_into, rows_of, too_large
 from lora_runtime.plan import Assignment
 from lora_runtime.targets import Target
 
@@ -54,25 +54,14 @@ class HostPatch:
             try:
                 merge_into(value, weight, terms, workspace)
             except OverflowError as error:
-                raise self._too_large(weight, terms, error) from error
+                files = [*map(self._file, range(len(terms)))]
+                raise too_large(self.target, weight, terms, files, error) from error
         return value
 
     def check(self, weight: Tensor) -> None:
         """Raise what `merged` would; of most weights the norms of the factors tell that it would raise nothing."""
-        if weight.dtype != torch.float16 or not self._may_overflow():
-            return
-        self.merged(weight)
-
-    def _may_overflow(self) -> bool:
-        """Return whether a half-precision weight may get beyond what it can hold, by |U·D| ≤ ‖U‖·‖D‖."""
-        change = 0.0
-        for term in self.terms:
-            factors = term.adapter.factors()
-            if factors is None:
-                return True
-            size = float(torch.linalg.vector_norm(factors.up.float()) * torch.linalg.vector_norm(factors.down.float()))
-            change += abs(term.strength * factors.scale) * size
-        return not change < _HARMLESS
+        if weight.dtype == torch.float16 and may_overflow(self.terms, weight.dtype):
+            self.merged(weight)
 
     def _grounded(self) -> list[Term]:
         """Return the terms; those that depend on the originals of others too are given them, as they are now."""
@@ -82,17 +71,8 @@ class HostPatch:
             most = next((index for index, term in enumerate(self.terms) if term.pieces), 0)
             raise ModelError(str(error), error.sha256 or self._file(most)) from error
 
-    def _too_large(self, weight: Tensor, terms: Sequence[Term], error: OverflowError) -> StrengthError:
-        sizes = [abs(t.strength) * float(delta_of(weight, t.adapter, t.dyn, t.part).abs().max()) for t in terms]
-        most = sizes.index(max(sizes))
-        message = f"{self.target} would be {error}, at strength {terms[most].strength:g}: use a lower strength"
-        return StrengthError(message, self._file(most))
-
     def _file(self, index: int) -> str:
         return str(self.identity[index][0])  # type: ignore[index]
-
-
-_HARMLESS = 16.0  # a change of half the last step before overflow rounds back to the largest number of half precision
 
 
 def host_patches(assignments: Iterable[Assignment], keeper: HostKeeper) -> list[HostPatch]:

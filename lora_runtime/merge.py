@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.dialects import WHOLE, Part
+from lora_runtime.errors import StrengthError
 
 __all__ = [
     "BLOCK_BYTES",
@@ -29,10 +30,12 @@ __all__ = [
     "Workspace",
     "delta_of",
     "full_precision",
+    "may_overflow",
     "merge_into",
     "region_of",
     "rows_of",
     "sum_into",
+    "too_large",
 ]
 
 # Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
@@ -248,6 +251,25 @@ def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | 
     if dense is not None and any(factors is None for _, factors in terms):
         bound += float(torch.linalg.vector_norm(dense, float("inf")))
     return not bound < harmless
+
+
+def may_overflow(terms: Sequence[Term], dtype: torch.dtype) -> bool:
+    """Return whether W′ of a finite W₀ can be beyond what a dtype holds, by the factors alone; True without factors."""
+    factors = [(term, term.adapter.factors()) for term in terms]
+    return any(own is None for _, own in factors) or _can_overflow(factors, None, dtype)
+
+
+def too_large(
+    place: object, weight: Tensor, terms: Sequence[Term], files: Sequence[str], error: object
+) -> StrengthError:
+    """Return the error for a W′ that overflows (`error` says what it is beyond): it names the file that adds most.
+
+    `files`: the SHA-256 of each term's file.
+    """
+    sizes = [abs(t.strength) * float(delta_of(weight, t.adapter, t.dyn, t.part).abs().max()) for t in terms]
+    most = sizes.index(max(sizes))
+    message = f"{place} would be {error}, at strength {terms[most].strength:g}: use a lower strength"
+    return StrengthError(message, files[most])
 
 
 def _factored(term: Term, out: Tensor) -> tuple[Term, Factors | None]:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from lora_runtime.copies import Copies, held_by
-from lora_runtime.errors import ModelError, StrengthError
+from lora_runtime.errors import ModelError
 from lora_runtime.forecast import Step, shares_host_memory
 from lora_runtime.memory import OutOfMemory
 from lora_runtime.memory_policy import Originals, Policy
-from lora_runtime.merge import Workspace, delta_of, merge_into
+from lora_runtime.merge import Workspace, merge_into, too_large
 from lora_runtime.plan import Assignment, Plan
 from lora_runtime.report import Report
 from lora_runtime.settling import same_layout, settle, warn_of
@@ -172,15 +172,8 @@ class Patcher(WeightTable):
         except OverflowError as error:
             copies.wait()
             original = self.original(assignment.parameter)
-            sizes = [
-                abs(term.strength) * float(delta_of(original, term.adapter, term.dyn, term.part).abs().max())
-                for term in self.terms(assignment)
-            ]
-            most = sizes.index(max(sizes))
-            sha256, strength = str(assignment.identity[most][0]), assignment.terms[most].strength  # type: ignore[index]
-            raise StrengthError(
-                f"{assignment.target} would be {error}, at strength {strength:g}: use a lower strength", sha256
-            ) from error
+            files = [str(identity[0]) for identity in assignment.identity]  # type: ignore[index]
+            raise too_large(assignment.target, original, self.terms(assignment), files, error) from error
 
     def _fill(self, assignment: Assignment, weight: Weight, step: Step, workspace: Workspace, copies: Copies) -> Tensor:
         """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""

@@ -15,7 +15,7 @@ from lora_runtime.beside.layers import is_convolution, is_linear
 from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
 from lora_runtime.beside.prepare import prepare
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
-from lora_runtime.hooks import hook_after
+from lora_runtime.hooks import end_all, hook_after
 from lora_runtime.stage import Stage
 
 __all__ = ["Attached", "attach"]
@@ -114,9 +114,7 @@ class Attached:
 
     def detach(self) -> None:
         """Act no more."""
-        while self._endings:
-            self._endings[-1]()  # before it is forgotten: an interrupt may come in between
-            self._endings.pop()
+        end_all(self._endings)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """Return the output with what acts beside the module."""

@@ -12,6 +12,7 @@ from lora_runtime.beside.compiled import make_room, may_be_compiled
 from lora_runtime.beside.module import Attached, attach
 from lora_runtime.beside.terms import Keeper, LiveModule
 from lora_runtime.errors import ModelError
+from lora_runtime.hooks import end_all
 from lora_runtime.stage import Call, Stage
 
 __all__ = ["Live"]
@@ -100,9 +101,7 @@ class Live:
         self.stages = {}
 
     def _end(self) -> None:
-        while self._endings:
-            self._endings[-1]()  # before it is forgotten: an interrupt may come in between
-            self._endings.pop()
+        end_all(self._endings)
 
 
 def _needs_weight(live: LiveModule) -> str:
