@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
         self._paused = False
         self._sizes: dict[int, int] = {}  # by the address of a storage
+        self._uses: Counter[int] = Counter()  # the tensors that have it; a storage's own object may go before it does
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -59,12 +61,16 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.is_meta and key not in given and key not in self._sizes:
                 self._sizes[key] = rounded(storage.nbytes())
                 self.now += self._sizes[key]
-                weakref.finalize(storage, self._gone, key)
+            if key in self._sizes:
+                self._uses[key] += 1
+                weakref.finalize(tensor, self._gone, key)
         self.peak = max(self.peak, self.now)
         return result
 
     def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
+        self._uses[key] -= 1
+        if not self._uses[key]:
+            self.now -= self._sizes.pop(key)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -17,14 +17,12 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 LACKING = [name for name in ("diffusers", "peft", "lycoris", "accelerate") if importlib.util.find_spec(name) is None]
-# These need the judges in another process, or a whole WebUI; or they hold forecasts of memory to the byte, which torch
-# 2.1 cannot tell: there a storage has no Python object that lives as long as it does, so forecasts come out higher.
+# These need the judges in another process, or a whole WebUI.
 LEFT_OUT = (
     TESTS / "test_benchmarks.py",
     TESTS / "webui",
     TESTS / "cli" / "test_plan.py",
     TESTS / "test_memory_page.py",
-    TESTS / "test_memory_policy.py",
 )
 
 
