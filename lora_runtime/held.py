@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+
+import torch
 
 from lora_runtime.beside import Live
 from lora_runtime.copies import held_by
@@ -19,6 +21,7 @@ from lora_runtime.report import Kept
 from lora_runtime.scopes import PATCHER, Scope, known_of, scope_of
 from lora_runtime.shown import clear, show
 from lora_runtime.targets import Targets
+from lora_runtime.weights import Weight
 
 __all__ = ["ModelState", "owned"]
 
@@ -72,6 +75,7 @@ class ModelState:
         without: frozenset[Step] = frozenset()
         while True:
             decision, known = self._decide(plan, policy, without)
+            before = set() if known is not None else _ways(map(PATCHER.weight_of, plan.assignments)).keys()
             try:
                 lives = bool(decision.plan.lives) and compiled()
                 steps = decision.merging
@@ -81,7 +85,7 @@ class ModelState:
                     raise
             else:
                 owner.decision = Decided.of(plan, decision, policy)
-                memory = _kept(owner, decision) if known is None else known
+                memory = _kept(owner, decision, before) if known is None else known
                 owner.report = replace(decision.plan.report, memory=memory)
                 return replace(decision.plan, report=owner.report)
             without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
@@ -119,14 +123,40 @@ def owned(
                 return
 
 
-def _kept(owner: Owner, decision: Decision) -> tuple[Kept, ...]:
-    """Return what is kept on each device for an owner that is shown."""
-    held = held_by(weight for reference in owner.asked if (weight := reference()) is not None)
-    beside = owner.live.nbytes
+Way = tuple[torch.device, Step]  # where a patched weight is, and how its original is kept
+
+
+def _ways(weights: Iterable[Weight]) -> dict[Way, list[Weight]]:
+    """Return the patched of these weights by how each is kept."""
+    found: dict[Way, list[Weight]] = {}
+    for weight in weights:
+        if weight.patched:
+            found.setdefault((weight.parameter.device, weight.step), []).append(weight)
+    return found
+
+
+def _kept(owner: Owner, decision: Decision, before: Collection[Way]) -> tuple[Kept, ...]:
+    """Return what is kept on each device for an owner that is shown; `before`: the ways that there were already."""
+    weights = [weight for reference in owner.asked if (weight := reference()) is not None]
+    ways, beside = _ways(weights), owner.live.nbytes
     found = []
     for choice in decision.choices:
-        kept, step, why = held.get(choice.device, Held()), choice.step, choice.why
-        if step == "device" and kept.host > kept.device:
-            step, why = "host", f"{choice.device} ran out of memory"
-        found.append(Kept(str(choice.device), step, kept.device + beside[choice.device], kept.host, why))
+        here = {step: own for (device, step), own in ways.items() if device == choice.device}
+        if choice.step != "device" or here.keys() <= {"device"}:  # of "device" some may be kept otherwise
+            here = {choice.step: [weight for own in here.values() for weight in own]}
+        factors = beside[choice.device]
+        for step, own in here.items():
+            kept = held_by(own).get(choice.device, Held())
+            why = choice.why if step == choice.step else _reason(choice.device, own, (choice.device, step) in before)
+            found.append(Kept(str(choice.device), step, kept.device + factors, kept.host, why))
+            factors = 0  # once
     return tuple(found)
+
+
+def _reason(device: torch.device, weights: Sequence[Weight], before: bool) -> str:
+    """Return why weights are written in place where W′ should have been bound beside W₀."""
+    if before:
+        return "it is held already"
+    if all(weight.parameter.is_inference() for weight in weights):
+        return "what was made under inference mode can only be written in place"
+    return f"{device} ran out of memory"

@@ -91,7 +91,8 @@ class Kept:
 
     def __str__(self) -> str:
         """Return one line."""
-        on_device, in_host = in_words(self.device_bytes), in_words(self.host_bytes)
+        on_device = in_words(self.device_bytes)
+        in_host = in_words(self.host_bytes or self.device_bytes)  # on the CPU that is the device's memory
         what = {
             "device": f"{on_device} of W′ beside the originals on {self.device}",
             "host": f"{in_host} of originals in host memory, patched in place on {self.device}",

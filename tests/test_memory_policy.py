@@ -154,6 +154,30 @@ def test_the_same_tags_keep_their_step_and_a_budget_can_change_it(folder: Path) 
     small.restore()
 
 
+def test_what_is_kept_otherwise_already_is_said_to_be(folder: Path) -> None:
+    model = make_model()
+    lora_runtime.apply(model, "<lora:ink>", loras=folder, originals="host")
+    (kept,) = lora_runtime.apply(model, "<lora:ink>", loras=folder).report.memory
+    assert (kept.step, kept.device_bytes, kept.why) == ("host", SIZE, "it is held already")
+    assert str(kept) == "49.2 kB of originals in host memory, patched in place on cpu: it is held already"
+    (kept,) = lora_runtime.apply(model, "<lora:ink:0.5>", loras=folder).report.memory  # computed anew
+    assert kept.step == "device"
+    lora_runtime.restore(model)
+
+
+def test_each_way_that_weights_are_kept_has_its_line(folder: Path) -> None:
+    model = make_model()
+    save_file({"0.diff": torch.ones(WIDTH, WIDTH)}, folder / "first.safetensors")
+    save_file({f"{layer}.diff": torch.ones(WIDTH, WIDTH) for layer in (1, 2)}, folder / "rest.safetensors")
+    lora_runtime.apply(model, "<lora:first>", loras=folder, originals="inplace")
+    lines = lora_runtime.apply(model, "<lora:first><lora:rest>", loras=folder).report.memory
+    assert {kept.step: (kept.device_bytes, kept.why) for kept in lines} == {
+        "inplace": (SIZE // LAYERS, "it is held already"),
+        "device": (SIZE // LAYERS * 2, "there is room"),
+    }
+    lora_runtime.restore(model)
+
+
 def test_a_switch_that_takes_nothing_more_asks_for_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     lora_runtime.apply(model, "<lora:ink>", loras=folder)

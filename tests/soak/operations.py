@@ -90,7 +90,8 @@ def _apply(stage: Stage, root: str, doses: tuple[Dose, ...], *, block: bool, **w
                 network = ROOTS[root][place]
                 if not stage.weights[network].hooked and not _fused(stage, network):
                     raise Wrong(f"{line.name} on {root} was refused at {name} of a plain model: {reasons[0]}")
-    in_place = wishes.get("originals") == "host"
+    # Also of an apply that only asks for what a former one keeps so.
+    in_place = any(kept.step in ("host", "inplace") for kept in applied.report.memory)
     return Owner(root, ROOTS[root], doses, applied, block, 0.0, in_place, frozenset(refused))
 
 
