@@ -26,10 +26,13 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "person")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache folder out of sight, and run torch on two threads: models this small gain from no more."""
+    """Keep the user's cache folder out of sight, and run torch on two threads: models this small gain from no more.
+
+    Where several processes share the cores, on one.
+    """
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

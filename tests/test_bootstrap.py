@@ -177,7 +177,8 @@ def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
 ) -> None:
     commands = asked()
     bootstrap.test([])
-    assert commands[-1] == "-m pytest tests/extension --cov=extension --cov-branch --cov-fail-under=95"
+    assert commands[-1].startswith("-m pytest -n auto --maxprocesses=4 --dist=worksteal tests/extension ")
+    assert commands[-1].endswith(" --cov=extension --cov-branch --cov-fail-under=95")
     assert bootstrap.WEBUI.constraints.read_text() == "torch==2.13.0+cpu\n"
     pins = {"gradio==3.41.2", "fastapi==0.94.0", "lark==1.1.2", "numpy==1.26.2", "transformers==4.30.2"}
     assert pins < set(bootstrap.lock_lines("webui"))
@@ -251,7 +252,7 @@ def test_the_oldest_stack_has_its_own_torch_and_tests(
         f"-m pip install torch==2.1.2 {lock}",
     ]
     assert not any("torch>=" in command for command in commands)
-    assert commands[-1] == "-m pytest -p oldest -k parse"
+    assert commands[-1] == "-m pytest -n auto --maxprocesses=4 --dist=worksteal -p oldest -k parse"
 
 
 def test_without_its_python_the_oldest_stack_is_left_out_but_not_in_ci(

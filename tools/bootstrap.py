@@ -103,6 +103,8 @@ LOCKS = {"demo": ("demo",), "test": ("test",), "bench": ("bench",), "webui": ("w
 # torch and what belongs to its builds for GPUs stay out of the locks.
 NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
+# The tests run in as many processes as there are cores, each with 1 to 2 GB.
+WORKERS = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
 
 # What pip says where its sources do not have a version, or a constraint of the user's own forbids it.
 NOT_THERE = ("No matching distribution", "ResolutionImpossible")
@@ -168,7 +170,7 @@ def test(arguments: list[str]) -> None:
     run(MAIN.python, "-m", "ruff", "check", ".")
     run(MAIN.python, "-m", "ruff", "format", "--check", ".")
     run(MAIN.python, "-m", "mypy")
-    run(MAIN.python, "-m", "pytest", "--cov", "--cov-branch", "--cov-fail-under=95", *arguments)
+    run(*(MAIN.python, "-m", "pytest", *WORKERS, "--cov", "--cov-branch", "--cov-fail-under=95"), *arguments)
     if not arguments:
         test_extension()
 
@@ -181,7 +183,8 @@ def test_extension() -> None:
     # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
-    run(WEBUI.python, "-m", "pytest", "tests/extension", "--cov=extension", "--cov-branch", "--cov-fail-under=95")
+    gate = ("--cov=extension", "--cov-branch", "--cov-fail-under=95")
+    run(WEBUI.python, "-m", "pytest", *WORKERS, "tests/extension", *gate)
 
 
 def test_oldest(arguments: list[str]) -> None:
@@ -196,7 +199,7 @@ def test_oldest(arguments: list[str]) -> None:
     os.environ["PIP_NO_COMPILE"] = "0"  # as in test_extension
     install("oldest", OLDEST, python)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    run(OLDEST.python, "-m", "pytest", "-p", "oldest", *arguments)
+    run(OLDEST.python, "-m", "pytest", *WORKERS, "-p", "oldest", *arguments)
 
 
 def find_python(wanted: tuple[int, int]) -> str | None:
@@ -230,7 +233,7 @@ def test_newest(arguments: list[str]) -> None:
         for name, *command in (("lint", "ruff", "check", "."), ("types", "mypy"))
         if try_run(NEWEST.python, "-m", *command)
     ]
-    status = try_run(NEWEST.python, "-m", "pytest", f"--junit-xml={results}", *arguments)
+    status = try_run(NEWEST.python, "-m", "pytest", *WORKERS, f"--junit-xml={results}", *arguments)
     failed = failed_tests(results)
     if status and not failed:
         broken.append("pytest itself (see above)")
