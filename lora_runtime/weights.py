@@ -139,7 +139,8 @@ class Weight:
 
     def upload_of(self, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Upload | None:
         """Return what stays on a device of an adapter, for sums in that dtype."""
-        upload = None if self.uploads is None else self.uploads.get(adapter)
+        uploads = self.uploads
+        upload = None if uploads is None else uploads.get(adapter)
         return upload if upload is not None and upload.fits(device, dtype) else None
 
     def keep(self, adapter: Adapter, upload: Upload) -> None:
@@ -147,17 +148,18 @@ class Weight:
         if self.uploads is None:
             self.uploads = weakref.WeakKeyDictionary()
         self.uploads[adapter] = upload
+        if self.unhook is None:  # also where the apply fails that it is for, and nothing is bound
+            self._follow_moves()
 
     def drop_uploads(self, wanted: Collection[Adapter] = ()) -> bool:
-        """Keep no uploads but those `wanted`; return whether there were others."""
-        if not self.uploads:
+        """Keep no uploads but those `wanted`; return whether there were others. Any thread may: they are a cache."""
+        uploads = self.uploads
+        if not uploads:
             return False
-        dropped = [adapter for adapter in list(self.uploads) if adapter not in wanted]
+        dropped = [adapter for adapter in list(uploads) if adapter not in wanted]
         for adapter in dropped:
-            self.uploads.pop(adapter, None)
-        if not self.uploads:
-            self.uploads = None
-            self._stop_following()
+            uploads.pop(adapter, None)
+        self._stop_following()
         return bool(dropped)
 
     def _stop_following(self) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora_runtime
+from lora_runtime.errors import StrengthError
 
 OUT, IN, LAYERS, RANK = 96, 64, 3, 4
 SIZE = 2 * OUT * IN * LAYERS  # of the weights, in half precision
@@ -260,3 +261,36 @@ def test_half_precision_is_summed_without_reading_back(pretend: Pretend, layers:
     with pretend.logged() as log:
         lora_runtime.apply(layers, "<lora:ink:0.5>", loras=tmp_path)
     assert not log.ours["d2h"] + log.ours["d2h async"] + log.ours["sync"]
+
+
+def test_an_apply_that_fails_leaves_nothing_on_a_device_that_the_model_leaves(
+    pretend: Pretend, layers: nn.Module, tmp_path: Path
+) -> None:
+    write(tmp_path / "ink.safetensors", lora)
+    layers.to(torch.float16)
+    with pytest.raises(StrengthError):
+        lora_runtime.apply(layers, "<lora:ink:1e9>", loras=tmp_path, strict=True)
+    layers.to("cpu")
+    assert free(pretend) == 0
+
+
+def test_what_a_file_has_once_for_all_its_modules_goes_up_once(
+    pretend: Pretend, layers: nn.Module, tmp_path: Path
+) -> None:
+    shared = {"vera_A": torch.randn(RANK, IN), "vera_B": torch.randn(OUT, RANK)}
+    own = {
+        f"{layer}.vera_lambda_{side}": torch.ones(size)
+        for layer in range(LAYERS)
+        for side, size in (("b", OUT), ("d", RANK))
+    }
+    save_file(
+        {f"base_model.model.{name}": tensor for name, tensor in (shared | own).items()}, tmp_path / "ink.safetensors"
+    )
+    with pretend.logged() as log:
+        lora_runtime.apply(layers, "<lora:ink>", loras=tmp_path)
+    assert uploads(log) == LAYERS
+    numbers = 4 * OUT + 64  # λ of one module, each padded to 64 bytes
+    assert log.bytes["h2d"] + log.bytes["h2d async"] == 4 * RANK * (IN + OUT) + LAYERS * numbers
+    with pretend.logged() as log:
+        lora_runtime.apply(layers, "<lora:ink:0.5>", loras=tmp_path)
+    assert uploads(log) == 0
