@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from lora_runtime.forecast import Step, shares_host_memory, size_of
+from lora_runtime.memory import pinned, waiter
 from lora_runtime.memory_policy import Held
+from lora_runtime.uploads import Upload, bytes_of
 from lora_runtime.weights import Weight, plain_data
 
 __all__ = ["Copies", "held_by"]
@@ -36,7 +38,7 @@ class Copies:
         buffer = weight.buffer
         if buffer is None or buffer.device != where or buffer.dtype != value.dtype or buffer.shape != value.shape:
             buffer = self._memory(weight, value) if _in_host(weight, step) else torch.empty_like(value, device=where)
-        apart = where != value.device and _waiter(value.device) is not None
+        apart = where != value.device and waiter(value.device) is not None
         if apart:
             self._waiting.add(value.device)
         return buffer.copy_(value, non_blocking=apart)
@@ -45,7 +47,7 @@ class Copies:
         """Return pinned memory for one copy, laid out as the value is."""
         size = _padded(weight)
         if self._slab is None or self._used + size > self._slab.numel():
-            self._slab, self._used = _pinned(max(size, min(self._left, _SLAB_BYTES))), 0
+            self._slab, self._used = pinned(max(size, min(self._left, _SLAB_BYTES))), 0
         piece = self._slab[self._used : self._used + size_of(value)].view(value.dtype)
         self._used += size
         self._left -= size
@@ -56,15 +58,9 @@ class Copies:
         """Return when all copies are there."""
         while self._waiting:
             device = self._waiting.pop()
-            wait = _waiter(device)
+            wait = waiter(device)
             assert wait is not None
             wait(device)
-
-
-def _waiter(device: torch.device) -> Callable[[torch.device], None] | None:
-    """Return what waits for a device to have done all that it was asked for."""
-    wait: Callable[[torch.device], None] | None = getattr(getattr(torch, device.type, None), "synchronize", None)
-    return wait
 
 
 def _in_host(weight: Weight, step: Step) -> bool:
@@ -76,19 +72,14 @@ def _padded(weight: Weight) -> int:
     return -(-size_of(weight.parameter) // _GRAIN) * _GRAIN
 
 
-def _pinned(size: int) -> Tensor:
-    """Return memory of the host that devices copy to and from without a detour; ordinary memory where there is none."""
-    try:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError:  # no device that pins, or no more that may be pinned
-        return torch.empty(size, dtype=torch.uint8)
-
-
 def held_by(weights: Iterable[Weight]) -> dict[torch.device, Held]:
     """Return the bytes that are kept for these weights by now, by the device that each is on."""
     on_device: Counter[torch.device] = Counter()
     in_host: Counter[torch.device] = Counter()
+    uploads: list[Upload] = []
     for weight in weights:
+        if weight.uploads:
+            uploads += weight.uploads.values()
         original, buffer = weight.original, weight.buffer
         if original is None and buffer is None:
             continue
@@ -99,4 +90,6 @@ def held_by(weights: Iterable[Weight]) -> dict[torch.device, Held]:
             kept = original if original is not None else buffer
             where = in_host if kept is not None and kept.device != device else on_device
             where[device] += size
-    return {device: Held(on_device[device], in_host[device]) for device in {*on_device, *in_host}}
+    factors = bytes_of(uploads)
+    devices = {*on_device, *in_host, *factors}
+    return {device: Held(on_device[device], in_host[device], factors[device]) for device in devices}

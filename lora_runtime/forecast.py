@@ -14,26 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter
+from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.beside import LiveModule, LiveTerm, prepare
 from lora_runtime.footprint import Footprint, rounded
 from lora_runtime.merge import Piece, Term, Workspace, rows_of, sum_into
 from lora_runtime.plan import Assignment
 from lora_runtime.routes import layer_shape
+from lora_runtime.uploads import packed_bytes
 
 __all__ = ["LARGEST_SCRATCH", "Forecast", "Step", "forecast", "shares_host_memory", "size_of"]
 
 Step = Literal["device", "host", "inplace", "beside"]
 
 _UNKNOWN = 7  # times the weight in float32: what a merge takes at most where the meta device cannot tell; measured
-LARGEST_SCRATCH = 4 * (_UNKNOWN + 2)  # bytes for each element of a weight: more than any merge takes beside W₀ and W′
+LARGEST_SCRATCH = 4 * (_UNKNOWN + 3)  # bytes for each element of a weight: more than any merge takes beside W₀ and W′
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What an apply takes in bytes beside the model's own weights, and what crosses between host and device.
 
-    `kept` and `host_kept` stay until the restore; `peak` is the most that the device gives at once meanwhile. Where
-    the device's memory is the host's, all of it is host memory and nothing crosses.
+    `kept` and `host_kept` stay until the restore; `peak` is the most that the device gives at once meanwhile.
+    `factor_bytes` stay on the device beside `kept`, of what was sent there to be summed, for the next change of
+    strength. Where the device's memory is the host's, all of it is host memory and nothing crosses.
     """
 
     step: Step
@@ -43,23 +46,29 @@ class Forecast:
     kept: int = 0
     peak: int = 0
     host_kept: int = 0
+    factor_bytes: int = 0
     uploads: int = 0  # bytes that the first apply copies to the device: factors
     downloads: int = 0  # and from it
     switch_uploads: int = 0  # bytes that a change of strength copies to the device; it copies none from it
 
 
 def forecast(
-    step: Step, assignments: Sequence[Assignment], lives: Iterable[LiveModule], device: torch.device
+    step: Step,
+    assignments: Sequence[Assignment],
+    lives: Iterable[LiveModule],
+    device: torch.device,
+    factor_room: int | None = 0,
 ) -> Forecast:
     """Return what a plan's weights and modules take on a device where nothing is held yet.
 
     The weights of `assignments` are merged into by that step ("beside": by none of them, and `lives` alone count).
-    They need not lie on the device: it is what it would be there.
+    They need not lie on the device: it is what it would be there. `factor_room`: the bytes that factors may keep there
+    beside; None: any.
     """
     acting = _acting(lives, device)
     if not assignments:
         return replace(acting, step=step)
-    merging = _merging(assignments, "host" if step == "beside" else step, device)
+    merging = _merging(assignments, "host" if step == "beside" else step, device, factor_room)
     return Forecast(
         step,
         merging.weights,
@@ -67,8 +76,9 @@ def forecast(
         acting.modules,
         kept=merging.kept + acting.kept,
         # Weights come first: what is computed for them is gone when modules get theirs.
-        peak=max(merging.peak, merging.kept + acting.peak),
+        peak=max(merging.peak, merging.kept + merging.factor_bytes + acting.peak),
         host_kept=merging.host_kept,
+        factor_bytes=merging.factor_bytes,
         uploads=merging.uploads + acting.uploads,
         downloads=merging.downloads,
         switch_uploads=merging.switch_uploads + acting.switch_uploads,
@@ -154,15 +164,26 @@ def _find_scratch(assignment: Assignment, device: torch.device) -> _Scratch:
     out = outlines.original(assignment.parameter)
     weight = out if assignment.precise is None else torch.empty_like(assignment.precise, device="meta")
     workspace = _Uncounted(footprint, device)
+    sent = not shares_host_memory(device)
     try:
         terms = [
-            replace(term, adapter=outlines.grounded(term.adapter, term.pieces), pieces=()) for term in assignment.terms
+            replace(
+                term,
+                adapter=outlines.grounded(_outline(term.adapter) if sent else term.adapter, term.pieces),
+                pieces=(),
+            )
+            for term in assignment.terms
         ]
         with torch.no_grad(), footprint:
             sum_into(out, weight, terms, workspace)
     except RuntimeError:  # it looks at values, or has no meta kernel
         return _Scratch({}, _UNKNOWN * 4 * out.numel())
     return _Scratch(workspace.sizes(), footprint.peak)
+
+
+def _outline(adapter: Adapter) -> Adapter:
+    """Return an adapter as it is once its tensors were sent to a device, without their values."""
+    return adapter.on({id(tensor): torch.empty_like(tensor, device="meta") for tensor in adapter.tensors()})
 
 
 def _signature_of_term(term: Term | LiveTerm) -> object:
@@ -195,21 +216,53 @@ def _bytes_of(value: Any) -> int:
     return 0 if own is None else sum(map(_bytes_of, own.values()))
 
 
-def _merging(assignments: Sequence[Assignment], step: Step, device: torch.device) -> Forecast:
+class _Sending:
+    """What is sent to a device for the sums of a plan, and what of it stays there, as Uploads does it."""
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+        self._kept: set[tuple[int, torch.dtype]] = set()
+        self.kept = 0  # bytes that stay
+        self.sent = 0  # bytes that go up
+        self.again = 0  # bytes that go up at each change of strength
+
+    def send(self, assignment: Assignment) -> int:
+        """Note what one weight needs; return the bytes of it that are there for its own sum alone."""
+        dtype, passing = sum_dtype(assignment.parameter), 0
+        files: dict[object, list[Adapter]] = {}
+        for term, identity in zip(assignment.terms, assignment.identity, strict=True):
+            files.setdefault(identity[0], []).append(term.adapter)  # type: ignore[index]
+        for adapters in files.values():
+            own = {id(tensor): tensor for adapter in adapters for tensor in adapter.tensors()}
+            missing = {key: tensor for key, tensor in own.items() if (key, dtype) not in self._kept}
+            packed = packed_bytes(missing.values(), dtype)
+            size = rounded(packed)
+            self.sent += packed
+            if self._room is None or self.kept + size <= self._room:
+                self.kept += size
+                self._kept |= {(key, dtype) for key in missing}
+            else:
+                passing += size
+                self.again += packed
+        return passing
+
+
+def _merging(assignments: Sequence[Assignment], step: Step, device: torch.device, factor_room: int | None) -> Forecast:
     """Return what merging takes on a device where nothing is held."""
     copies = 0 if step == "host" else 1
-    running = peak = touched = factors = 0
+    running = peak = touched = 0
     scratch: dict[object, int] = {}
+    crosses = not shares_host_memory(device)
+    sending = _Sending(factor_room)
     for assignment in assignments:
         size = size_of(assignment.parameter)
         touched += size
         running += copies * rounded(size)
-        factors += sum(_bytes_of(term.adapter) for term in assignment.terms)
+        passing = sending.send(assignment) if crosses else 0
         needed = _scratch_of(assignment, device)
         for key, bytes_ in needed.reused.items():
             scratch[key] = max(scratch.get(key, 0), bytes_)
-        peak = max(peak, running + sum(scratch.values()) + needed.own)
-    crosses = not shares_host_memory(device)
+        peak = max(peak, running + sending.kept + passing + sum(scratch.values()) + needed.own)
     in_host = touched if step == "host" else 0
     return Forecast(
         step,
@@ -218,9 +271,10 @@ def _merging(assignments: Sequence[Assignment], step: Step, device: torch.device
         kept=running,
         peak=peak,
         host_kept=in_host,
-        uploads=factors if crosses else 0,
+        factor_bytes=sending.kept,
+        uploads=sending.sent,
         downloads=in_host if crosses else 0,
-        switch_uploads=factors + in_host if crosses else 0,
+        switch_uploads=sending.again + in_host if crosses else 0,
     )
 
 

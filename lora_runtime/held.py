@@ -85,7 +85,9 @@ class ModelState:
                     raise
             else:
                 owner.decision = Decided.of(plan, decision, policy)
-                memory = _kept(owner, decision, before) if known is None else known
+                memory = known or ()
+                if known is None or any(kept.factor_bytes for kept in known):  # factors may be given up meanwhile
+                    memory = _kept(owner, decision, before, memory)
                 owner.report = replace(decision.plan.report, memory=memory)
                 return replace(decision.plan, report=owner.report)
             without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
@@ -135,8 +137,12 @@ def _ways(weights: Iterable[Weight]) -> dict[Way, list[Weight]]:
     return found
 
 
-def _kept(owner: Owner, decision: Decision, before: Collection[Way]) -> tuple[Kept, ...]:
-    """Return what is kept on each device for an owner that is shown; `before`: the ways that there were already."""
+def _kept(owner: Owner, decision: Decision, before: Collection[Way], known: Sequence[Kept] = ()) -> tuple[Kept, ...]:
+    """Return what is kept on each device for an owner that is shown; `before`: the ways that there were already.
+
+    `known`: what was kept for just the same before, whose reasons stay.
+    """
+    reasons = {(kept.device, kept.step): kept.why for kept in known}
     weights = [weight for reference in owner.asked if (weight := reference()) is not None]
     ways, beside = _ways(weights), owner.live.nbytes
     found = []
@@ -148,7 +154,8 @@ def _kept(owner: Owner, decision: Decision, before: Collection[Way]) -> tuple[Ke
         for step, own in here.items():
             kept = held_by(own).get(choice.device, Held())
             why = choice.why if step == choice.step else _reason(choice.device, own, (choice.device, step) in before)
-            found.append(Kept(str(choice.device), step, kept.device + factors, kept.host, why))
+            why = reasons.get((str(choice.device), step), why)
+            found.append(Kept(str(choice.device), step, kept.device + factors, kept.host, why, kept.factors))
             factors = 0  # once
     return tuple(found)
 

@@ -225,6 +225,7 @@ class _Builder:
     unused: dict[str, str] = field(default_factory=dict)
     # What all modules share: algorithm → role → key; and those of these keys that an adapter has, the first it is for.
     of_file: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # their tensors: algorithm → role → tensor
     reported: set[str] = field(default_factory=set)
     experts: set[str] = field(default_factory=set)  # stems that are parameters with the weights of several experts
     broken: bool = False  # whether some tensors contradict each other
@@ -388,9 +389,16 @@ class _Builder:
         scale = numbers.get("scale")
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)
-        file = {role: self.tensors.finite(key) for role, key in self.of_file.get(algorithm.name, {}).items()}
+        file = self._file(algorithm.name)
         options, of_experts = self.training.options, stem in self.experts
         return Group(stem, tensors, keys, alpha, rank_stabilised, scale, roles, inner, options, file, of_experts)
+
+    def _file(self, algorithm: str) -> Mapping[str, Tensor]:
+        """Return the tensors that all modules of an algorithm share: the same objects for each of them."""
+        if algorithm not in self.files:
+            roles = self.of_file.get(algorithm, {})
+            self.files[algorithm] = {role: self.tensors.finite(key) for role, key in roles.items()}
+        return self.files[algorithm]
 
     def _number(self, role: str, key: str) -> float:
         tensor = self.tensors.finite(key)

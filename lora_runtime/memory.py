@@ -1,4 +1,4 @@
-"""How much memory is free: on any device that tells, and of the host."""
+"""How much memory is free, on any device that tells and of the host; and memory that devices copy without a detour."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-__all__ = ["OutOfMemory", "free_bytes"]
+__all__ = ["OutOfMemory", "free_bytes", "pinned", "waiter"]
 
 # torch has it under one name for all devices since 2.5.
 OutOfMemory = cast("type[RuntimeError]", getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
@@ -37,6 +38,20 @@ def free_bytes(device: torch.device) -> int | None:
     reserved, used = (getattr(backend, name, None) for name in ("memory_reserved", "memory_allocated"))
     kept = reserved(device) - used(device) if reserved is not None and used is not None else 0
     return int(free + kept)
+
+
+def pinned(size: int) -> Tensor:
+    """Return bytes of the host that devices copy to and from without a detour; ordinary memory where there are none."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # no device that pins, or no more that may be pinned
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def waiter(device: torch.device) -> Callable[[torch.device], None] | None:
+    """Return what waits for a device to have done all that it was asked for."""
+    wait: Callable[[torch.device], None] | None = getattr(getattr(torch, device.type, None), "synchronize", None)
+    return wait
 
 
 def _host_bytes() -> int | None:

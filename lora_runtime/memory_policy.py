@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 
 from lora_runtime.beside import LiveModule
 from lora_runtime.errors import MemoryBudgetError
+from lora_runtime.footprint import rounded
 from lora_runtime.forecast import LARGEST_SCRATCH, Forecast, Step, forecast, shares_host_memory, size_of
 from lora_runtime.memory import free_bytes
 from lora_runtime.plan import Assignment, Plan
@@ -29,10 +30,23 @@ from lora_runtime.report import in_words
 from lora_runtime.step_beside import can_act_beside, step_beside
 from lora_runtime.targets import Targets
 
-__all__ = ["Choice", "Decision", "Held", "Originals", "Policy", "Room", "decide", "decided_again", "read_bytes"]
+__all__ = [
+    "Choice",
+    "Decision",
+    "Held",
+    "Merging",
+    "Originals",
+    "Policy",
+    "Room",
+    "decide",
+    "decided_again",
+    "read_bytes",
+]
 
 Originals = Literal["auto", "device", "host", "inplace", "beside"]
 
+# A part of what copies leave free on a device may have factors, to save the next upload: the model computes there too.
+_FACTOR_SHARE = 4
 # Times W′: what the model computes with the weights needs memory of the device too, and the host has other programs.
 _DEVICE_ROOM = 2.0
 _HOST_ROOM = 1.25
@@ -56,10 +70,14 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The bytes that are kept for the same weights already, on the device and in host memory: they count as free."""
+    """The bytes that are kept for the same weights already, on the device and in host memory: they count as free.
+
+    `factors` lie on the device beside `device`: what was sent there to be summed.
+    """
 
     device: int = 0
     host: int = 0
+    factors: int = 0
 
 
 _ENDLESS = Room()
@@ -69,11 +87,22 @@ _NOTHING: Mapping[torch.device, Held] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The step for the weights of one device, and the reason in words."""
+    """The step for the weights of one device, and the reason in words.
+
+    `factor_room`: the bytes that factors may keep on the device, all in all, to be there for the next sum; None: any.
+    """
 
     device: torch.device
     step: Step
     why: str
+    factor_room: int | None = None
+
+
+class Merging(NamedTuple):
+    """How weights of a device are merged into: the step, and what factors may keep there as in a Choice."""
+
+    step: Step
+    factor_room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +117,20 @@ class Decision:
     on: torch.device | None = None  # where the weights would be; None: where they are
 
     @property
-    def merging(self) -> dict[torch.device, Step]:
+    def merging(self) -> dict[torch.device, Merging]:
         """How the weights that are merged into are kept, by device."""
-        return {choice.device: _merged_step(choice.step, choice.device) for choice in self.choices}
+        return {
+            choice.device: Merging(_merged_step(choice.step, choice.device), choice.factor_room)
+            for choice in self.choices
+        }
 
     def forecasts(self) -> dict[torch.device, Forecast]:
         """Return what it takes on each device where nothing is held yet."""
         parts = _by_device(self.plan, self.on)
         return {
-            choice.device: _forecast(choice.step, *parts.get(choice.device, ([], [])), choice.device)
+            choice.device: _forecast(
+                choice.step, *parts.get(choice.device, ([], [])), choice.device, choice.factor_room
+            )
             for choice in self.choices
         }
 
@@ -147,8 +181,11 @@ class Policy:
         if self.originals == "auto" and not limited and not without:
             parts = _by_device(plan, None)
             if all(_touched(own) <= held.get(device, _NONE).device for device, (own, _) in parts.items()):
-                # It takes nothing more: nobody need be asked.
-                return Decision(plan, tuple(Choice(device, "device", "it is held already") for device in parts))
+                # It takes nothing more: of host memory nobody need be asked.
+                rooms = {device: _held_room(device, held.get(device, _NONE)) for device in parts}
+                return Decision(
+                    plan, tuple(Choice(device, "device", "it is held already", most) for device, most in rooms.items())
+                )
 
         def room_on(device: torch.device) -> Room:
             return Room(free_bytes(device), self.device_memory)
@@ -176,7 +213,9 @@ def decide(
     choices = []
     for device, (assignments, _) in _by_device(plan, on).items():
         shared = shares_host_memory(device)
-        place = _Place(device, host if shared else room_on(device), host, held.get(device, _NONE), originals == "auto")
+        own = held.get(device, _NONE)
+        room = host if shared else _with_factors(room_on(device), own)
+        place = _Place(device, room, host, own, originals == "auto")
         here = frozenset(map(id, assignments))
         misses: list[str] = [f"{device} ran out of memory"] if without else []
         for step in _steps(originals, device, without):
@@ -186,7 +225,8 @@ def decide(
             miss = _miss(step, *_by_device(trial, on).get(device, ([], [])), place)
             if miss is None:
                 plan = trial
-                choices.append(Choice(device, step, _why(misses, originals)))
+                most = _factor_room(step, *_by_device(trial, on).get(device, ([], [])), place)
+                choices.append(Choice(device, step, _why(misses, originals), most))
                 break
             misses.append(miss)
         else:
@@ -247,6 +287,35 @@ def _miss(step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveMod
     return None
 
 
+def _with_factors(room: Room, held: Held) -> Room:
+    """Return what there is once factors that are held have been given up: they go first."""
+    return room if room.free is None else replace(room, free=room.free + held.factors)
+
+
+def _held_room(device: torch.device, held: Held) -> int | None:
+    """Return how many bytes factors may keep on a device where nothing more is copied."""
+    if shares_host_memory(device):
+        return 0
+    room = _with_factors(Room(free_bytes(device)), held)
+    return _factor_room("device", [], [], _Place(device, room, _ENDLESS, held, asks=True))
+
+
+def _factor_room(
+    step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveModule], place: _Place
+) -> int | None:
+    """Return how many bytes factors of these weights may keep on the device once it is applied; None: any."""
+    if shares_host_memory(place.device):
+        return 0  # they are there already
+    most = []
+    if place.room.free is not None:
+        in_host = _merged_step(step, place.device) == "host"
+        copies = 0 if in_host else sum(rounded(size_of(assignment.parameter)) for assignment in assignments)
+        most.append((place.room.free - max(0, copies - place.held.device)) // _FACTOR_SHARE)
+    if place.room.allowed is not None:
+        most.append(place.room.allowed - _forecast(step, assignments, lives, place.device).kept)
+    return max(0, min(most)) if most else None
+
+
 def _is_tight(step: Step, assignments: Sequence[Assignment], place: _Place) -> bool:
     """Return whether there may be too little; False at a glance where memory is plenty, or nothing more is taken."""
     new = max(0, _touched(assignments) - (place.held.host if step == "host" else place.held.device))
@@ -279,9 +348,13 @@ def _merged_step(step: Step, device: torch.device) -> Step:
 
 
 def _forecast(
-    step: Step, assignments: Sequence[Assignment], lives: Sequence[LiveModule], device: torch.device
+    step: Step,
+    assignments: Sequence[Assignment],
+    lives: Sequence[LiveModule],
+    device: torch.device,
+    factor_room: int | None = 0,
 ) -> Forecast:
-    return replace(forecast(_merged_step(step, device), assignments, lives, device), step=step)
+    return replace(forecast(_merged_step(step, device), assignments, lives, device, factor_room), step=step)
 
 
 def _by_device(plan: Plan, on: torch.device | None) -> dict[torch.device, tuple[list[Assignment], list[LiveModule]]]:

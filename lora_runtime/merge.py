@@ -65,6 +65,7 @@ class Term:
     """One adapter at one strength; `dyn` uses only its first `dyn` ranks (the WebUI's `dyn=`).
 
     `pieces`: the parameters whose originals the adapter has to be given first; whoever keeps the originals does.
+    `source`: the adapter as it is in host memory, where `adapter` has its tensors on a device; None: `adapter` itself.
     """
 
     adapter: Adapter
@@ -72,6 +73,7 @@ class Term:
     dyn: int | None = None
     part: Part = WHOLE
     pieces: tuple[Piece, ...] = ()
+    source: Adapter | None = None
 
 
 def region_of(weight: Tensor, part: Part) -> Tensor:
@@ -245,9 +247,11 @@ def _can_overflow(terms: Sequence[tuple[Term, Factors | None]], dense: Tensor | 
     if harmless == _HUGE and torch.finfo(dtype).bits > 8:
         return not sum(strengths) < _HUGE
     bound = 0.0
-    for strength, (_, factors) in zip(strengths, terms, strict=True):
+    for strength, (term, factors) in zip(strengths, terms, strict=True):
         if factors is not None:
-            bound += strength * _norm(factors.up) * _norm(factors.down)
+            # To read a norm from a device is to wait for it.
+            own = (None if term.source is None else term.source.factors()) or factors
+            bound += strength * _norm(own.up) * _norm(own.down)
     if dense is not None and any(factors is None for _, factors in terms):
         bound += float(torch.linalg.vector_norm(dense, float("inf")))
     return not bound < harmless

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.forecast import Step
-from lora_runtime.memory_policy import Choice, Decision, Policy, decided_again
+from lora_runtime.memory_policy import Choice, Decision, Merging, Policy, decided_again
 from lora_runtime.ownership import current_line
 from lora_runtime.plan import Plan
 from lora_runtime.report import Report
@@ -89,7 +88,7 @@ class Owner:
     def __init__(self) -> None:
         self.scope: Scope | None = None
         self.policy = Policy()
-        self.steps: Mapping[torch.device, Step] = {}  # how originals are kept, where it is decided
+        self.steps: Mapping[torch.device, Merging] = {}  # how originals are kept, where it is decided
         self.decision: Decided | None = None
         self.unfollow: Callable[[], None] | None = None  # while moves of the model are followed
         self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it

@@ -13,23 +13,27 @@ storage's count of uses tells.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from lora_runtime.adapters import Adapter
+from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.copies import Copies, held_by
 from lora_runtime.errors import ModelError
 from lora_runtime.forecast import Step, shares_host_memory
 from lora_runtime.memory import OutOfMemory
-from lora_runtime.memory_policy import Originals, Policy
-from lora_runtime.merge import Workspace, merge_into, too_large
+from lora_runtime.memory_policy import Merging, Originals, Policy
+from lora_runtime.merge import Term, Workspace, merge_into, too_large
 from lora_runtime.plan import Assignment, Plan
 from lora_runtime.report import Report
 from lora_runtime.settling import same_layout, settle, warn_of
+from lora_runtime.uploads import Sent, Uploads, bytes_of, packed_bytes
 from lora_runtime.weight_table import WeightTable
 from lora_runtime.weights import Weight, is_shared, plain_data, tell_autograd
 
@@ -53,8 +57,21 @@ def _plain_mode(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+class _Tools(NamedTuple):
+    """What the sums of one apply share."""
+
+    workspace: Workspace
+    copies: Copies
+    uploads: Uploads
+
+
 class Patcher(WeightTable):
     """Patches parameters and restores them. Not thread-safe by itself: ownership.py says who may."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        super().__init__()
+        self._sent = Sent()
 
     @_plain_mode
     def apply(
@@ -63,15 +80,15 @@ class Patcher(WeightTable):
         policy: Policy | Originals = "auto",
         among: Sequence[Weight] | None = None,
         weights: Sequence[Weight] | None = None,
-        steps: Mapping[torch.device, Step] | None = None,
+        steps: Mapping[torch.device, Merging] | None = None,
     ) -> int:
         """Make these the patches of the weights `among` (all), replacing earlier ones; return how many were computed.
 
         `weights`: those of the assignments, where the caller has them at hand; `steps`: how originals are kept on each
         device, where the caller has decided it by the policy.
 
-        If anything fails on the way, every one of them gets its original back before the error goes on. "auto" that
-        runs out of a device's memory goes on with what takes less of it.
+        If anything fails on the way, every one of them gets its original back before the error goes on. Where a device
+        runs out of memory, the factors that stay there are given up first; "auto" then goes on with what takes less.
         """
         policy = Policy(policy) if isinstance(policy, str) else policy
         among = self.all_weights() if among is None else among
@@ -81,18 +98,35 @@ class Patcher(WeightTable):
         devices = {weight.parameter.device for weight in own}
         if steps is None or not devices <= steps.keys():
             steps = _decided(assignments, own, policy)
-        if auto and any(steps[device] == "device" and not shares_host_memory(device) for device in devices):
+        less = auto and any(steps[device].step == "device" and not shares_host_memory(device) for device in devices)
+        # What was computed so far lies in an error's frames: only after `except`, without it, is its memory free.
+        try:
+            return self._apply(asked, steps, among, auto=auto)
+        except OutOfMemory:
+            given_up = self.give_up_factors()
+            if not given_up and not less:
+                raise
+        if given_up:
             try:
-                return self._apply(asked, steps, among, auto=auto)
+                return self._apply(asked, _without_factors(steps), among, auto=auto)
             except OutOfMemory:
-                pass  # what was computed so far lies in the error's frames: only here, without it, is its memory free
-            steps = _decided(assignments, own, policy, without=frozenset({"device"}))
-        return self._apply(asked, steps, among, auto=auto)
+                if not less:
+                    raise
+        steps = _decided(assignments, own, policy, without=frozenset({"device"}))
+        return self._apply(asked, _without_factors(steps), among, auto=auto)
+
+    def give_up_factors(self) -> bool:
+        """Let no factors stay on any device, of whatever model; return whether there were any.
+
+        They are there to save an upload, so whoever runs out of memory may take theirs first.
+        """
+        dropped = [weight.drop_uploads() for weight in self.all_weights()]
+        return any(dropped)
 
     def _apply(
         self,
         asked: Sequence[tuple[Assignment, Weight]],
-        steps: Mapping[torch.device, Step],
+        steps: Mapping[torch.device, Merging],
         among: Sequence[Weight],
         *,
         auto: bool,
@@ -108,9 +142,11 @@ class Patcher(WeightTable):
             stale = {id(w.parameter) for a, w, step in todo if not self._is_current(a, w, step, written, auto=auto)}
             changed = [found for found in todo if not stale.isdisjoint(_reads(found[0]))] if stale else []
             if changed:
-                workspace, copies = Workspace(), Copies((w, step) for _, w, step in changed if w.original is None)
-                bindings = [(a, w, self._filled(a, w, step, workspace, copies)) for a, w, step in changed]
-                copies.wait()
+                uploads = Uploads(self._sent, self._rooms(changed, steps, among))
+                tools = _Tools(Workspace(), Copies((w, step) for _, w, step in changed if w.original is None), uploads)
+                bindings = [(a, w, self._filled(a, w, step, tools)) for a, w, step in changed]
+                tools.copies.wait()
+                uploads.wait()
                 for assignment, weight, value in bindings:
                     weight.bind(value, assignment)
         except BaseException:
@@ -138,6 +174,7 @@ class Patcher(WeightTable):
                     failure = failure or error
             if release:
                 weight.buffer = None
+                weight.drop_uploads()
         warn_of(written)
         if failure is not None:
             raise failure
@@ -160,30 +197,93 @@ class Patcher(WeightTable):
             self._restore(weight, written)
         return False
 
-    def _filled(
-        self, assignment: Assignment, weight: Weight, step: Step, workspace: Workspace, copies: Copies
-    ) -> Tensor:
+    def _rooms(
+        self,
+        changed: Sequence[tuple[Assignment, Weight, Step]],
+        steps: Mapping[torch.device, Merging],
+        among: Sequence[Weight],
+    ) -> dict[torch.device, int | None]:
+        """Return the bytes that factors may keep on each device beside those that do; give up what is too much.
+
+        What nobody asks for any more goes first, and only where the room is needed: it may be asked for again.
+        """
+        devices = {w.parameter.device for _, w, _ in changed if not shares_host_memory(w.parameter.device)}
+        rooms = {device: steps[device].factor_room for device in devices}
+        limited = {device: room for device, room in rooms.items() if room is not None}
+        if not limited:
+            return rooms
+        wanted = {id(w): {term.adapter for term in a.terms} for a, w, _ in changed}
+        here = {id(w): w for w in (*among, *(w for _, w, _ in changed)) if w.uploads}.values()
+        needed: Counter[torch.device] = Counter()
+        for assignment, weight, _ in changed:
+            if weight.parameter.device in limited:
+                needed[weight.parameter.device] += self._needed(assignment, weight)
+
+        def held() -> Counter[torch.device]:
+            return bytes_of(upload for weight in here for upload in (weight.uploads or {}).values())
+
+        if any(held()[device] + needed[device] > room for device, room in limited.items()):
+            for weight in here:
+                shown = () if weight.shown is None else (term.adapter for term in weight.shown.terms)
+                weight.drop_uploads(wanted.get(id(weight)) or set(shown))
+        for device, room in limited.items():
+            if held()[device] > room:
+                for weight in here:
+                    if weight.parameter.device == device:
+                        weight.drop_uploads()
+            rooms[device] = max(0, room - held()[device])
+        return rooms
+
+    def _needed(self, assignment: Assignment, weight: Weight) -> int:
+        """Return the bytes that the adapters of a weight take on its device beside those that are there."""
+        device, dtype = weight.parameter.device, sum_dtype(weight.parameter)
+        new = [term.adapter for term in assignment.terms if weight.upload_of(term.adapter, device, dtype) is None]
+        return packed_bytes(self._sent.missing(new, device, dtype), dtype) if new else 0
+
+    def _terms(self, assignment: Assignment, weight: Weight, uploads: Uploads) -> list[Term]:
+        """Return the terms of a weight, with the tensors of their adapters on its device."""
+        device, dtype = weight.parameter.device, sum_dtype(weight.parameter)
+        if shares_host_memory(device):
+            return self.terms(assignment)
+        sent: dict[Adapter, Adapter] = {}
+        missing: dict[object, list[Adapter]] = {}
+        for term, identity in zip(assignment.terms, assignment.identity, strict=True):
+            known = weight.upload_of(term.adapter, device, dtype)
+            if known is not None:
+                sent[term.adapter] = known.adapter
+            else:
+                missing.setdefault(identity[0], []).append(term.adapter)  # type: ignore[index]
+        for adapters in missing.values():
+            made, stay = uploads.send(adapters, device, dtype)
+            for adapter, upload in zip(adapters, made, strict=True):
+                sent[adapter] = upload.adapter
+                if stay:
+                    weight.keep(adapter, upload)
+        return self.terms(assignment, sent)
+
+    def _filled(self, assignment: Assignment, weight: Weight, step: Step, tools: _Tools) -> Tensor:
         """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
         try:
-            return self._fill(assignment, weight, step, workspace, copies)
+            return self._fill(assignment, weight, step, tools)
         except ModelError as error:  # another weight that a file depends on cannot be read
             most = next((index for index, term in enumerate(assignment.terms) if term.pieces), 0)
             raise ModelError(str(error), error.sha256 or str(assignment.identity[most][0])) from error  # type: ignore[index]
         except OverflowError as error:
-            copies.wait()
+            tools.copies.wait()
             original = self.original(assignment.parameter)
             files = [str(identity[0]) for identity in assignment.identity]  # type: ignore[index]
             raise too_large(assignment.target, original, self.terms(assignment), files, error) from error
 
-    def _fill(self, assignment: Assignment, weight: Weight, step: Step, workspace: Workspace, copies: Copies) -> Tensor:
+    def _fill(self, assignment: Assignment, weight: Weight, step: Step, tools: _Tools) -> Tensor:
         """Compute W′ of one parameter into memory of its own (in place: into its own storage) and return that."""
-        precise = assignment.precise
+        precise, workspace, copies = assignment.precise, tools.workspace, tools.copies
         if any(term.pieces for term in assignment.terms):
             copies.wait()  # they are read in host memory
+        terms = self._terms(assignment, weight, tools.uploads)
         if step == "device":
             original = plain_data(weight.parameter) if weight.original is None else weight.original
             value = self._memory(weight, original)
-            merge_into(value, original if precise is None else precise, self.terms(assignment), workspace)
+            merge_into(value, original if precise is None else precise, terms, workspace)
             return value
         here, first = plain_data(weight.parameter), weight.original is None
         copy = copies.make(weight, step) if weight.original is None else weight.original
@@ -196,10 +296,10 @@ class Patcher(WeightTable):
             first = True
         if first and precise is None:
             with suppress(OverflowError):  # which only a sum from W₀ itself can tell from a W₀ that is not finite
-                merge_into(here, here, self.terms(assignment), workspace)
+                merge_into(here, here, terms, workspace)
                 return copy
             copies.wait()
-        merge_into(here, copy if precise is None else precise, self.terms(assignment), workspace)
+        merge_into(here, copy if precise is None else precise, terms, workspace)
         return copy
 
     def _memory(self, weight: Weight, original: Tensor) -> Tensor:
@@ -244,14 +344,19 @@ def _decided(
     weights: Sequence[Weight],
     policy: Policy,
     without: frozenset[Step] = frozenset(),
-) -> dict[torch.device, Step]:
+) -> dict[torch.device, Merging]:
     """Return the step for each device, of those that need no module to act beside."""
     return policy.decide(Plan(tuple(assignments), Report()), None, held_by(weights), without).merging
 
 
-def _step_of(weight: Weight, steps: Mapping[torch.device, Step]) -> Step:
+def _without_factors(steps: Mapping[torch.device, Merging]) -> dict[torch.device, Merging]:
+    """Return the same steps with no room for factors to stay."""
+    return {device: merging._replace(factor_room=0) for device, merging in steps.items()}
+
+
+def _step_of(weight: Weight, steps: Mapping[torch.device, Merging]) -> Step:
     """Return the step for one weight: what was made under inference mode can only be written in place."""
-    step = steps[weight.parameter.device]
+    step = steps[weight.parameter.device].step
     return "host" if step == "device" and weight.parameter.is_inference() else step
 
 

@@ -81,6 +81,7 @@ class Kept:
 
     `step`: "device" (W′ beside the originals), "host" (originals in host memory), "inplace" (copies of the originals on
     the device, whose addresses stay) or "beside" (adapters beside the modules; `host` is of those that cannot).
+    `factor_bytes` lie on the device besides: what was sent there to be summed, for the next change of strength.
     """
 
     device: str
@@ -88,6 +89,7 @@ class Kept:
     device_bytes: int
     host_bytes: int
     why: str
+    factor_bytes: int = 0
 
     def __str__(self) -> str:
         """Return one line."""
@@ -100,6 +102,8 @@ class Kept:
             "beside": f"{on_device} of factors beside the modules on {self.device}",
         }[self.step]
         more = f", and {in_host} of originals in host memory" if self.step == "beside" and self.host_bytes else ""
+        if self.factor_bytes:
+            more += f", with {in_words(self.factor_bytes)} of factors there for the next change of strength"
         return f"{what}{more}: {self.why}"
 
 

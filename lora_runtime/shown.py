@@ -18,8 +18,8 @@ from typing import cast
 import torch
 
 from lora_runtime.beside import Live, LiveModule
-from lora_runtime.forecast import Step
-from lora_runtime.memory_policy import Policy
+from lora_runtime.memory import OutOfMemory
+from lora_runtime.memory_policy import Merging, Policy
 from lora_runtime.owners import (
     LOCK,
     OWNERS,
@@ -48,7 +48,7 @@ def show(
     scope: Scope,
     plan: Plan,
     policy: Policy,
-    steps: Mapping[torch.device, Step],
+    steps: Mapping[torch.device, Merging],
     *,
     compiled: bool = False,
     began: Callable[[Live], None] = nothing,
@@ -226,10 +226,21 @@ def _settle_beside(owner: Owner, *, force: bool) -> None:
     if not force and len(lives) == owner.live.count:
         return
     if lives:
-        owner.live.apply(lives, PATCHER, compiled=owner.compiled)
+        _act(owner, lives)
         owner.began(owner.live)
     else:
         owner.live.clear()
+
+
+def _act(owner: Owner, lives: Sequence[LiveModule]) -> None:
+    """Let these act beside their modules; where a device runs out of memory, factors that stay there go first."""
+    try:
+        owner.live.apply(lives, PATCHER, compiled=owner.compiled)
+        return
+    except OutOfMemory:
+        if not PATCHER.give_up_factors():
+            raise
+    owner.live.apply(lives, PATCHER, compiled=owner.compiled)  # what failed lay in the error's frames
 
 
 def _settle_words(touched: Sequence[Owner]) -> None:

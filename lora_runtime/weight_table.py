@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from lora_runtime.plan import Assignment
 from lora_runtime.weights import Weight, plain_data, serial
 
 __all__ = ["Home", "WeightTable"]
+
+_NONE: Mapping[Adapter, Adapter] = MappingProxyType({})
 
 
 class Home:
@@ -141,9 +144,18 @@ class WeightTable:
         weight = self.original(piece.parameter) if piece.precise is None else piece.precise
         return rows_of(weight, piece.part)
 
-    def terms(self, assignment: Assignment) -> list[Term]:
-        """Return the terms of a parameter; those that depend on the originals of others too are given them."""
+    def terms(self, assignment: Assignment, sent: Mapping[Adapter, Adapter] = _NONE) -> list[Term]:
+        """Return the terms of a parameter; those that depend on the originals of others too are given them.
+
+        `sent`: for adapters of it, the same with their tensors on the parameter's device.
+        """
         return [
-            replace(term, adapter=self.grounded(term.adapter, term.pieces)) if term.pieces else term
+            replace(
+                term,
+                adapter=self.grounded(sent.get(term.adapter, term.adapter), term.pieces),
+                source=term.adapter if term.adapter in sent else None,
+            )
+            if term.pieces or sent
+            else term
             for term in assignment.terms
         ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from lora_runtime.hooks import hook_moves
 
 if TYPE_CHECKING:
+    from lora_runtime.adapters import Adapter
     from lora_runtime.forecast import Step
     from lora_runtime.plan import Assignment
+    from lora_runtime.uploads import Upload
 
 __all__ = ["Weight", "is_shared", "plain_data", "same_form", "serial", "tell_autograd"]
 
@@ -60,6 +62,7 @@ class Weight:
         "step",
         "tuner",
         "unhook",
+        "uploads",
         "window",
     )
 
@@ -81,6 +84,8 @@ class Weight:
         self.unhook: Callable[[], None] | None = None
         self.tuner: Callable[[], nn.Module | None] | None = None  # PEFT's layer around the weight's own
         self.fused: tuple[str, ...] = ()  # the adapters that PEFT had fused into the weight at the last look
+        # What stays on its device of the adapters that were summed into it, whether they are shown now or not.
+        self.uploads: weakref.WeakKeyDictionary[Adapter, Upload] | None = None
 
     @property
     def patched(self) -> bool:
@@ -128,12 +133,43 @@ class Weight:
         """Forget the patch: what the parameter shows is its own."""
         self.original = self.shown = self.sample = None
         self.window = ()
-        if self.unhook is not None:
+        self._stop_following()
+
+    # ---- uploads ----------------------------------------------------------------------------------------------------
+
+    def upload_of(self, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Upload | None:
+        """Return what stays on a device of an adapter, for sums in that dtype."""
+        uploads = self.uploads
+        upload = None if uploads is None else uploads.get(adapter)
+        return upload if upload is not None and upload.fits(device, dtype) else None
+
+    def keep(self, adapter: Adapter, upload: Upload) -> None:
+        """Keep what was sent up for an adapter, for as long as its file is in memory and the weight on that device."""
+        if self.uploads is None:
+            self.uploads = weakref.WeakKeyDictionary()
+        self.uploads[adapter] = upload
+        if self.unhook is None:  # also where the apply fails that it is for, and nothing is bound
+            self._follow_moves()
+
+    def drop_uploads(self, wanted: Collection[Adapter] = ()) -> bool:
+        """Keep no uploads but those `wanted`; return whether there were others. Any thread may: they are a cache."""
+        uploads = self.uploads
+        if not uploads:
+            return False
+        dropped = [adapter for adapter in list(uploads) if adapter not in wanted]
+        for adapter in dropped:
+            uploads.pop(adapter, None)
+        self._stop_following()
+        return bool(dropped)
+
+    def _stop_following(self) -> None:
+        """Follow moves no longer where nothing of the weight is left on its device."""
+        if self.unhook is not None and self.original is None and not self.uploads:
             self.unhook()
             self.unhook = None
 
     def _follow_moves(self) -> None:
-        """Have W₀ leave a device when the parameter does: the device's memory is what a move is for."""
+        """Have W₀ and uploads leave a device when the parameter does: the device's memory is what a move is for."""
         ends = [
             hook_moves(module, _mover(weakref.ref(self), reference, name))
             for reference, name in self.places
@@ -227,9 +263,14 @@ def _mover(
 
         def after() -> None:
             here, module = weight(), reference()
-            if here is None or module is None or here.original is None:
+            if here is None or module is None:
                 return
             now = module._parameters.get(name)
+            if here.uploads and now is not None:
+                there = [adapter for adapter, upload in here.uploads.items() if upload.device == now.device]
+                here.drop_uploads(there)
+            if here.original is None:
+                return
             if now is not None and untouched:
                 if now is not here.parameter:
                     here.in_place_of(now)

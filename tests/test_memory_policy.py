@@ -106,13 +106,14 @@ def test_a_plan_on_weights_without_memory_says_what_each_step_takes(folder: Path
     # The file has float32.
     crossing = {step: (cast.uploads, cast.downloads, cast.switch_uploads) for step, cast in found.items()}
     assert crossing == {
-        "device": (4 * factors, 0, 4 * factors),
-        "host": (4 * factors, touched, 4 * factors + touched),
-        "inplace": (4 * factors, 0, 4 * factors),
+        "device": (4 * factors, 0, 0),
+        "host": (4 * factors, touched, touched),
+        "inplace": (4 * factors, 0, 0),
         "beside": (4 * factors, 0, 4 * factors),
     }
-    # A sum of one weight: its factors and a block in float32, and W₀ in float32.
-    assert found["host"].peak == 4 * (2 * RANK * WIDTH + 2 * WIDTH * WIDTH)
+    assert [cast.factor_bytes for cast in found.values()] == [4 * factors, 4 * factors, 4 * factors, 0]
+    # A sum of one weight: its factors and a block in float32, and W₀ in float32; the factors of all that stay.
+    assert found["host"].peak == 4 * (2 * RANK * WIDTH + 2 * WIDTH * WIDTH) + 4 * factors
     assert found["device"].peak == touched + found["host"].peak
 
 

@@ -259,6 +259,11 @@ _FORCE = """
 
 *inplace* is for CUDA graphs and whoever else holds addresses: W₀ is copied on the device, and W′ written in its place.
 What is forced and does not fit raises: nothing else is done in silence. `lora_runtime.restore(pipe)` frees all of it.
+
+Factors of merged LoRAs go up in one copy for each file and weight, and stay on the device where they take at most a
+quarter of what copies leave free there (and, with the rest, at most `device_memory`): a change of strength then sends
+none of them. They are given up first where memory runs out.
+
 The report of an apply says which step was taken, with its bytes and the reason.
 """
 _TABLES = """
@@ -269,9 +274,10 @@ fp16, nothing else applied. *fp8*: the denoiser under `enable_layerwise_casting`
 of more than a billion parameters by bitsandbytes. Cards of 8, 12, 24 and 80 GB, with 32, 32, 64 and 256 GB of host
 memory free. All of a card is taken for free that the weights leave: a CUDA context takes half a GB of it.
 
-*device* and *host*: bytes kept beside the model. *peak*: the most on the device while applying. *first* and *switch*:
-bytes copied between host and device at the first apply, and at a change of strength. Under offload the copies of the
-model itself are not counted. *does not fit*: the model by itself, on the card or under offload in host memory.
+*device* and *host*: bytes kept beside the model. *factors*: bytes of the files that stay on the device besides, for the
+next change of strength. *peak*: the most on the device while applying. *first* and *switch*: bytes copied between host
+and device at the first apply, and at a change of strength. Under offload the copies of the model itself are not
+counted. *does not fit*: the model by itself, on the card or under offload in host memory.
 """
 
 
@@ -317,7 +323,7 @@ def section(model: Model) -> Iterator[str]:
         yield from _table(("stored", "offload", "GB", "model", *_TITLES), rows)
 
 
-_TITLES = ("layers", "originals", "device", "peak", "host", "first", "switch")
+_TITLES = ("layers", "originals", "device", "factors", "peak", "host", "first", "switch")
 
 
 def _rows(made: Outline, requests: dict[str, Request], storage: str) -> dict[str, list[tuple[str, ...]]]:
@@ -351,7 +357,8 @@ def _outcome(found: Found, machine: Machine) -> tuple[str, ...]:
     where = {"device": "in host memory" if machine.offload != "none" else "device", "beside": "–"}.get(
         one.step, one.step
     )
-    kept = (one.device_kept, one.device_peak, one.host_kept, one.first_copies, one.switch_copies)
+    on_device = one.device_kept, one.factor_bytes, one.device_peak
+    kept = (*on_device, one.host_kept, one.first_copies, one.switch_copies)
     return ", ".join(layers), where, *map(_bytes, kept)
 
 

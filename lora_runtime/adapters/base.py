@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,25 @@ class Adapter(ABC):
     def given(self, originals: tuple[Tensor, ...]) -> Adapter:
         """Return this adapter with the originals of other parameters that its Δ depends on, or itself."""
         return self
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors that it was made of, in shapes and dtypes of the file's, each once.
+
+        Not to be asked of one that was `given` originals: they would be among them.
+        """
+        found: dict[int, Tensor] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            found[id(tensor)] = tensor
+            return tensor
+
+        _with_tensors(self, note)
+        return tuple(found.values())
+
+    def on(self, copies: Mapping[int, Tensor]) -> Adapter:
+        """Return this adapter with other tensors of the same values, by the id of each that they stand for."""
+        moved: Adapter = _with_tensors(self, lambda tensor: copies.get(id(tensor), tensor))
+        return moved
 
 
 class Dense(Adapter):
@@ -160,6 +180,21 @@ class Algorithm:
     of_file: frozenset[str] = frozenset()
     # What an ending tells of the module's own name, which the stem then ends with: ".diff_m" → ".modulation".
     tails: Mapping[str, str] = field(default_factory=dict)
+
+
+def _with_tensors(value: Any, other: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value with `other` in place of each tensor in it, within tuples and dataclasses; the same if none is."""
+    if isinstance(value, Tensor):
+        return other(value)
+    if isinstance(value, tuple):
+        inner = [_with_tensors(each, other) for each in value]
+        return value if all(map(operator.is_, inner, value)) else tuple(inner)
+    if is_dataclass(value) and not isinstance(value, type):
+        now = {each.name: getattr(value, each.name) for each in fields(value)}
+        then = {name: _with_tensors(each, other) for name, each in now.items()}
+        changed = {name: each for name, each in then.items() if each is not now[name]}
+        return replace(value, **changed) if changed else value
+    return value
 
 
 def misfit_of(made_for: tuple[int, ...], shape: torch.Size, what: str = "weight", *, least: int = 1) -> str | None:

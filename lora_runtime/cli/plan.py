@@ -117,6 +117,7 @@ class Component:
     Of the `weights` that the files change, `merged` are summed into; adapters act beside `acting` modules, beside
     `moved` of them for want of memory alone; `beside` maps the other reasons to the number of weights. `step` is where
     originals are kept: "device", "host" or "inplace", "beside" where all act so, "-" where nothing is changed.
+    `factor_bytes` stay on the device beside `device_kept`, of what was sent there to be summed.
     `first_copies` and `switch_copies` go between host and device: at the first apply, at a change of strength.
     """
 
@@ -129,6 +130,7 @@ class Component:
     step: str
     beside: Mapping[str, int]
     device_kept: int
+    factor_bytes: int
     device_peak: int
     host_kept: int
     first_copies: int
@@ -182,10 +184,12 @@ def foresee(outline: Outline, requests: Sequence[Request], machine: Machine, ori
             weights.setdefault(key, set()).add((place.target.path, place.name))
             if place.route.kind == "beside":
                 reasons.setdefault(key, Counter())[place.route.reason] += 1
-    components = tuple(
-        _component(name, outline.sizes[name], len(weights.get(name, ())), reasons.get(name, {}), plan, decision, gpu)
-        for name in looked_at.components
-    )
+    components: list[Component] = []
+    for name in looked_at.components:
+        counted, kept = len(weights.get(name, ())), sum(one.factor_bytes for one in components)
+        components.append(
+            _component(name, outline.sizes[name], counted, reasons.get(name, {}), plan, decision, gpu, kept)
+        )
     unused = Counter(reason for placement in placements.values() for reason in placement.unused.values())
     fixed: Counter[str] = Counter()
     for report in plan.report.loras:
@@ -195,7 +199,7 @@ def foresee(outline: Outline, requests: Sequence[Request], machine: Machine, ori
         machine,
         size,
         sum({id(request.lora): request.lora.nbytes for request in requests}.values()),
-        components,
+        tuple(components),
         tuple(f"{choice.step} ({choice.why})" for choice in decision.choices),
         dict(unused),
         dict(fixed),
@@ -204,17 +208,20 @@ def foresee(outline: Outline, requests: Sequence[Request], machine: Machine, ori
 
 
 def _component(
-    name: str, size: int, weights: int, beside: Mapping[str, int], plan: Any, decision: Any, gpu: Any
+    name: str, size: int, weights: int, beside: Mapping[str, int], plan: Any, decision: Any, gpu: Any, kept: int
 ) -> Component:
-    """Return what becomes of one component, as the policy's own forecast says it."""
+    """Return what becomes of one component, as the policy's own forecast says it.
+
+    `kept`: the bytes of factors that stay for the components before it.
+    """
     from lora_runtime.forecast import forecast, shares_host_memory
 
     merged = [assignment for assignment in decision.plan.assignments if assignment.target.component == name]
     acting = [live for live in decision.plan.lives if live.component == name]
     before = sum(live.component == name for live in plan.lives)
-    (device, step), *_ = decision.merging.items() or [(gpu, "device")]
+    (device, (step, room)), *_ = decision.merging.items() or [(gpu, ("device", None))]
     shared = shares_host_memory(device)
-    summed = forecast(step, merged, () if shared else acting, device)
+    summed = forecast(step, merged, () if shared else acting, device, None if room is None else room - kept)
     # What acts beside a module is where the module computes.
     running = forecast("beside", [], acting, gpu)
     return Component(
@@ -227,6 +234,7 @@ def _component(
         step if merged else "beside" if acting else "-",
         dict(beside),
         running.kept if shared else summed.kept,
+        summed.factor_bytes,
         running.peak if shared else summed.peak,
         summed.kept if shared else summed.host_kept,
         running.uploads if shared else summed.uploads + summed.downloads,
@@ -253,7 +261,20 @@ def _fit(outline: Outline, machine: Machine) -> Iterator[str]:
 # ---- printing -------------------------------------------------------------------------------------------------------
 
 
-_TITLES = ("component", "size", "weights", "merged", "beside", "originals", "device", "peak", "host", "first", "switch")
+_TITLES = (
+    "component",
+    "size",
+    "weights",
+    "merged",
+    "beside",
+    "originals",
+    "device",
+    "factors",
+    "peak",
+    "host",
+    "first",
+    "switch",
+)
 
 
 def _lines(found: Found) -> Iterator[str]:
@@ -267,11 +288,12 @@ def _lines(found: Found) -> Iterator[str]:
     )
     rows = []
     for one in found.components:
-        kept = (one.device_kept, one.device_peak, one.host_kept, one.first_copies, one.switch_copies)
+        on_device = one.device_kept, one.factor_bytes, one.device_peak
+        kept = (*on_device, one.host_kept, one.first_copies, one.switch_copies)
         counts = map(str, (one.weights, one.merged, one.acting))
         rows.append((one.name, human_size(one.size), *counts, one.step, *map(human_size, kept)))
     yield table(_TITLES, rows)
-    yield "  bytes beside the model: device, peak and host; first and switch are copies between host and device"
+    yield "  bytes beside the model: device, factors, peak and host; first and switch: copies between host and device"
     if any(one.weights for one in found.components):
         for why in found.why:
             yield f"  originals: {printable(why)}"

@@ -29,7 +29,7 @@ SOURCE = Path(__file__).with_name("pretend.cpp")
 OLDEST_TORCH = (2, 13)  # the first whose headers the source was built with; torch promises none of them to backends
 
 # Numbers that the source names in the same order.
-_LIMIT, _FAIL_IN, _FORBIDDEN, _FIXED_DATA, _LIVE, _PEAK, _ALLOCATIONS = range(7)
+_LIMIT, _FAIL_IN, _FORBIDDEN, _FIXED_DATA, _LIVE, _PEAK, _ALLOCATIONS, _FAILURES = range(8)
 _PLENTY = 8 << 30
 # torch's numbers of scalar types, which Python does not have.
 _TYPES = {
@@ -118,8 +118,9 @@ class Pretend:
         """Let the device have this many bytes."""
         self._native.pretend_set(_LIMIT, size)
 
-    def fail_in(self, count: int) -> None:
-        """Let an allocation fail after `count` that do not; -1: none."""
+    def fail_in(self, count: int, times: int = 1) -> None:
+        """Let so many allocations in a row fail after `count` that do not; -1: none."""
+        self._native.pretend_set(_FAILURES, times)
         self._native.pretend_set(_FAIL_IN, count)
 
     def forbid(self, *dtypes: torch.dtype) -> None:

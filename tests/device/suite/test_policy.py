@@ -67,7 +67,7 @@ def test_memory_is_what_was_foretold_for_every_algorithm_and_step(
             live.apply(decision.plan.lives, patcher)
         kept, most = pretend.used - before, peak()
         assert most == pytest.approx(foretold.peak, rel=0.02), step
-        assert kept == pytest.approx(foretold.kept, rel=0.02, abs=512), step
+        assert kept == pytest.approx(foretold.kept + foretold.factor_bytes, rel=0.02, abs=512), step
         live.clear()
         patcher.restore(release=True)
 
@@ -169,7 +169,7 @@ def test_a_budget_is_kept(
         assert (kept.step, kept.device) == (step, "pretend:0")
         assert kept.host_bytes == (SIZE if step == "host" else 0)
         gc.collect()
-        assert kept.device_bytes == pretend.used - used
+        assert kept.device_bytes + kept.factor_bytes == pretend.used - used
         assert re.search(said, str(applied.report))
 
 
@@ -192,7 +192,8 @@ def test_running_out_goes_down_a_step_and_shows_all_tags(pretend: Pretend, layer
         expected = bits(layers)
     seen = set()
     for place in (0, 1, 4, 8):
-        pretend.fail_in(place)
+        lora_runtime.restore(layers)
+        pretend.fail_in(place, times=2)  # the second where the factors that stayed were given up
         with lora_runtime.apply(layers, "<lora:ink>", loras=tmp_path) as applied:
             pretend.fail_in(-1)
             (kept,) = applied.report.memory
