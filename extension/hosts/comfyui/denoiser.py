@@ -27,6 +27,7 @@ __all__ = ["moment_at", "rows_of", "tell"]
 
 _KEY = "lora_runtime"
 _SIDES: dict[str, Side] = {"positive": "positive", "negative": "negative"}  # by the guider's names for its lists
+_OPTIONS = 3  # the place of transformer_options after x and t, if it has no name: c_concat, c_crossattn, control, this
 _SAME = 1e-4  # relative: noise levels go through half precision on their way
 
 
@@ -52,13 +53,12 @@ def tell(patcher: Any, beside: Beside) -> None:
         options[_KEY] = Sampling(tuple(map(float, sigmas)), sides)
         return executor(guider, sigmas, extra_args, *rest, **more)
 
-    def calling(
-        executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, options: Any, **more: Any
-    ) -> Any:
+    def calling(executor: Any, x: Any, t: Any, *rest: Any, **more: Any) -> Any:
+        options = more["transformer_options"] if "transformer_options" in more else rest[_OPTIONS]
         call = _call(x, t, options)
         for stage in beside.stages_on(executor.class_obj):
             stage.begin(call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **more)
+        return executor(x, t, *rest, **more)
 
     kinds = comfy.patcher_extension.WrappersMP
     patcher.add_wrapper_with_key(kinds.SAMPLER_SAMPLE, _KEY, sampling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -36,10 +37,11 @@ def tag_name(name: str) -> str:
     path = folder_paths.get_full_path(_KIND, name)
     shelf = loader().shelf
     if path is not None:
-        for _ in range(2):
-            for shown in shelf.names():
-                entry = shelf.entry(shown)
-                if entry is not None and entry.path == Path(path):
-                    return shelf.tag_name(entry, prefer_alias=False)
-            shelf.refresh()
+        wanted = Path(os.path.normpath(Path(path).absolute()))  # as the shelf has them
+        if wanted not in shelf.paths():
+            shelf.refresh()  # it is new
+        for shown in shelf.names():
+            entry = shelf.entry(shown)
+            if entry is not None and entry.path == wanted:
+                return shelf.tag_name(entry, prefer_alias=False)
     return PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix()

@@ -75,6 +75,7 @@ def show(model: Any, clip: Any, requests: Sequence[Request], source: Source) -> 
         kept, shown, more = _one_by_one(model, clip, view, requests, error, source)
         notices += more
     notices += judged(shown.report, kept, view, source)
+    notices += _about_embeddings(kept)
     return replace(shown, notices=(*dict.fromkeys(notices), *shown.notices))
 
 
@@ -165,6 +166,16 @@ def _of_text(request: Request) -> Request:
     alone = None if blocks is None else replace(blocks, inner=None, mid=None, outer=None)
     conditions = replace(request.conditions, blocks=alone, part=None)
     return replace(request, unet=0.0, conditions=conditions, side=None, images=None)
+
+
+def _about_embeddings(requests: Iterable[Request]) -> Iterable[Notice]:
+    """Yield of each file with words of its own that these are not read here."""
+    for name in dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings):
+        yield Notice(
+            "warning",
+            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to ComfyUI: its word has no meaning',
+            "save the embedding as a file of its own in the folder of embeddings",
+        )
 
 
 def _unwritten(patches: Iterable[HostPatch]) -> Iterable[Notice]:

@@ -149,6 +149,24 @@ def test_clones_of_a_clone_have_it_too(comfy: Comfy, ink: File, wash: File) -> N
     assert close(comfy.sample(model, steps=3)[2]["positive", 0][0], weight(comfy, (ink, 1.0)))
 
 
+def test_what_is_done_to_a_clone_that_is_not_loaded_leaves_the_loaded_one_alone(
+    comfy: Comfy, ink: File, wash: File
+) -> None:
+    first = comfy.tags(RISING)[0]
+    comfy.sample(first)
+    further = first.clone()  # the program says that its injections are there, whichever is loaded later
+    second = comfy.tags("<lora:wash:te=0:unet=0@0,0.6@1>")[0]
+    comfy.sample(second)
+    before = hooks(second)
+    further.eject_model()
+    assert hooks(second) == before > 0
+    with torch.inference_mode():
+        rows = second.model.apply_model(
+            torch.zeros(1, 4, 8, 8), torch.ones(1), transformer_options={"wrappers": first.wrappers}
+        )
+    assert close(rows[0], weight(comfy, (wash, 0.6)))  # as in the last call that the loaded one was told of
+
+
 def test_another_copy_of_the_model_gets_it(comfy: Comfy, ink: File, wash: File) -> None:
     """The program makes one where it needs another kind of patcher for its own hooks."""
     model = comfy.tags(f"{RISING}<lora:wash:0.4>")[0]

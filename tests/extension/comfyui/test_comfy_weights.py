@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -212,3 +213,42 @@ def test_a_model_without_a_denoiser_is_said_to_have_none(comfy: Comfy, ink: File
     shown = comfy.tags("<lora:ink:0.7>", other)
     assert shown[0] is other
     assert "no LoRA is applied: a Empty has no denoiser" in shown[3]
+
+
+def test_an_embedding_in_a_file_is_said_to_be_left_out(comfy: Comfy) -> None:
+    more = {"bundle_emb.word.string_to_param.*": torch.zeros(2, 12)}
+    file = write(comfy.loras / "with-word.safetensors", comfy.plain(), more=more)
+    shown = comfy.tags("word <lora:with-word:0.7>")
+    assert wrong(comfy, shown, (file, 0.7)) == []
+    assert shown[3].count("brings an embedding along") == 1
+
+
+def test_parameters_that_the_program_never_writes_are_left_out_and_said(
+    comfy: Comfy, ink: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes none of a module that has others with parameters inside: such as of a block itself."""
+    layer = comfy.model.model.get_submodule(LAYER.removeprefix("model.").removesuffix(".weight"))
+    layer.add_module("inside", torch.nn.Linear(1, 1))
+    shown = comfy.tags("<lora:ink:0.7>")
+    assert "ComfyUI writes no parameters of a module that has others inside: unet." in shown[3]
+    made = comfy.loaded(*shown[:2])
+    assert torch.equal(made[LAYER], comfy.plain()[LAYER])
+
+
+def test_a_file_in_a_folder_that_is_given_in_a_roundabout_way_is_found(comfy: Comfy, wash: File) -> None:
+    folders = sys.modules["folder_paths"].folders
+    folders["loras"] = [str(comfy.loras / "style" / ".." / "style")]
+    (text,) = comfy.nodes["LoraRuntimeStack"]().write("", lora_1="wash.safetensors")
+    assert text == "<lora:wash:1>"
+    assert wrong(comfy, comfy.tags(text), (wash, 1.0)) == []
+
+
+def test_a_file_that_has_just_come_is_found(comfy: Comfy) -> None:
+    (comfy.loras / "deep").mkdir()
+    node = comfy.nodes["LoraRuntimeStack"]
+    assert node().write("", lora_1="None") == ("",)
+    comfy.tags("<lora:nothing:1>")
+    write(comfy.loras / "deep" / "new.safetensors", comfy.plain())
+    write(comfy.loras / "new.safetensors", comfy.plain(), seed=2)
+    name = str(Path("deep", "new.safetensors"))
+    assert node().write("", lora_1=name)[0] in ("<lora:deep/new:1>", "<lora:new:1>")
