@@ -147,19 +147,17 @@ def test_where_memory_is_short_w_is_made_in_each_forward_pass(
     assert run.state()["patched"] > 0
 
 
-def test_the_first_picture_after_memory_became_short_is_as_the_programs_own(run: program.Comfy) -> None:
-    """It is another one than before, with its Load LoRA as with ours: the program's own fault."""
-    made = {}
-    for who in ("theirs", "ours"):
-        run.get("/probe/set")
-        graphs = [
-            graph_of(f"a cat{end}", theirs=[("A.safetensors", 0.7, 0.7)]) if who == "theirs" else graph_of(ONE + end)
-            for end in ("   ", "    ")
-        ]
-        run.paint(graphs[0])
-        run.get("/probe/set", memory=60_000_000)
-        made[who] = run.paint(graphs[1])
-    assert made["ours"].difference(made["theirs"]) <= LEVELS
+@pytest.mark.xfail(reason="the program takes text encoders that were loaded whole for loaded in part: no patch acts")
+@pytest.mark.parametrize("who", ["the program's own", "ours"])
+def test_text_encoders_keep_their_loras_when_memory_becomes_short(run: program.Comfy, who: str) -> None:
+    def paint(end: str) -> program.Picture:
+        if who == "ours":
+            return run.paint(graph_of(f"a cat <lora:A:te=0.7:unet=0>{end}", negative=f"a dog{end}"))
+        return run.paint(graph_of(f"a cat{end}", theirs=[("A.safetensors", 0.0, 0.7)], negative=f"a dog{end}"))
+
+    expected = paint("   ")
+    run.get("/probe/set", memory=60_000_000)
+    assert paint("    ").difference(expected) <= LEVELS
 
 
 def test_a_denoiser_in_8_bits(run: program.Comfy) -> None:

@@ -74,5 +74,5 @@ async def state(_):
 @PromptServer.instance.routes.get("/probe/set")
 async def set_modes(request):
     _scarce.update(bytes=int(request.query.get("memory", 0)), one=bool(request.query.get("one_condition_a_call")))
-    comfy.model_management.unload_all_models()
+    PromptServer.instance.prompt_queue.set_flag("unload_models", True)  # in the thread that paints
     return web.json_response({})
