@@ -1,5 +1,6 @@
 """A node package for the tests alone: what ComfyUI's weights are, how often it loads, and its scarcer modes."""
 
+import asyncio
 import hashlib
 
 import comfy.model_base
@@ -74,5 +75,8 @@ async def state(_):
 @PromptServer.instance.routes.get("/probe/set")
 async def set_modes(request):
     _scarce.update(bytes=int(request.query.get("memory", 0)), one=bool(request.query.get("one_condition_a_call")))
-    PromptServer.instance.prompt_queue.set_flag("unload_models", True)  # in the thread that paints
+    queue = PromptServer.instance.prompt_queue
+    queue.set_flag("unload_models", True)  # in the thread that paints, which reads it before the next graph
+    while queue.get_flags(reset=False):
+        await asyncio.sleep(0.05)
     return web.json_response({})
