@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"torch"},
     "panel": {"fastapi"},
     "hosts/sdwebui": {"fastapi", "gradio", "modules"},
-    "hosts": {"backend", "fastapi", "gradio", "modules", "torch"},
+    "hosts": {"backend", "comfy", "fastapi", "folder_paths", "gradio", "modules", "torch"},
 }
 EVERYWHERE = {*sys.stdlib_module_names, "lora_runtime", "lark"}
 # Loading the library's part below the catalog loads torch.

@@ -1,0 +1,1 @@
+"""The program's own nodes, of which the double has none."""
