@@ -269,7 +269,7 @@ def test_webui(arguments: list[str]) -> None:
 
 
 # The variables that name other programs that the extension lives in, each installed by a person.
-HOSTS = ("FORGE_NEO_DIR",)
+HOSTS = ("FORGE_NEO_DIR", "SDNEXT_DIR")
 
 
 def test_hosts(arguments: list[str]) -> None:
