@@ -256,6 +256,27 @@ def test_sides_in_calls_of_their_own(sdnext: SDNext) -> None:
     torch.testing.assert_close(rising, sdnext.paint("a cat <lora:ink:unet=0@0,1@1>"), rtol=0, atol=1e-3)
 
 
+def test_the_second_pass_counts_its_own_steps(sdnext: SDNext) -> None:
+    """Its sampler is another object than that of the first: what both paint is what `apply` does on each pipeline."""
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    import lora_runtime
+
+    prompt = "a cat <lora:ink:te=0:unet=0.7@0,0.7@0.4,0@0.4,0@1>"
+    made = sdnext.job(prompt, enable_hr=True, steps=4, hr_second_pass_steps=7).painted.latents
+    pipe = tiny.pipeline()
+    second = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    second.set_progress_bar_config(disable=True)
+    given: dict[str, Any] = {"guidance_scale": 4.0, "output_type": "latent", "negative_prompt": ""}
+    given["generator"] = [torch.Generator().manual_seed(1)]
+    with lora_runtime.apply(pipe, prompt, loras=sdnext.loras) as applied:
+        expected = pipe(applied.prompt, height=32, width=32, num_inference_steps=4, **given).images
+    with lora_runtime.apply(second, prompt, loras=sdnext.loras) as applied:
+        again = second(applied.prompt, image=expected, strength=0.9, num_inference_steps=7, **given).images
+    torch.testing.assert_close(made[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[1], again, rtol=0, atol=1e-5)
+
+
 # --- pipelines, checkpoints ---
 
 

@@ -29,6 +29,7 @@ class StableDiffusionProcessing:
     steps: int = 3
     seed: int = 1
     enable_hr: bool = False
+    hr_second_pass_steps: int = 0  # as many as the first
     refiner_prompt: str = ""
     lora_apply_te: bool | None = None
     disable_extra_networks: bool = False
@@ -99,15 +100,17 @@ def _process_diffusers(p: StableDiffusionProcessing, found: Processed, generator
 
 def _paint(p: StableDiffusionProcessing, found: Processed, prompts: list[str], generator: Any, more: Any) -> Tensor:
     pipe = model_data.sd_model
-    embedder = PromptEmbedder(prompts, p.negative_prompts, p.steps, 1, p)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # each pass has a sampler of its own
+    steps = (p.is_hr_pass and p.hr_second_pass_steps) or p.steps
+    embedder = PromptEmbedder(prompts, p.negative_prompts, steps, 1, p)
     embeds, against = embedder("prompt_embeds"), embedder("negative_prompt_embeds")
     if sides_apart:
-        latents = _each_side(pipe, embeds, against, p.steps, generator)
+        latents = _each_side(pipe, embeds, against, steps, generator)
     else:
         latents = pipe(
             prompt_embeds=embeds,
             negative_prompt_embeds=against,
-            num_inference_steps=p.steps,
+            num_inference_steps=steps,
             guidance_scale=4.0,
             generator=generator,
             output_type="latent",
