@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from .steps import PipelineSteps
 
 __all__ = ["LoraTags", "OtherKind"]
 
+TEXT_ENCODERS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3"})
 _LEVELS = {"error": log.error, "warning": log.warning}
 NOTICES_FIELD, NAMES_FIELD = "LoRA notices", "LoRA networks"
 
@@ -110,7 +111,9 @@ class LoraTags(TagOwner):
             *batches.about_changed_prompts(p, batch, hires),
             *batches.about_negative_tags(p),
             *batches.about_second_pass(p, batch, hires),
-            *self._about_left_out(batch),
+            *self._about_left_out(
+                tag.name for prompt in batch.prompts for tag in prompt.tags if "te=" in tag.raw and tag.te
+            ),
         ]
 
     def show(self, p: Any, requests: Sequence[Request], source: Source) -> tuple[Sequence[Request], list[Notice]]:
@@ -120,9 +123,10 @@ class LoraTags(TagOwner):
             return (), [Notice("error", "no LoRA is applied: no checkpoint is loaded")] if requests else []
         notices = self._about_builtin(checkpoint)
         asked = [self._without_left_out(request) for request in requests]
-        _, more = self.session.show(checkpoint, asked, source)
+        report, more = self.session.show(checkpoint, asked, source)
         wanted = self.session.wanted
-        return wanted, [*notices, *more, *_about_embeddings(wanted)]
+        of_text = [lora.name for lora in report.loras if lora.used and not set(lora.targets) - TEXT_ENCODERS]
+        return wanted, [*notices, *more, *self._about_left_out(of_text), *_about_embeddings(wanted)]
 
     def show_nothing(self) -> None:
         """Give all weights back."""
@@ -169,16 +173,15 @@ class LoraTags(TagOwner):
         te = 0.0 if "te" in self._left_out else request.te
         return replace(request, te=te, unet=0.0 if "unet" in self._left_out else request.unet)
 
-    def _about_left_out(self, batch: BatchPrompts) -> list[Notice]:
-        """Say so where a tag asks something of the text encoders by itself, and these are left alone."""
-        own = dict.fromkeys(tag.name for prompt in batch.prompts for tag in prompt.tags if "te=" in tag.raw and tag.te)
-        if "te" not in self._left_out or not own:
+    def _about_left_out(self, names: Iterable[str]) -> list[Notice]:
+        """Say of LoRAs that ask something of the text encoders alone, where these are left alone."""
+        named = ", ".join(f'"{name}"' for name in dict.fromkeys(names))
+        if "te" not in self._left_out or not named:
             return []
-        named = ", ".join(f'"{name}"' for name in own)
         return [
             Notice(
-                "note",
-                f"the text encoder is left as it is, whatever the tag of {named} asks of it",
+                "warning",
+                f"the text encoder is left as it is, whatever is asked of it by {named}",
                 'SD.Next applies LoRAs to it with the setting "LoRA native apply to text encoder"',
             )
         ]

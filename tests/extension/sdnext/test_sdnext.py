@@ -181,9 +181,18 @@ def test_the_text_encoder_is_changed_by_a_setting_alone(sdnext: SDNext) -> None:
 
 def test_a_strength_for_the_text_encoder_alone_is_said_to_be_idle(sdnext: SDNext) -> None:
     said = sdnext.notices(sdnext.job("a cat <lora:ink:te=0.5:unet=1>"))
-    assert 'the text encoder is left as it is, whatever the tag of "ink" asks of it' in said
+    assert 'the text encoder is left as it is, whatever is asked of it by "ink"' in said
     assert sdnext.notices(sdnext.job("a cat <lora:ink:te=0.5:unet=1>", lora_apply_te=True)) == ""
     assert sdnext.notices(sdnext.job("a cat <lora:ink:te=0:unet=1>")) == ""
+
+
+def test_a_file_for_the_text_encoder_alone_is_said_to_be_idle(sdnext: SDNext) -> None:
+    tiny.write_kohya_lora(sdnext.loras / "words.safetensors", tiny.pipeline(), components=("text_encoder",))
+    p = sdnext.job("a cat <lora:words:1> <lora:ink:0.7>")
+    assert torch.equal(p.painted.latents[0], sdnext.paint(ONE))
+    assert "LoRA warning: the text encoder is left as it is" in sdnext.notices(p)
+    assert 'by "words" (SD.Next applies LoRAs to it with the setting' in sdnext.notices(p)
+    assert sdnext.notices(sdnext.job("a cat <lora:words:1>", lora_apply_te=True)) == ""
 
 
 def test_a_file_written_anew_is_seen_though_the_prompt_is_the_same(sdnext: SDNext) -> None:
