@@ -228,7 +228,7 @@ SDNQ = {"sdnq_quantize_weights": ["Model"], "sdnq_quantize_weights_mode": "int8"
 
 @pytest.mark.parametrize("mode", ["int8", "uint4"])
 def test_a_quantised_checkpoint(run: program.SDNext, mode: str) -> None:
-    """LoRAs act beside its layers, whose numbers stay; the picture comes near to that of dense weights with them."""
+    """LoRAs act on it as on dense weights, nearly, and its numbers are afterwards what they were."""
     dense = run.paint(ONE)
     run.post("/sdapi/v1/options", **{**SDNQ, "sdnq_quantize_weights_mode": mode})
     try:
