@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def start() -> type[Any]:
-    """Register everything with the WebUI that runs in this process; return the Script class that it looks for.
+def start() -> type[Any] | None:
+    """Register everything with the program that runs here; return the Script class that it looks for, if it does.
 
     Raises before anything was registered where this host cannot be served: the built-in extension then stays.
     """

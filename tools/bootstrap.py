@@ -272,7 +272,7 @@ def test_webui(arguments: list[str]) -> None:
 
 
 # The variables that name other programs that the extension lives in, each installed by a person.
-HOSTS = ("FORGE_NEO_DIR", "COMFYUI_DIR")
+HOSTS = ("FORGE_NEO_DIR", "SDNEXT_DIR", "COMFYUI_DIR")
 
 
 def test_hosts(arguments: list[str]) -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lora_runtime.beside import Live
+from lora_runtime.pipelines import ModelView, WeakView
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.stage import Call, Row, Stage
 
 
 class Denoising:
     """The step that is being done, and how many of its rows the denoiser has had."""
+
+    told = True
+    """Whether the host says what the rows of each call are, and its picture; else the calls themselves must show it."""
 
     def __init__(self) -> None:
         self._watched = 0
@@ -35,6 +40,17 @@ class Denoising:
     def begin(self, moment: Moment, rows: Sequence[Row]) -> None:
         """Say what the next calls are about: `rows` are all that will come, in their order."""
         self._moment, self._rows, self._done = moment, tuple(rows), 0
+
+    def began(self, looked_at: ModelView) -> Callable[[Live], None]:
+        """Return what follows the steps of a model while something acts beside it; it keeps no model."""
+        weakly = WeakView(looked_at)
+
+        def began(live: Live) -> None:
+            components = weakly.view().components
+            for name, stage in live.stages.items():
+                live.until_then(self.watch(components[name], stage))
+
+        return began
 
     def watch(self, denoiser: Any, stage: Stage) -> Callable[[], None]:
         """Tell `stage` of each call of a denoiser from now on; return what ends it."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lora_runtime.beside import Live
 from lora_runtime.errors import LoraError
 from lora_runtime.limits import Limits
 from lora_runtime.owners import Owner
-from lora_runtime.pipelines import ModelView, WeakView
+from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import make_plan
 from lora_runtime.problems import show_what_can_be
 from lora_runtime.report import Report
@@ -149,21 +148,12 @@ class Session:
             if shown is None or not shown.is_still(key, looked_at, state, self._owner):
                 self._model = weakref.ref(model)
                 self._shown = None
-                plan = make_plan(requests, state.targets, looked_at.description, Limits(looked_at, told=True))
-                plan = state.show(self._owner, plan, compiled=looked_at.compiled, began=self._watched(looked_at))
+                plan = make_plan(
+                    requests, state.targets, looked_at.description, Limits(looked_at, told=self.denoising.told)
+                )
+                plan = state.show(self._owner, plan, compiled=looked_at.compiled, began=self.denoising.began(looked_at))
                 shown = self._shown = Shown(key, looked_at, plan, by_parameter=self._models.parameters_stay)
         return shown.report
-
-    def _watched(self, looked_at: ModelView) -> Callable[[Live], None]:
-        """Return what follows the steps of a model while something acts beside it; it keeps no model."""
-        weakly = WeakView(looked_at)
-
-        def began(live: Live) -> None:
-            components = weakly.view().components
-            for name, stage in live.stages.items():
-                live.until_then(self.denoising.watch(components[name], stage))
-
-        return began
 
     def hide(self) -> None:
         """Give all weights back; what was wanted is remembered."""

@@ -31,6 +31,22 @@ _NEEDED_OF_NEO = (
     "backend.patcher.unet.UnetPatcher.add_conditioning_modifier",
     "backend.patcher.lora.weight_adapter.WeightAdapterBase.calculate_weight",
 )
+# Of SD.Next, by full names.
+_NEEDED_OF_SDNEXT = (
+    "modules.extra_networks.activate_filtered",
+    "modules.extra_networks.re_extra_net",
+    "modules.logger.log",
+    "modules.lora.lora_apply.network_apply_weights",
+    "modules.lora.lora_diffusers.diffuser_loaded",
+    "modules.modeldata.model_data",
+    "modules.prompt_parser_diffusers.PromptEmbedder.clone_embeds",
+    "modules.prompt_parser_diffusers.PromptEmbedder.encode",
+    "modules.script_callbacks.on_before_process",
+    "modules.script_callbacks.remove_callbacks_for_function",
+    "modules.sd_models.set_diffuser_offload",
+    "modules.sd_offload.apply_balanced_offload_to_module",
+    "modules.sd_offload.disable_offload",
+)
 
 
 class UnsupportedHostError(Exception):
@@ -41,6 +57,8 @@ def host_of_this_process() -> ModuleType:
     """Return the package for the program that runs here, told by what it has and not by its version."""
     if importlib.util.find_spec("modules_forge") is not None:
         return _forge()
+    if _has("modules.scripts_manager"):
+        return _sdnext()
     lacking = _lacking(_NEEDED_OF_ALL + _NEEDED_OF_A1111, "modules.")
     if lacking:
         raise UnsupportedHostError(f"this WebUI has no {', '.join(lacking)}; versions 1.9.4 and later have")
@@ -60,6 +78,18 @@ def _forge() -> ModuleType:
     from . import forge_neo
 
     return forge_neo
+
+
+def _sdnext() -> ModuleType:
+    """Return the package for SD.Next."""
+    lacking = _lacking(_NEEDED_OF_SDNEXT)
+    if lacking:
+        raise UnsupportedHostError(
+            f"this SD.Next has no {', '.join(lacking)}; supported are those of 2026, from July on. Use its own LoRA"
+        )
+    from . import sdnext
+
+    return sdnext
 
 
 def _lacking(names: Iterable[str], prefix: str = "") -> list[str]:

@@ -55,7 +55,7 @@ def read_batch(
     def differ(texts: Sequence[str]) -> bool:
         return Counter(tag.partition(":")[2] for tag in written_tags(texts[0] if texts else "")) != handed
 
-    texts = _of_batch(p, "all_hr_prompts" if hires else "all_prompts") or _of_batch(p, "all_prompts")
+    texts = of_this_batch(p, "all_hr_prompts" if hires else "all_prompts") or of_this_batch(p, "all_prompts")
     if added and differ(texts):
         texts = [text.removesuffix(added) for text in texts]
     changed = differ(texts)
@@ -68,13 +68,13 @@ def read_batch(
 
 def negative_texts(p: Any, hires: bool) -> list[str]:
     """Return the negative prompts of this batch as written."""
-    found = _of_batch(p, "all_hr_negative_prompts") if hires else []
-    return found or _of_batch(p, "all_negative_prompts")
+    found = of_this_batch(p, "all_hr_negative_prompts") if hires else []
+    return found or of_this_batch(p, "all_negative_prompts")
 
 
 def seeds_of(p: Any, count: int) -> list[int | None]:
     """Return the seeds of this batch's pictures."""
-    seeds = [int(seed) for seed in _of_batch(p, "all_seeds")]
+    seeds = [int(seed) for seed in of_this_batch(p, "all_seeds")]
     return [*seeds, *[None] * count][:count]
 
 
@@ -90,7 +90,7 @@ def without_tags(text: str) -> str:
 
 def about_changed_prompts(p: Any, batch: BatchPrompts, hires: bool) -> list[Notice]:
     """Say so where a script has changed prompts that were different: their own tags are not known."""
-    texts = _of_batch(p, "all_hr_prompts" if hires else "all_prompts")
+    texts = of_this_batch(p, "all_hr_prompts" if hires else "all_prompts")
     if not batch.changed or len({tuple(sorted(written_tags(text))) for text in texts}) < 2:
         return []
     return [
@@ -144,7 +144,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _of_batch(p: Any, name: str) -> list[Any]:
+def of_this_batch(p: Any, name: str) -> list[Any]:
     """Return this batch's part of a list with an entry for each picture of the job."""
     size = getattr(p, "batch_size", 1)
     start = getattr(p, "iteration", 0) * size

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from modules import errors, extra_networks
 
 from lora_runtime.errors import LoraError
@@ -76,6 +75,35 @@ class TagOwner(extra_networks.ExtraNetwork):
     def give_up(self) -> None:
         """Give everything back: the extension is being unloaded."""
 
+    def read_batch(self, p: Any, params_list: Sequence[Any], hires: bool) -> batches.BatchPrompts:
+        """Return the prompts of this batch, with the tags that this host has handed over."""
+        acting, added = self.settings.negative_tags_act, getattr(p, "lora_runtime_added", "")
+        return batches.read_batch(p, params_list, hires, self._parse, negatives=acting, added=added)
+
+    def about_texts(self, p: Any, batch: batches.BatchPrompts, hires: bool) -> list[Notice]:
+        """Return what there is to say of this host's way with these texts."""
+        acting = self.settings.negative_tags_act
+        notices = batches.about_changed_prompts(p, batch, hires)
+        notices += [] if acting else batches.about_negative_tags(p, hires)
+        if self.settings.comments:
+            names = ("prompt", "hr_prompt", *(("negative_prompt", "hr_negative_prompt") if acting else ()))
+            notices += batches.about_comments(getattr(p, name, "") for name in names)
+        return notices
+
+    def tell(self, p: Any, notice: Notice) -> None:
+        """Put one notice where this host's users read."""
+        p.comment(str(notice))
+        if self.settings.warn_in_console:
+            say(str(notice))
+        if self.settings.warn_in_popup and notice.severity == "error":
+            import gradio
+
+            gradio.Warning(str(notice))
+
+    def report(self, what: str) -> None:
+        """Print the error that is being handled, for those who look into the console."""
+        errors.report(f"[lora-runtime] {what}", exc_info=True)
+
     def lost_tags(self) -> None:
         """Give the model back its own weights: for this picture the tags are somebody else's."""
         self.show_nothing()
@@ -91,22 +119,27 @@ class TagOwner(extra_networks.ExtraNetwork):
             return  # the empty prompt of a checkpoint that is being loaded, also in the middle of somebody's picture
         data = _data_of(p, params_list)
         hires = data is not None and data is getattr(p, "hr_extra_network_data", None)
-        notices: list[Notice] = []
-        self._job = None
-        try:
-            requests = self._show(p, params_list, hires, notices)
-            self._job = weakref.ref(p)
-        except Exception as error:
-            errors.report("[lora-runtime] LoRAs could not be applied", exc_info=True)
-            self.show_nothing()
-            notices.append(Notice("error", f"no LoRA is applied: {type(error).__name__}: {error}"))
-            requests = []
+        requests, notices = self.act(p, params_list, hires)
         if data is not None:
             content = identity(requests)
             data.pop(_CONTENT_KEY, None)
             if content:
                 data[_CONTENT_KEY] = [extra_networks.ExtraNetworkParams(items=[content])]
         self.say(p, notices)
+
+    def act(self, p: Any, params_list: Sequence[Any], hires: bool) -> tuple[list[Request], list[Notice]]:
+        """Show what the tags of a pass ask for, nothing if that fails; return what is shown, and what to say."""
+        notices: list[Notice] = []
+        self._job = None
+        try:
+            requests = self._show(p, params_list, hires, notices)
+            self._job = weakref.ref(p)
+        except Exception as error:
+            self.report("LoRAs could not be applied")
+            self.show_nothing()
+            notices.append(Notice("error", f"no LoRA is applied: {type(error).__name__}: {error}"))
+            requests = []
+        return requests, notices
 
     def deactivate(self, p: Any) -> None:
         """Nothing: the weights stay until the next picture's tags are known, which are mostly the same."""
@@ -172,17 +205,11 @@ class TagOwner(extra_networks.ExtraNetwork):
     # --- the way of a prompt ---
 
     def _show(self, p: Any, params_list: Sequence[Any], hires: bool, notices: list[Notice]) -> list[Request]:
-        acting = self.settings.negative_tags_act
-        added = getattr(p, "lora_runtime_added", "")
-        batch = batches.read_batch(p, params_list, hires, self._parse, negatives=acting, added=added)
+        batch = self.read_batch(p, params_list, hires)
         for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)):
             source = "" if batch.changed and prompt in batch.prompts else prompt.source
             notices += [notice_of(diagnostic, source) for diagnostic in _worth_saying(prompt)]
-        notices += batches.about_changed_prompts(p, batch, hires)
-        notices += [] if acting else batches.about_negative_tags(p, hires)
-        if self.settings.comments:
-            names = ("prompt", "hr_prompt", *(("negative_prompt", "hr_negative_prompt") if acting else ()))
-            notices += batches.about_comments(getattr(p, name, "") for name in names)
+        notices += self.about_texts(p, batch, hires)
         patience = _patience_of(p)
         batch = replace(batch, prompts=self._with_always_on(p, batch, notices, patience))
         tags = [tag for prompt in dict.fromkeys((*batch.prompts, *batch.negatives)) for tag in prompt.tags]
@@ -269,7 +296,7 @@ class TagOwner(extra_networks.ExtraNetwork):
             except LoraError:
                 continue  # said already
             except Exception:  # the picture has its LoRAs, and is worth more than this line
-                errors.report(f'[lora-runtime] no hash of "{tag.name}" for the infotext', exc_info=True)
+                self.report(f'no hash of "{tag.name}" for the infotext')
         p.extra_generation_params.pop(HASHES_FIELD, None)
         if p.lora_hashes:
             p.extra_generation_params[HASHES_FIELD] = format_hashes(p.lora_hashes)
@@ -281,11 +308,7 @@ class TagOwner(extra_networks.ExtraNetwork):
             said = p.lora_runtime_notices = Notices()
         # In the order of the prompt; what is about no one place comes last.
         for notice in sorted(said.add(notices), key=lambda new: (not new.column, new.line, new.column)):
-            p.comment(str(notice))
-            if self.settings.warn_in_console:
-                say(str(notice))
-            if self.settings.warn_in_popup and notice.severity == "error":
-                gr.Warning(str(notice))
+            self.tell(p, notice)
 
 
 def _patience_of(p: Any) -> Patience:

@@ -1,0 +1,1 @@
+"""The program's own LoRA, as far as it leaves something behind."""

@@ -1,0 +1,1 @@
+"""Cards of networks, which the extension leaves to the program."""
