@@ -1,4 +1,4 @@
-"""What ComfyUI looks for in a folder of custom_nodes: the nodes. Imported by anything else, this does nothing.
+"""What ComfyUI looks for in a folder of custom_nodes: the nodes. Imported by anything else, this has none.
 
 The extension and the library are loaded from this folder, the extension under a private name, so that nothing of it
 gets on the path of modules that other nodes share.
@@ -26,7 +26,10 @@ def _load(name, folder):
         spec.loader.exec_module(sys.modules[name])
 
 
-if {"comfy", "folder_paths", "nodes"} <= sys.modules.keys():  # ComfyUI's own, which loads these before any node
+if __name__ == "lora_runtime":  # from the folder above, where this one, by the name that a clone has, hides the library
+    del sys.modules[__name__]
+    _load(__name__, __name__)
+elif {"comfy", "folder_paths", "nodes"} <= sys.modules.keys():  # ComfyUI's own, which loads these before any node
     _load("lora_runtime", "lora_runtime")
     _load(_NAME, "extension")
     _nodes = importlib.import_module(f"{_NAME}.hosts.comfyui").start()

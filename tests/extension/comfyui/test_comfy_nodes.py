@@ -55,6 +55,16 @@ def test_imported_by_anything_else_it_does_nothing(tmp_path: Path) -> None:
     assert done.stdout == "{} True set()\n"
 
 
+def test_beside_the_folder_its_name_means_the_library(tmp_path: Path) -> None:
+    try:
+        (tmp_path / "lora_runtime").symlink_to(REPOSITORY, target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    code = "import lora_runtime, lora_runtime.prompt; print(lora_runtime.parse_prompt('a <lora:ink:0.5>').tags[0].unet)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "0.5\n"
+
+
 def test_a_program_that_is_too_old_is_told_so(start_comfy: Callable[..., Comfy], monkeypatch: Any) -> None:
     comfy = start_comfy()
     monkeypatch.delattr(sys.modules["comfy.patcher_extension"].WrappersMP, "APPLY_MODEL")
