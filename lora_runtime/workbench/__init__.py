@@ -1,0 +1,17 @@
+"""The workbench: LoRA files made of LoRA files and of checkpoints, exact in ΔW, and what each step kept.
+
+One file a verb, and the rooms that they share:
+
+    base_model   a checkpoint's weights, one at a time, by LoRA files' names
+    changes      what a file changes in a module: factors where there are some, else ΔW
+    low_rank     the algebra of factors; sizes: how many ranks stay
+    draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
+    writing      safetensors, tensor by tensor, all or nothing; progress: a bar
+"""
+
+from __future__ import annotations
+
+from lora_runtime.workbench.kept import Outcome
+from lora_runtime.workbench.resize import resize
+
+__all__ = ["Outcome", "resize"]

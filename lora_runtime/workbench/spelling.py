@@ -1,0 +1,66 @@
+"""How what was made is called in the file that is written: as the file that it came from has it.
+
+A module keeps its name. Where it had factors, the new ones have the old keys; where it had none, kohya's endings go
+with kohya's names (`lora_unet_…_to_q`) and PEFT's with paths (`unet.….to_q`), as diffusers, PEFT and the WebUI read
+them. A file says scale = alpha / rank. So alpha is the rank, and a path, for which nobody reads an alpha, has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lora_runtime.adapters import Adapter, LowRank, split_key
+from lora_runtime.adapters.embedding import LowRankTable
+
+__all__ = ["difference_keys", "factor_keys", "has_alpha"]
+
+
+def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
+    """Return a module's factors (out, r, 1…) and (r, in, k…) by key, with their alpha where its name goes with one.
+
+    `alpha` is the rank, or with `has_alpha` any number.
+    """
+    first = adapters[0]
+    if isinstance(first, LowRankTable):
+        role = _roles(first)
+        return {role["A"]: up.t().contiguous(), role["B"]: down.t().contiguous(), **_alpha(stem, first, alpha)}
+    roles = _roles(first) if isinstance(first, LowRank) else {}
+    if not {"up", "down"} <= roles.keys() or roles["up"].endswith(".lora_up"):
+        endings = (".lora_B.weight", ".lora_A.weight") if "." in stem else (".lora_up.weight", ".lora_down.weight")
+        roles = {"up": stem + endings[0], "down": stem + endings[1]}
+    return {roles["up"]: up, roles["down"]: down, **_alpha(stem, first, alpha)}
+
+
+def has_alpha(stem: str, adapters: tuple[Adapter, ...]) -> bool:
+    """Return whether the module's keys go with an alpha."""
+    return "." not in stem or _alpha_key(adapters[0]) is not None
+
+
+def difference_keys(stem: str, parameter: str, adapters: tuple[Adapter, ...], values: Tensor) -> dict[str, Tensor]:
+    """Return a full difference of a weight or a bias by key."""
+    norm = any(adapter.algorithm == "norm" for adapter in adapters)
+    if stem.endswith(".modulation") and parameter == "weight":
+        return {f"{stem.removesuffix('.modulation')}.diff_m": values}
+    endings: Mapping[str, str] = (
+        {"weight": ".w_norm", "bias": ".b_norm"} if norm else {"weight": ".diff", "bias": ".diff_b"}
+    )
+    return {stem + endings[parameter]: values}
+
+
+def _alpha(stem: str, adapter: Adapter, alpha: float) -> dict[str, Tensor]:
+    own = _alpha_key(adapter)
+    if own is None and "." in stem:
+        return {}
+    return {own or f"{stem}.alpha": torch.tensor(alpha, dtype=torch.float32)}
+
+
+def _alpha_key(adapter: Adapter) -> str | None:
+    return next((key for key in adapter.keys if key.endswith(".alpha")), None)
+
+
+def _roles(adapter: Adapter) -> dict[str, str]:
+    parts = ((split_key(key), key) for key in adapter.keys)
+    return {found.role: key for found, key in parts if found is not None}
