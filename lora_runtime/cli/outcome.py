@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import human_size, print_json, printable, span_of, table, whole
+from lora_runtime.cli.console import CommandError, human_size, one_line, print_json, printable, span_of, table, whole
 
 if TYPE_CHECKING:
     from lora_runtime.workbench import Outcome
@@ -20,6 +21,7 @@ __all__ = [
     "loras_argument",
     "model_argument",
     "output_arguments",
+    "refusing",
     "share",
     "show",
     "shows_progress",
@@ -83,6 +85,15 @@ def byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
     assert found is not None
     return found
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what the workbench says of arguments that do not go together into one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(one_line(error)) from error
 
 
 def shows_progress(arguments: argparse.Namespace) -> bool:

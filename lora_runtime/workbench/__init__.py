@@ -2,6 +2,7 @@
 
 One file a verb, and the rooms that they share:
 
+    sources      what a merge is made of: files with strengths, tags; methods: how changes become one
     base_model   a checkpoint's weights, one at a time, by LoRA files' names
     changes      what a file changes in a module: factors where there are some, else ΔW
     low_rank     the algebra of factors; sizes: how many ranks stay
@@ -12,6 +13,7 @@ One file a verb, and the rooms that they share:
 from __future__ import annotations
 
 from lora_runtime.workbench.kept import Outcome
+from lora_runtime.workbench.merge import METHODS, merge
 from lora_runtime.workbench.resize import resize
 
-__all__ = ["Outcome", "resize"]
+__all__ = ["METHODS", "Outcome", "merge", "resize"]

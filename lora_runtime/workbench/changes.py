@@ -54,15 +54,24 @@ class Change:
             raise self._needs_model("tells neither the size of what it changes nor")
         return torch.Size(own)
 
-    def product(self) -> Product | None:
-        """Return the change as factors (out, r) and (r, in·k…), or None where it has none without W₀."""
-        parts = []
+    def terms(self, dyn: int | None = None) -> list[tuple[float, Product]] | None:
+        """Return scales and factors (out, r) and (r, in·k…) whose sum the change is, or None where it takes W₀.
+
+        `dyn`: of factors that the file has, only the first so many ranks.
+        """
+        found = []
         for adapter in self.adapters:
-            factors = self._factors(adapter)
+            factors, own = self._factors(adapter)
             if factors is None:
                 return None
-            parts += [(part.scale, Product(part.up.double(), part.down.double())) for part in factors]
-        return concatenated(parts)
+            cut = dyn if own else None
+            found += [(f.scale, Product(f.up[:, :cut].double(), f.down[:cut].double())) for f in factors]
+        return found
+
+    def product(self) -> Product | None:
+        """Return the change as one product, or None where it takes W₀."""
+        terms = self.terms()
+        return None if terms is None else concatenated(terms)
 
     def dense(self) -> Tensor:
         """Return the change in the parameter's shape; LoraFileError where it takes a model that is not given."""
@@ -76,19 +85,18 @@ class Change:
             weight = torch.zeros(self.shape(), dtype=torch.float64)
         return sum((self._given(adapter).delta(weight) for adapter in self.adapters), torch.zeros_like(weight))
 
-    def _factors(self, adapter: Adapter) -> Sequence[Factors] | None:
+    def _factors(self, adapter: Adapter) -> tuple[Sequence[Factors] | None, bool]:
+        """Return the factors of an adapter, if there are any, and whether the file has them as they are."""
         if self.parameter != "weight" or adapter.base_dependent:
-            return None
+            return None, False
         if isinstance(adapter, LowRank) and adapter.mid is not None:
             adapter = replace(adapter, mid=adapter.mid.double())
         factors = adapter.factors()
         if factors is not None:
-            return [factors]
+            return [factors], True
         forms = adapter.forms(self.shape(), Tensor.double, self._no_original)
-        if forms is None:
-            return None
-        found = [form for form in forms if isinstance(form, Factors)]
-        return found if len(found) == len(forms) else None
+        found = [form for form in forms or () if isinstance(form, Factors)]
+        return (found if found and len(found) == len(forms or ()) else None), False
 
     def _given(self, adapter: Adapter) -> Adapter:
         """Return the adapter with the weight that the change of a bias depends on."""

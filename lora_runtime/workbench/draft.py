@@ -22,7 +22,7 @@ from lora_runtime.workbench.notes import notes_of
 from lora_runtime.workbench.spelling import difference_keys, factor_keys, has_alpha
 from lora_runtime.workbench.writing import File, write_file
 
-__all__ = ["ZERO", "Draft", "dtype_named", "dtype_of"]
+__all__ = ["ZERO", "Draft", "dtype_named", "dtype_of", "embedding_keys", "says_its_scale"]
 
 ZERO = "its change is exactly zero"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,6 +48,16 @@ def dtype_of(adapters: Sequence[Adapter]) -> torch.dtype:
             own = tensor.dtype if tensor.dtype.itemsize > 1 else torch.float16
             found = own if found is None else torch.promote_types(found, own)
     return torch.float32 if found is None or found == torch.float64 else found
+
+
+def says_its_scale(adapter: Adapter) -> bool:
+    """Return whether an adapter's tensors tell all about it, whatever settings the file has beside them."""
+    return isinstance(adapter, LowRank) and any(key.endswith(".alpha") for key in adapter.keys)
+
+
+def embedding_keys(lora: Lora) -> list[str]:
+    """Return the keys of the textual inversions that a file brings along."""
+    return [f"bundle_emb.{name}.{inner}" for name, tensors in lora.embeddings.items() for inner in tensors]
 
 
 def _tensors(adapters: Sequence[Adapter]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from lora_runtime.adapters.lora import BiasOfLowRank
 from lora_runtime.errors import LoraFileError
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.workbench.changes import Change, changes_of
-from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, dtype_of
+from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, dtype_of, embedding_keys, says_its_scale
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import energy_of, spectrum_of
 from lora_runtime.workbench.progress import steps
@@ -64,6 +64,11 @@ def resize(
             # Its key means values times the scale of factors, which is another now.
             draft.difference(lora, change.stem, "bias", change.adapters, change.dense())
             continue
+        if product is None and lora.configured:
+            raise LoraFileError(
+                f"{lora.path}: {change.stem} ({change.algorithms}) is no product of two factors, and settings beside "
+                "the tensors tell what it means, which the new file would not have: make it one by to-lora first"
+            )
         if product is None:
             reason = _NO_PRODUCT.format(change.algorithms)
             draft.copy_module(lora, change.stem, change.adapters, 0.0, reason)
@@ -75,6 +80,8 @@ def resize(
         new = limit.of(spectrum.values, spectrum.energy) if ranks is None else ranks[change.stem]
         if new == 0:
             draft.tally.drop(change.stem, spectrum.energy, _NO_ROOM)
+        elif new >= product.rank and lora.configured and not all(map(says_its_scale, change.adapters)):
+            draft.factors(lora, change.stem, change.adapters, product, change.shape(), spectrum.energy)
         elif new >= product.rank:
             draft.copy_module(lora, change.stem, change.adapters, energy_of(product), _SMALL)
         else:
@@ -87,11 +94,8 @@ def resize(
 
 def _keys_outside(lora: Lora, changes: list[Change]) -> list[str]:
     """Return the keys that belong to no adapter: embeddings, and what is not understood."""
-    found = [*lora.unused]
-    for name, tensors in lora.embeddings.items():
-        found += [f"bundle_emb.{name}.{inner}" for inner in tensors]
     taken = {key for change in changes for adapter in change.adapters for key in adapter.keys}
-    return [key for key in found if key not in taken]
+    return [key for key in (*lora.unused, *embedding_keys(lora)) if key not in taken]
 
 
 def _ranks_for(

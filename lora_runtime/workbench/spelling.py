@@ -7,15 +7,16 @@ them. A file says scale = alpha / rank. So alpha is the rank, and a path, for wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from lora_runtime.adapters import Adapter, LowRank, split_key
 from lora_runtime.adapters.embedding import LowRankTable
+from lora_runtime.key_endings import ending_of
 
 __all__ = ["difference_keys", "factor_keys", "has_alpha"]
+
+_MODULATION = ".modulation"  # a bare parameter of Wan: the ending of its key stands for a part of its name
 
 
 def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
@@ -28,9 +29,9 @@ def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tens
         role = _roles(first)
         return {role["A"]: up.t().contiguous(), role["B"]: down.t().contiguous(), **_alpha(stem, first, alpha)}
     roles = _roles(first) if isinstance(first, LowRank) else {}
-    if not {"up", "down"} <= roles.keys() or roles["up"].endswith(".lora_up"):
-        endings = (".lora_B.weight", ".lora_A.weight") if "." in stem else (".lora_up.weight", ".lora_down.weight")
-        roles = {"up": stem + endings[0], "down": stem + endings[1]}
+    if not {"up", "down"} <= roles.keys() or _is_bare(first):
+        spelling = "peft" if "." in stem else "kohya"
+        roles = {role: stem + ending_of("lora", f"{spelling}/{role}") for role in ("up", "down")}
     return {roles["up"]: up, roles["down"]: down, **_alpha(stem, first, alpha)}
 
 
@@ -41,13 +42,11 @@ def has_alpha(stem: str, adapters: tuple[Adapter, ...]) -> bool:
 
 def difference_keys(stem: str, parameter: str, adapters: tuple[Adapter, ...], values: Tensor) -> dict[str, Tensor]:
     """Return a full difference of a weight or a bias by key."""
+    if stem.endswith(_MODULATION) and parameter == "weight":
+        return {stem.removesuffix(_MODULATION) + ending_of("full", "modulation/weight"): values}
     norm = any(adapter.algorithm == "norm" for adapter in adapters)
-    if stem.endswith(".modulation") and parameter == "weight":
-        return {f"{stem.removesuffix('.modulation')}.diff_m": values}
-    endings: Mapping[str, str] = (
-        {"weight": ".w_norm", "bias": ".b_norm"} if norm else {"weight": ".diff", "bias": ".diff_b"}
-    )
-    return {stem + endings[parameter]: values}
+    kind, spelling = ("norm", "norm") if norm else ("full", "diff")
+    return {stem + ending_of(kind, f"{spelling}/{parameter}"): values}
 
 
 def _alpha(stem: str, adapter: Adapter, alpha: float) -> dict[str, Tensor]:
@@ -59,6 +58,11 @@ def _alpha(stem: str, adapter: Adapter, alpha: float) -> dict[str, Tensor]:
 
 def _alpha_key(adapter: Adapter) -> str | None:
     return next((key for key in adapter.keys if key.endswith(".alpha")), None)
+
+
+def _is_bare(adapter: Adapter) -> bool:
+    """Return whether the keys end as Nunchaku's do, whose packed factors they would be taken for."""
+    return any(key.endswith(ending_of("lora", "kohya bare/up")) for key in adapter.keys)
 
 
 def _roles(adapter: Adapter) -> dict[str, str]:
