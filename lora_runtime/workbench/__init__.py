@@ -15,5 +15,6 @@ from __future__ import annotations
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.merge import METHODS, merge
 from lora_runtime.workbench.resize import resize
+from lora_runtime.workbench.to_lora import to_lora
 
-__all__ = ["METHODS", "Outcome", "merge", "resize"]
+__all__ = ["METHODS", "Outcome", "merge", "resize", "to_lora"]

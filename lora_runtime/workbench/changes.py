@@ -54,6 +54,13 @@ class Change:
             raise self._needs_model("tells neither the size of what it changes nor")
         return torch.Size(own)
 
+    def misplaced(self) -> str | None:
+        """Return why the model has nothing that this could change, where it has the module; else None."""
+        if self.model is None or self.model.place(self.stem) is None:
+            return None
+        has = self.model.shape(self.stem, self.parameter) is not None
+        return None if has else f"for a {self.parameter} that this module does not have"
+
     def terms(self, dyn: int | None = None) -> list[tuple[float, Product]] | None:
         """Return scales and factors (out, r) and (r, in·k…) whose sum the change is, or None where it takes W₀.
 

@@ -21,6 +21,7 @@ _START = re.compile(
     r"(?:down|up|input|output|double|single|transformer|single_transformer)_blocks\.|mid|conv_in|encoder"
 )
 _OTHER = "other"
+_ROUNDING = 1e-12  # of a share
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Tally:
 
 
 def _share(kept: float, energy: float) -> float:
-    # A sum of squares may be off in its last digit.
-    return min(1.0, kept / energy) if energy > 0 else 1.0
+    # Sums of squares that are taken in another order differ in their last digits.
+    return kept / energy if kept < energy * (1 - _ROUNDING) else 1.0
 
 
 _ORDER = ("BASE", "CLIP", "T5", "IN", "D", "M", "S", "OUT")

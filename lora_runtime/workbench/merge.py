@@ -204,6 +204,9 @@ class _Making:
     def add(self, module: Module) -> None:
         """Add what the files do together to one parameter."""
         first = module.parts[0].change
+        if (reason := first.misplaced()) is not None:
+            self.draft.tally.drop(first.stem, 0.0, reason)
+            return
         parts = [part for part in module.parts if part.strength != 0]
         if not parts:
             self.draft.tally.drop(first.stem, 0.0, _ASKED_FOR_NOTHING)

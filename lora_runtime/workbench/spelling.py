@@ -61,8 +61,11 @@ def _alpha_key(adapter: Adapter) -> str | None:
 
 
 def _is_bare(adapter: Adapter) -> bool:
-    """Return whether the keys end as Nunchaku's do, whose packed factors they would be taken for."""
-    return any(key.endswith(ending_of("lora", "kohya bare/up")) for key in adapter.keys)
+    """Return whether the keys lack their `.weight`: Nunchaku's, whose packed factors these would be taken for, and
+    AdaLoRA's, which PEFT reads as nothing else.
+    """
+    bare = tuple(ending_of("lora", f"{spelling} bare/up") for spelling in ("kohya", "peft"))
+    return any(key.endswith(bare) for key in adapter.keys)
 
 
 def _roles(adapter: Adapter) -> dict[str, str]:
