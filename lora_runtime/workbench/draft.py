@@ -18,7 +18,7 @@ from lora_runtime.tensors import read_one
 from lora_runtime.workbench.changes import kernel
 from lora_runtime.workbench.kept import Outcome, Tally
 from lora_runtime.workbench.low_rank import Product, energy_of, error_of
-from lora_runtime.workbench.notes import notes_of
+from lora_runtime.workbench.notes import Parent, notes_of
 from lora_runtime.workbench.spelling import difference_keys, factor_keys, has_alpha
 from lora_runtime.workbench.writing import File, write_file
 
@@ -93,7 +93,7 @@ class Draft:
             tensor = read_one(lora.path, header.tensors[key])
             if self.dtype is not None and tensor.is_floating_point() and tensor.numel() > 1:
                 tensor = tensor.to(self.dtype)
-            self._put({key: tensor}, lora)
+            self._put({key: tensor}, lora.path)
 
     def copy_module(self, lora: Lora, stem: str, adapters: Sequence[Adapter], energy: float, reason: str) -> None:
         """Take all that a module has over; the reason is told."""
@@ -105,7 +105,7 @@ class Draft:
 
     def factors(
         self,
-        lora: Lora,
+        path: Path,
         stem: str,
         adapters: tuple[Adapter, ...],
         product: Product,
@@ -115,7 +115,8 @@ class Draft:
     ) -> None:
         """Add the factors of scale · product for a weight of that shape; `energy` is that of the whole change.
 
-        Only where the module's keys go with an alpha can the scale be another than 1.
+        `adapters`: those of the file at `path` whose keys and dtype the new ones have, none where it is no LoRA. Only
+        where the module's keys go with an alpha can the scale be another than 1.
         """
         assert scale == 1.0 or has_alpha(stem, adapters), stem
         dtype = self.dtype or dtype_of(adapters)
@@ -123,42 +124,40 @@ class Draft:
         up, down = up.to(dtype).contiguous(), down.to(dtype).contiguous()
         if not (bool(torch.isfinite(up).all()) and bool(torch.isfinite(down).all())):
             raise LoraFileError(
-                f"{lora.path}: {stem}: its new factors are beyond what {dtype} can hold; give --dtype float32"
+                f"{path}: {stem}: its new factors are beyond what {dtype} can hold; give --dtype float32"
             )
         alpha = float(torch.tensor(scale * product.rank, dtype=torch.float32))
         rounded = Product(up.flatten(1).double(), down.flatten(1).double())
-        self._put(factor_keys(stem, adapters, up, down, alpha), lora)
+        self._put(factor_keys(stem, adapters, up, down, alpha), path)
         if has_alpha(stem, adapters):
             self.alphas.add(alpha)
         size, lost = scale * scale * energy_of(product), scale * scale * error_of(product, rounded)
         self.tally.add(stem, energy, min(size, energy), rank=product.rank, rounding=lost)
 
-    def difference(self, lora: Lora, stem: str, parameter: str, adapters: tuple[Adapter, ...], delta: Tensor) -> None:
+    def difference(self, path: Path, stem: str, parameter: str, adapters: tuple[Adapter, ...], delta: Tensor) -> None:
         """Add a full difference of a weight or a bias, float64."""
         dtype = self.dtype or dtype_of(adapters)
         values = delta.to(dtype).contiguous()
         if not bool(torch.isfinite(values).all()):
-            raise LoraFileError(
-                f"{lora.path}: {stem}: its change is beyond what {dtype} can hold; give --dtype float32"
-            )
-        self._put(difference_keys(stem, parameter, adapters, values), lora)
+            raise LoraFileError(f"{path}: {stem}: its change is beyond what {dtype} can hold; give --dtype float32")
+        self._put(difference_keys(stem, parameter, adapters, values), path)
         energy = float(delta.square().sum())
         self.tally.add(stem, energy, energy, rounding=float((values.double() - delta).square().sum()))
 
     def write(
-        self, out: Path, parents: Sequence[tuple[Lora, Mapping[str, Any]]], verb: str, options: Mapping[str, Any]
+        self, out: Path, parents: Sequence[tuple[Parent, Mapping[str, Any]]], verb: str, options: Mapping[str, Any]
     ) -> Outcome:
         """Write the file and return what it has; LoraFileError where nothing is left to be written."""
         if not self.tensors:
-            names = ", ".join(lora.name for lora, _ in parents)
+            names = ", ".join(parent.name for parent, _ in parents)
             reasons = "; ".join(dict.fromkeys(self.tally.left_out.values())) or "nothing was found"
             raise LoraFileError(f"{out}: nothing of {names} would be in it: {reasons}")
         ranks, alphas = sorted(self.tally.ranks), sorted(self.alphas)
         file: File = write_file(out, self.tensors, notes_of(parents, verb, options, ranks, alphas))
         return self.tally.outcome(file)
 
-    def _put(self, tensors: Mapping[str, Tensor], lora: Lora) -> None:
+    def _put(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         for key, tensor in tensors.items():
             known = self.tensors.setdefault(key, tensor)
             if known is not tensor and not (known.shape == tensor.shape and torch.equal(known, tensor)):
-                raise LoraFileError(f"{lora.path}: {key} is in the new file already, with other values")
+                raise LoraFileError(f"{path}: {key} is in the new file already, with other values")

@@ -278,7 +278,7 @@ class _Making:
             spectrum = spectrum_of(whole)
             if spectrum.energy > 0:
                 cut = spectrum.cut(limit.of(spectrum.values, spectrum.energy))
-                self.draft.factors(first.lora, first.stem, first.adapters, cut, shape, spectrum.energy)
+                self.draft.factors(first.lora.path, first.stem, first.adapters, cut, shape, spectrum.energy)
                 return
         if not (bool(whole.up.any()) and bool(whole.down.any())):
             self.draft.tally.drop(first.stem, 0.0, ZERO)
@@ -288,7 +288,7 @@ class _Making:
             # The factors stay bit for bit, and alpha says the scale.
             scale = abs(terms[0][0])
             whole = concatenated([(factor / scale, product) for factor, product in terms])
-        self.draft.factors(first.lora, first.stem, first.adapters, whole, shape, energy, scale)
+        self.draft.factors(first.lora.path, first.stem, first.adapters, whole, shape, energy, scale)
 
     def _add_dense(self, first: Change, total: Tensor, limit: Limit) -> None:
         if not bool(total.any()):
@@ -298,10 +298,10 @@ class _Making:
         if matrix and limit.cuts:
             spectrum = spectrum_within(total.flatten(1), limit, exact=self.exact)
             cut = spectrum.cut(limit.of(spectrum.values, spectrum.energy))
-            self.draft.factors(first.lora, first.stem, first.adapters, cut, total.shape, spectrum.energy)
+            self.draft.factors(first.lora.path, first.stem, first.adapters, cut, total.shape, spectrum.energy)
             return
         self.whole += matrix
-        self.draft.difference(first.lora, first.stem, first.parameter, first.adapters, total)
+        self.draft.difference(first.lora.path, first.stem, first.parameter, first.adapters, total)
 
     def notes(self) -> Iterator[str]:
         """Yield what is worth knowing of the whole."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from lora_runtime import __version__
-from lora_runtime.lora import Lora
 
-__all__ = ["MADE_FROM", "notes_of"]
+__all__ = ["MADE_FROM", "Parent", "notes_of"]
 
 MADE_FROM = "lora_runtime.made_from"
 # What was true of a parent's tensors only. PEFT's configuration has alphas, which the new tensors have no more.
@@ -17,8 +16,27 @@ _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_
 _PHRASE, _TAGS = "modelspec.trigger_phrase", "ss_tag_frequency"
 
 
+class Parent(Protocol):
+    """A file that something is made of: a Lora is one."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all of it, hex."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What it says of itself."""
+        ...
+
+
 def notes_of(
-    parents: Sequence[tuple[Lora, Mapping[str, Any]]],
+    parents: Sequence[tuple[Parent, Mapping[str, Any]]],
     verb: str,
     options: Mapping[str, Any],
     ranks: Sequence[int],
@@ -61,7 +79,7 @@ def _words(phrases: Any) -> str:
     return ", ".join(dict.fromkeys(filter(None, words)))
 
 
-def _tags(loras: Sequence[Lora]) -> str:
+def _tags(loras: Sequence[Parent]) -> str:
     """Return kohya's table of tags, folder by folder; one that is no JSON tells nothing."""
     table: dict[str, Any] = {}
     for lora in loras:

@@ -62,7 +62,7 @@ def resize(
         product = change.product() if change.is_plain else None
         if product is None and change.stem in cut and isinstance(change.adapters[0], BiasOfLowRank):
             # Its key means values times the scale of factors, which is another now.
-            draft.difference(lora, change.stem, "bias", change.adapters, change.dense())
+            draft.difference(lora.path, change.stem, "bias", change.adapters, change.dense())
             continue
         if product is None and lora.configured:
             raise LoraFileError(
@@ -81,12 +81,12 @@ def resize(
         if new == 0:
             draft.tally.drop(change.stem, spectrum.energy, _NO_ROOM)
         elif new >= product.rank and lora.configured and not all(map(says_its_scale, change.adapters)):
-            draft.factors(lora, change.stem, change.adapters, product, change.shape(), spectrum.energy)
+            draft.factors(lora.path, change.stem, change.adapters, product, change.shape(), spectrum.energy)
         elif new >= product.rank:
             draft.copy_module(lora, change.stem, change.adapters, energy_of(product), _SMALL)
         else:
             cut.add(change.stem)
-            draft.factors(lora, change.stem, change.adapters, spectrum.cut(new), change.shape(), spectrum.energy)
+            draft.factors(lora.path, change.stem, change.adapters, spectrum.cut(new), change.shape(), spectrum.energy)
     asked = {"rank": rank, "energy": energy, "ratio": ratio, "size": size}
     options = {name: value for name, value in asked.items() if value is not None}
     return draft.write(path, [(lora, {})], "resize", options)

@@ -22,14 +22,14 @@ _MODULATION = ".modulation"  # a bare parameter of Wan: the ending of its key st
 def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
     """Return a module's factors (out, r, 1…) and (r, in, k…) by key, with their alpha where its name goes with one.
 
-    `alpha` is the rank, or with `has_alpha` any number.
+    `adapters`: those that the module had, none where it is new. `alpha` is the rank, or with `has_alpha` any number.
     """
-    first = adapters[0]
+    first = adapters[0] if adapters else None
     if isinstance(first, LowRankTable):
         role = _roles(first)
         return {role["A"]: up.t().contiguous(), role["B"]: down.t().contiguous(), **_alpha(stem, first, alpha)}
     roles = _roles(first) if isinstance(first, LowRank) else {}
-    if not {"up", "down"} <= roles.keys() or _is_bare(first):
+    if first is None or not {"up", "down"} <= roles.keys() or _is_bare(first):
         spelling = "peft" if "." in stem else "kohya"
         roles = {role: stem + ending_of("lora", f"{spelling}/{role}") for role in ("up", "down")}
     return {roles["up"]: up, roles["down"]: down, **_alpha(stem, first, alpha)}
@@ -37,7 +37,7 @@ def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tens
 
 def has_alpha(stem: str, adapters: tuple[Adapter, ...]) -> bool:
     """Return whether the module's keys go with an alpha."""
-    return "." not in stem or _alpha_key(adapters[0]) is not None
+    return "." not in stem or any(_alpha_key(adapter) is not None for adapter in adapters[:1])
 
 
 def difference_keys(stem: str, parameter: str, adapters: tuple[Adapter, ...], values: Tensor) -> dict[str, Tensor]:
@@ -49,8 +49,8 @@ def difference_keys(stem: str, parameter: str, adapters: tuple[Adapter, ...], va
     return {stem + ending_of(kind, f"{spelling}/{parameter}"): values}
 
 
-def _alpha(stem: str, adapter: Adapter, alpha: float) -> dict[str, Tensor]:
-    own = _alpha_key(adapter)
+def _alpha(stem: str, adapter: Adapter | None, alpha: float) -> dict[str, Tensor]:
+    own = None if adapter is None else _alpha_key(adapter)
     if own is None and "." in stem:
         return {}
     return {own or f"{stem}.alpha": torch.tensor(alpha, dtype=torch.float32)}

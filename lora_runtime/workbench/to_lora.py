@@ -71,7 +71,7 @@ def to_lora(
                 draft.tally.drop(stem, 0.0, ZERO)
                 continue
             if change.parameter != "weight" or delta.ndim < 2:
-                draft.difference(lora, stem, change.parameter, adapters, delta)
+                draft.difference(lora.path, stem, change.parameter, adapters, delta)
                 vectors += 1
                 continue
             spectrum = spectrum_within(delta.flatten(1), limit, exact=exact)
@@ -79,7 +79,7 @@ def to_lora(
         if count == 0:
             draft.tally.drop(stem, 0.0, ZERO)
             continue
-        draft.factors(lora, stem, adapters, spectrum.cut(count), shape, spectrum.energy)
+        draft.factors(lora.path, stem, adapters, spectrum.cut(count), shape, spectrum.energy)
     draft.copy(lora, embedding_keys(lora))
     draft.tally.left_out.update(lora.unused)
     if vectors:
