@@ -13,10 +13,23 @@ One file a verb, and the rooms that they share:
 from __future__ import annotations
 
 from lora_runtime.workbench.bake import Baked, bake
+from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.merge import METHODS, merge
 from lora_runtime.workbench.resize import resize
 from lora_runtime.workbench.to_lora import to_lora
 
-__all__ = ["METHODS", "Baked", "Outcome", "bake", "extract", "merge", "resize", "to_lora"]
+__all__ = [
+    "METHODS",
+    "Baked",
+    "Diagnosis",
+    "Finding",
+    "Outcome",
+    "bake",
+    "doctor",
+    "extract",
+    "merge",
+    "resize",
+    "to_lora",
+]
