@@ -8,13 +8,28 @@ import sys
 from collections.abc import Sequence
 
 from lora_runtime import __version__
-from lora_runtime.cli import bake, demo, doctor, extract, inspect, list, merge, parse, plan, plot, resize, run, to_lora
+from lora_runtime.cli import (
+    average,
+    bake,
+    demo,
+    doctor,
+    extract,
+    inspect,
+    list,
+    merge,
+    parse,
+    plan,
+    plot,
+    resize,
+    run,
+    to_lora,
+)
 from lora_runtime.cli.console import PROGRAM, CommandError, one_line
 from lora_runtime.errors import LoraError
 
 __all__ = ["main"]
 
-_COMMANDS = (parse, plot, list, inspect, plan, run, demo, resize, merge, to_lora, extract, bake, doctor)
+_COMMANDS = (parse, plot, list, inspect, plan, run, demo, resize, merge, to_lora, extract, bake, doctor, average)
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141  # as the shell reports a program that SIGPIPE ended

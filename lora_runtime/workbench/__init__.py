@@ -12,6 +12,7 @@ One file a verb, and the rooms that they share:
 
 from __future__ import annotations
 
+from lora_runtime.workbench.average import Averaged, average
 from lora_runtime.workbench.bake import Baked, bake
 from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
@@ -22,10 +23,12 @@ from lora_runtime.workbench.to_lora import to_lora
 
 __all__ = [
     "METHODS",
+    "Averaged",
     "Baked",
     "Diagnosis",
     "Finding",
     "Outcome",
+    "average",
     "bake",
     "doctor",
     "extract",

@@ -42,15 +42,24 @@ class Spectrum:
     `energy` is the squared Frobenius norm of the whole matrix; of a sketch the values are only the first.
     """
 
-    left: Tensor  # (out, k)
+    left: Tensor  # (out, k); with `around` (r, k)
     values: Tensor  # (k,)
-    right: Tensor  # (k, columns)
+    right: Tensor  # (k, columns); with `around` (k, r)
     energy: float
+    # Orthonormal columns (out, r) and (columns, r) around a core; multiplied only with what a cut needs of it.
+    around: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the matrix."""
+        outer = (self.left, self.right.mT) if self.around is None else self.around
+        return int(outer[0].shape[0]), int(outer[1].shape[0])
 
     def cut(self, rank: int) -> Product:
         """Return the best product of that rank; both factors take the square root of each value."""
         roots = self.values[:rank].sqrt()
-        return Product(self.left[:, :rank] * roots, roots[:, None] * self.right[:rank])
+        up, down = self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
+        return Product(up, down) if self.around is None else Product(self.around[0] @ up, down @ self.around[1].mT)
 
     def kept(self, rank: int) -> float:
         """Return the squared Frobenius norm of the first `rank` terms."""
@@ -70,7 +79,7 @@ def spectrum_of(product: Product) -> Spectrum:
     q_up, r_up = torch.linalg.qr(product.up)
     q_down, r_down = torch.linalg.qr(product.down.mT)
     left, values, right = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return Spectrum(q_up @ left, values, right @ q_down.mT, float(values.square().sum()))
+    return Spectrum(left, values, right, float(values.square().sum()), (q_up, q_down))
 
 
 def taken_apart(matrix: Tensor, rank: int | None = None, *, exact: bool = False) -> Spectrum:
@@ -100,8 +109,7 @@ def significant(spectrum: Spectrum) -> int:
     """Return how many singular values are more than the rounding of float64: the rank, as numerical analysis has it."""
     if spectrum.values.numel() == 0:
         return 0
-    most = max(spectrum.left.shape[0], spectrum.right.shape[1])
-    floor = float(spectrum.values[0]) * most * torch.finfo(torch.float64).eps
+    floor = float(spectrum.values[0]) * max(spectrum.shape) * torch.finfo(torch.float64).eps
     return int((spectrum.values > floor).sum())
 
 
