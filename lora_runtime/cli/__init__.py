@@ -11,6 +11,7 @@ from lora_runtime import __version__
 from lora_runtime.cli import (
     average,
     bake,
+    compare,
     demo,
     doctor,
     extract,
@@ -29,7 +30,23 @@ from lora_runtime.errors import LoraError
 
 __all__ = ["main"]
 
-_COMMANDS = (parse, plot, list, inspect, plan, run, demo, resize, merge, to_lora, extract, bake, doctor, average)
+_COMMANDS = (
+    parse,
+    plot,
+    list,
+    inspect,
+    plan,
+    run,
+    demo,
+    resize,
+    merge,
+    to_lora,
+    extract,
+    bake,
+    doctor,
+    average,
+    compare,
+)
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141  # as the shell reports a program that SIGPIPE ended

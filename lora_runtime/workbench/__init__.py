@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from lora_runtime.workbench.average import Averaged, average
 from lora_runtime.workbench.bake import Baked, bake
+from lora_runtime.workbench.compare import Compared, Meeting, compare
 from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
 from lora_runtime.workbench.kept import Outcome
@@ -25,11 +26,14 @@ __all__ = [
     "METHODS",
     "Averaged",
     "Baked",
+    "Compared",
     "Diagnosis",
     "Finding",
+    "Meeting",
     "Outcome",
     "average",
     "bake",
+    "compare",
     "doctor",
     "extract",
     "merge",

@@ -13,7 +13,7 @@ from lora_runtime.blocks import block_of
 from lora_runtime.dialects import component_of, normalise
 from lora_runtime.workbench.writing import File
 
-__all__ = ["Outcome", "Tally", "block_of_name", "path_of_name"]
+__all__ = ["Outcome", "Tally", "block_of_name", "in_order", "path_of_name"]
 
 _NUMBER = re.compile(r"_(?=\d+(?:_|$))|(?<=_\d)_|(?<=_\d\d)_|(?<=_\d\d\d)_")
 _MIDDLE = re.compile(r"(?<![a-z])(mid_block|middle_block|encoder_block|conv_in)[_.]")
@@ -86,7 +86,8 @@ class Tally:
     def outcome(self, file: File) -> Outcome:
         """Return the record of a file that was written."""
         blocks = {
-            block: _share(self._kept[block], energy) for block, energy in sorted(self._energy.items(), key=_in_order)
+            block: _share(self._kept[block], energy)
+            for block, energy in sorted(self._energy.items(), key=lambda item: in_order(item[0]))
         }
         kept = sum(self._kept.values())
         return Outcome(
@@ -112,9 +113,10 @@ def _share(kept: float, energy: float) -> float:
 _ORDER = ("BASE", "CLIP", "T5", "IN", "D", "M", "S", "OUT")
 
 
-def _in_order(item: tuple[str, object]) -> tuple[int, str]:
-    word = item[0].rstrip("0123456789")
-    return (_ORDER.index(word) if word in _ORDER else len(_ORDER), item[0])
+def in_order(block: str) -> tuple[int, str]:
+    """Return what sorts names of blocks as the data goes through them."""
+    word = block.rstrip("0123456789")
+    return (_ORDER.index(word) if word in _ORDER else len(_ORDER), block)
 
 
 def path_of_name(stem: str) -> str:

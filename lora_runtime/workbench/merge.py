@@ -32,7 +32,7 @@ from lora_runtime.workbench.sources import Source, asked_of, read_sources, stren
 from lora_runtime.workbench.spelling import has_alpha
 from lora_runtime.workbench.writing import check_free
 
-__all__ = ["METHODS", "merge"]
+__all__ = ["METHODS", "matched_modules", "merge"]
 
 Method = Literal["sum", "svd", "orthogonal", "ties", "dare", "della"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -104,7 +104,7 @@ def merge(
     base = None if model is None else open_model(model)
     _check_families(requests)
     making = _Making(Draft(wanted), method, limit, settings, exact)
-    for module in steps(_modules(requests, base), "merge", show=progress):
+    for module in steps(matched_modules(requests, base), "merge", show=progress):
         making.add(module)
     _add_the_rest(making.draft, requests, copied=_is_a_copy(requests, making))
     options = {"method": method, **{name: v for name, v in (("rank", rank), ("energy", energy)) if v is not None}}
@@ -135,7 +135,7 @@ def _check_families(requests: Sequence[Request]) -> None:
 # ---- which modules are the same -------------------------------------------------------------------------------------
 
 
-def _modules(requests: Sequence[Request], model: BaseModel | None) -> list[Module]:
+def matched_modules(requests: Sequence[Request], model: BaseModel | None) -> list[Module]:
     """Return what all files have, module by module, in the order of the first file that has one."""
     found: dict[tuple[str, str], Module] = {}
     names: list[set[str]] = []
