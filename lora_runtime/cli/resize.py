@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_runtime.cli.console import whole
-from lora_runtime.cli.outcome import byte_count, output_arguments, share, show, shows_progress
+from lora_runtime.cli.outcome import byte_count, output_arguments, refusing, share, show, shows_progress
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,16 +27,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and print what was kept; raises LoraFileError."""
     from lora_runtime.workbench import resize
 
-    outcome = resize(
-        arguments.file,
-        arguments.out,
-        rank=arguments.rank,
-        energy=arguments.energy,
-        ratio=arguments.ratio,
-        size=arguments.size,
-        dtype=arguments.dtype,
-        force=arguments.force,
-        progress=shows_progress(arguments),
-    )
+    with refusing():
+        outcome = resize(
+            arguments.file,
+            arguments.out,
+            rank=arguments.rank,
+            energy=arguments.energy,
+            ratio=arguments.ratio,
+            size=arguments.size,
+            dtype=arguments.dtype,
+            force=arguments.force,
+            progress=shows_progress(arguments),
+        )
     show(outcome, arguments)
     return 0

@@ -100,6 +100,8 @@ def _tags(source: str) -> Iterator[tuple[str, LoraTag]]:
 def _split(source: str) -> tuple[str, str]:
     """Return a path and what follows it, as the fields of a tag. Of paths with colons the longest counts."""
     ends = [place for place, char in enumerate(source) if char in _FIELDS]
+    if ends[:1] == [1] and source[2:3] in ("/", "\\"):  # a drive of Windows
+        del ends[0]
     for end in (len(source), *reversed(ends)):
         if _as_file(source[:end]) is not None:
             break

@@ -248,3 +248,5 @@ def test_the_command_prints_what_was_kept(command: Command, tmp_path: Path) -> N
     assert command("resize", path, "-o", tmp_path / "c.safetensors", "--size", "64MB").status == 0
     assert "is no share" in command("resize", path, "-o", out, "--energy", "x").err
     assert command("resize", path, "-o", out, "--size", "many").status == 2
+    refused = command("resize", path, "-o", out, "--ratio", "0.5", "--force").err
+    assert refused.startswith("lora-runtime: error: ratio 0.5: give a number from 1")
