@@ -12,6 +12,7 @@ from lora_runtime.cli import (
     average,
     bake,
     compare,
+    convert,
     demo,
     doctor,
     extract,
@@ -46,6 +47,7 @@ _COMMANDS = (
     doctor,
     average,
     compare,
+    convert,
 )
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130

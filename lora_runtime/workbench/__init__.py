@@ -15,6 +15,7 @@ from __future__ import annotations
 from lora_runtime.workbench.average import Averaged, average
 from lora_runtime.workbench.bake import Baked, bake
 from lora_runtime.workbench.compare import Compared, Meeting, compare
+from lora_runtime.workbench.convert import SPELLINGS, convert
 from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
 from lora_runtime.workbench.kept import Outcome
@@ -24,6 +25,7 @@ from lora_runtime.workbench.to_lora import to_lora
 
 __all__ = [
     "METHODS",
+    "SPELLINGS",
     "Averaged",
     "Baked",
     "Compared",
@@ -34,6 +36,7 @@ __all__ = [
     "average",
     "bake",
     "compare",
+    "convert",
     "doctor",
     "extract",
     "merge",

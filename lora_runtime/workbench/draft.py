@@ -19,10 +19,10 @@ from lora_runtime.workbench.changes import kernel
 from lora_runtime.workbench.kept import Outcome, Tally
 from lora_runtime.workbench.low_rank import Product, energy_of, error_of
 from lora_runtime.workbench.notes import Parent, notes_of
-from lora_runtime.workbench.spelling import difference_keys, factor_keys, has_alpha
+from lora_runtime.workbench.spelling import difference_keys, factor_keys, has_alpha, roles_of
 from lora_runtime.workbench.writing import File, write_file
 
-__all__ = ["ZERO", "Draft", "dtype_named", "dtype_of", "embedding_keys", "says_its_scale"]
+__all__ = ["ZERO", "Draft", "dtype_named", "dtype_of", "embedding_keys", "roles_of", "says_its_scale"]
 
 ZERO = "its change is exactly zero"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -93,7 +93,7 @@ class Draft:
             tensor = read_one(lora.path, header.tensors[key])
             if self.dtype is not None and tensor.is_floating_point() and tensor.numel() > 1:
                 tensor = tensor.to(self.dtype)
-            self._put({key: tensor}, lora.path)
+            self.put({key: tensor}, lora.path)
 
     def copy_module(self, lora: Lora, stem: str, adapters: Sequence[Adapter], energy: float, reason: str) -> None:
         """Take all that a module has over; the reason is told."""
@@ -128,7 +128,7 @@ class Draft:
             )
         alpha = float(torch.tensor(scale * product.rank, dtype=torch.float32))
         rounded = Product(up.flatten(1).double(), down.flatten(1).double())
-        self._put(factor_keys(stem, adapters, up, down, alpha), path)
+        self.put(factor_keys(stem, adapters, up, down, alpha), path)
         if has_alpha(stem, adapters):
             self.alphas.add(alpha)
         size, lost = scale * scale * energy_of(product), scale * scale * error_of(product, rounded)
@@ -140,7 +140,7 @@ class Draft:
         values = delta.to(dtype).contiguous()
         if not bool(torch.isfinite(values).all()):
             raise LoraFileError(f"{path}: {stem}: its change is beyond what {dtype} can hold; give --dtype float32")
-        self._put(difference_keys(stem, parameter, adapters, values), path)
+        self.put(difference_keys(stem, parameter, adapters, values), path)
         energy = float(delta.square().sum())
         self.tally.add(stem, energy, energy, rounding=float((values.double() - delta).square().sum()))
 
@@ -156,7 +156,8 @@ class Draft:
         file: File = write_file(out, self.tensors, notes_of(parents, verb, options, ranks, alphas))
         return self.tally.outcome(file)
 
-    def _put(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+    def put(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Add tensors by key, of the file at `path`; LoraFileError where there are others of that name."""
         for key, tensor in tensors.items():
             known = self.tensors.setdefault(key, tensor)
             if known is not tensor and not (known.shape == tensor.shape and torch.equal(known, tensor)):

@@ -26,7 +26,7 @@ from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sizes import Limit, limit_of, spectrum_within
 from lora_runtime.workbench.writing import check_free
 
-__all__ = ["extract"]
+__all__ = ["extract", "kohya_prefix", "renamed"]
 
 _DEFAULT = 32
 _IN_TEXT_MODEL = ("encoder.layers.", "embeddings.", "final_layer_norm")  # of CLIP; T5 has encoder.block
@@ -143,8 +143,7 @@ def _pairs(tuned: BaseModel, base: BaseModel) -> Iterator[_Pair]:
     names: dict[str, Mapping[str, str]] = {}
     for name, path, stored in _weights(tuned):
         if name not in names:
-            paths = [own.rpartition(".")[0] for part, own, _ in _weights(tuned) if part == name]
-            names[name] = _renamed(name, paths, tuned)
+            names[name] = renamed(name, tuned)
         module, _, last = path.rpartition(".")
         if last == "bias":
             stem, parameter = names[name].get(module, module), "bias"
@@ -152,7 +151,7 @@ def _pairs(tuned: BaseModel, base: BaseModel) -> Iterator[_Pair]:
             own = module if last in ("weight", "scale", "in_proj_weight") else path
             stem, parameter = names[name].get(own, own), "weight"
         if last != "in_proj_bias" and stem:
-            yield _Pair(_prefix(name, alone) + stem.replace(".", "_"), parameter, stored, others.get((name, path)))
+            yield _Pair(kohya_prefix(name, alone) + stem.replace(".", "_"), parameter, stored, others.get((name, path)))
 
 
 def _weights(model: BaseModel) -> Iterator[tuple[str, str, Stored]]:
@@ -162,12 +161,13 @@ def _weights(model: BaseModel) -> Iterator[tuple[str, str, Stored]]:
             yield name, path, model.stored(parameter)
 
 
-def _renamed(component: str, paths: Sequence[str], model: BaseModel) -> Mapping[str, str]:
+def renamed(component: str, model: BaseModel) -> Mapping[str, str]:
     """Return other names for modules, where files have others than the model.
 
     diffusers' for an original UNet of SD 1 or 2: it reads the original names for SDXL alone, and the WebUI reads both.
     And those of a CLIP with its level `text_model`, which newer versions of transformers leave out.
     """
+    paths = [own.rpartition(".")[0] for name, own, _ in _weights(model) if name == component]
     if component.startswith("text_encoder"):
         return {path: f"text_model.{path}" for path in paths if path.startswith(_IN_TEXT_MODEL)}
     if component != "unet" or "text_encoder_2" in model.view.components:
@@ -175,7 +175,8 @@ def _renamed(component: str, paths: Sequence[str], model: BaseModel) -> Mapping[
     return {path: theirs for path, theirs, part in LDM_UNET.translations(paths) if part == WHOLE}
 
 
-def _prefix(component: str, alone: bool) -> str:
+def kohya_prefix(component: str, alone: bool) -> str:
+    """Return what kohya's names begin with; `alone`: whether the model has one text encoder."""
     if component.startswith("text_encoder"):
         number = component.rpartition("_")[2]
         return f"lora_te{number if number.isdigit() else '' if alone else 1}_"

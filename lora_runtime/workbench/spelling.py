@@ -14,7 +14,7 @@ from lora_runtime.adapters import Adapter, LowRank, split_key
 from lora_runtime.adapters.embedding import LowRankTable
 from lora_runtime.key_endings import ending_of
 
-__all__ = ["difference_keys", "factor_keys", "has_alpha"]
+__all__ = ["difference_keys", "factor_keys", "has_alpha", "roles_of"]
 
 _MODULATION = ".modulation"  # a bare parameter of Wan: the ending of its key stands for a part of its name
 
@@ -26,9 +26,9 @@ def factor_keys(stem: str, adapters: tuple[Adapter, ...], up: Tensor, down: Tens
     """
     first = adapters[0] if adapters else None
     if isinstance(first, LowRankTable):
-        role = _roles(first)
+        role = roles_of(first)
         return {role["A"]: up.t().contiguous(), role["B"]: down.t().contiguous(), **_alpha(stem, first, alpha)}
-    roles = _roles(first) if isinstance(first, LowRank) else {}
+    roles = roles_of(first) if isinstance(first, LowRank) else {}
     if first is None or not {"up", "down"} <= roles.keys() or _is_bare(first):
         spelling = "peft" if "." in stem else "kohya"
         roles = {role: stem + ending_of("lora", f"{spelling}/{role}") for role in ("up", "down")}
@@ -68,6 +68,7 @@ def _is_bare(adapter: Adapter) -> bool:
     return any(key.endswith(bare) for key in adapter.keys)
 
 
-def _roles(adapter: Adapter) -> dict[str, str]:
+def roles_of(adapter: Adapter) -> dict[str, str]:
+    """Return the keys of an adapter by their roles, such as "up" and "down"."""
     parts = ((split_key(key), key) for key in adapter.keys)
     return {found.role: key for found, key in parts if found is not None}
