@@ -498,3 +498,20 @@ def test_the_command_prints_what_it_did(command: Command, ink: Path, wash: Path,
     found = json.loads(command("merge", ink, wash, "-o", out, "--rank", 2, "--force", "--json").out)
     assert found["ranks"] == [2]
     assert 0 < found["kept"] < 1
+
+
+def test_a_file_for_another_model_than_the_one_given_is_told(ink: Path, tmp_path: Path, out: Path) -> None:
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    (tmp_path / "unet").mkdir()
+    written(tmp_path / "unet" / "model.safetensors", {key: rand(8, 20)})
+    with pytest.raises(LoraFileError, match=r"does not fit .*unet: made for \(12, 20\), the weight is \(8, 20\)"):
+        merge([f"{ink}:0.5"], out, model=tmp_path / "unet")
+
+
+def test_eight_bits_become_sixteen(tmp_path: Path, out: Path) -> None:
+    eight = {k: t if k.endswith("alpha") else t.to(torch.float8_e4m3fn) for k, t in factors(TO_Q).items()}
+    path = written(tmp_path / "a.safetensors", eight)
+    outcome = merge([f"{path}:0.7", f"{path}:0.2"], out)
+    assert load_file(out)[f"{TO_Q}.lora_up.weight"].dtype == torch.float16
+    torch.testing.assert_close(dense(out), 0.9 * dense(path), rtol=1e-3, atol=1e-2)
+    assert outcome.rounding < 1e-3

@@ -250,3 +250,38 @@ def test_the_command_prints_what_was_kept(command: Command, tmp_path: Path) -> N
     assert command("resize", path, "-o", out, "--size", "many").status == 2
     refused = command("resize", path, "-o", out, "--ratio", "0.5", "--force").err
     assert refused.startswith("lora-runtime: error: ratio 0.5: give a number from 1")
+
+
+def test_a_table_of_tokens_is_cut_in_its_own_layout(tmp_path: Path) -> None:
+    tensors = {"t.x.lora_embedding_A": rand(4, 9), "t.x.lora_embedding_B": rand(6, 4)}
+    outcome = resize(written(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors", rank=2)
+    found = load_file(outcome.path)
+    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == {
+        "t.x.lora_embedding_A": (2, 9),
+        "t.x.lora_embedding_B": (6, 2),
+    }
+    exact = (tensors["t.x.lora_embedding_B"].double() @ tensors["t.x.lora_embedding_A"].double()).T
+    (delta,) = deltas(load_lora(outcome.path), {"t.x": exact.shape}).values()
+    values = torch.linalg.svdvals(exact).square()
+    assert float((delta - exact).square().sum()) == pytest.approx(float(values[2:].sum()), rel=1e-4)
+
+
+def test_what_a_configuration_says_is_in_the_new_tensors(tmp_path: Path) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=8, lora_alpha=2, use_rslora=True, target_modules=["0"], init_lora_weights=False)
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 20)), config)
+    model.save_pretrained(str(tmp_path / "a"))
+    judged = model.base_model.model[0].get_delta_weight("default").detach().double()
+    shapes = {"base_model.model.0": judged.shape}
+    for rank in (8, 3):  # taken over, and cut
+        outcome = resize(tmp_path / "a", tmp_path / f"{rank}.safetensors", rank=rank)
+        (found,) = deltas(load_lora(outcome.path), shapes).values()
+        left, values, right = torch.linalg.svd(judged)
+        best = left[:, :rank] * values[:rank] @ right[:rank]
+        torch.testing.assert_close(found, best, rtol=1e-5, atol=1e-6)
+    loha = peft.LoHaConfig(r=4, alpha=2, target_modules=["0"], init_weights=False)
+    peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 20)), loha).save_pretrained(str(tmp_path / "loha"))
+    with pytest.raises(LoraFileError, match="settings beside the tensors tell what it means"):
+        resize(tmp_path / "loha", tmp_path / "c.safetensors", rank=2)
