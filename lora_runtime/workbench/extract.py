@@ -105,8 +105,12 @@ def extract(
 def _add(draft: Draft, pair: _Pair, limit: Limit, kernels: Limit, exact: bool) -> None:
     tensor, original = pair.tuned.read(), pair.base.read() if pair.base is not None else None
     assert original is not None
-    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
-        draft.tally.left_out[pair.stem] = f"stored as {pair.tuned.info.dtype}, whose values its scales tell"
+    kind = pair.tuned.info.dtype
+    if not tensor.is_floating_point():
+        draft.tally.left_out[pair.stem] = ZERO if torch.equal(tensor, original) else f"holds whole numbers ({kind})"
+        return
+    if tensor.dtype.itemsize == 1:
+        draft.tally.left_out[pair.stem] = f"stored in 8 bits ({kind}), and what they stand for a scale may tell"
         return
     own = tensor.dtype if draft.dtype is None else draft.dtype
     delta = tensor.double().sub_(original)

@@ -103,8 +103,10 @@ def test_files_of_sdxl_have_the_original_names(tmp_path: Path) -> None:
 def test_modules_can_be_chosen_and_what_is_left_out_has_its_reason(tmp_path: Path) -> None:
     one = {"a.weight": rand(6, 6), "b.weight": rand(6, 6), "c.weight": rand(6, 4), "d.weight": rand(3, 3)}
     two = {name: tensor + 1 for name, tensor in one.items()} | {"c.weight": rand(6, 5), "e.weight": rand(2, 2)}
-    two["q.weight"] = torch.zeros(2, 2, dtype=torch.int8)
-    one["q.weight"] = torch.zeros(2, 2, dtype=torch.int8)
+    one |= {"q.weight": torch.zeros(2, 2, dtype=torch.int8), "ids.weight": torch.arange(3)}
+    two |= {"q.weight": torch.ones(2, 2, dtype=torch.int8), "ids.weight": torch.arange(3)}
+    for tensors in (one, two):
+        tensors["f.weight"] = rand(2, 2).to(torch.float8_e4m3fn)
     paths = written(tmp_path / "two.safetensors", two), written(tmp_path / "one.safetensors", one)
     outcome = extract(*paths, tmp_path / "x.safetensors", exclude=["*_b"], dtype="float16")
     assert set(load_lora(outcome.path).adapters) == {"lora_unet_a", "lora_unet_d"}
@@ -112,7 +114,9 @@ def test_modules_can_be_chosen_and_what_is_left_out_has_its_reason(tmp_path: Pat
         "lora_unet_b": "not among the modules that are asked for",
         "lora_unet_c": f"its shape is (6, 5), and (6, 4) in {paths[1]}",
         "lora_unet_e": f"{paths[1]} has nothing of that name",
-        "lora_unet_q": "stored as I8, whose values its scales tell",
+        "lora_unet_q": "holds whole numbers (I8)",
+        "lora_unet_ids": "its change is exactly zero",
+        "lora_unet_f": "stored in 8 bits (F8_E4M3), and what they stand for a scale may tell",
     }
     assert load_file(outcome.path)["lora_unet_a.lora_up.weight"].dtype == torch.float16
     chosen = extract(*paths, tmp_path / "y.safetensors", include=["*_a", "*_d"], exclude=["*_d"])
