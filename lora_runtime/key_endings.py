@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-__all__ = ["ENDINGS", "KNOWN_ONLY", "OF_FILE", "SHARED", "Located", "locate"]
+__all__ = ["ENDINGS", "KNOWN_ONLY", "OF_FILE", "SHARED", "Located", "ending_of", "locate"]
 
 # What a module has once, whichever algorithms it has.
 SHARED = ("alpha", "scale", "reshape_weight")
@@ -178,6 +178,11 @@ class Located(NamedTuple):
     start: int
     ending: str
     name: str = ""
+
+
+def ending_of(algorithm: str, spelled_role: str) -> str:
+    """Return how a key ends, by the algorithm and what ENDINGS calls the tensor: "kohya/up"."""
+    return next(ending for ending, spelled in ENDINGS[algorithm].items() if spelled == spelled_role)
 
 
 def locate(key: str, owners: Mapping[str, Owner]) -> Located | None:

@@ -25,7 +25,14 @@ from lora_runtime.adapters import (
     replaced_parts,
     split_key,
 )
-from lora_runtime.adapters.training import CONFIG_NAME, WEIGHTS_NAMES, Training, read_adapter_config, read_training
+from lora_runtime.adapters.training import (
+    CONFIG_NAME,
+    CONFIGURED,
+    WEIGHTS_NAMES,
+    Training,
+    read_adapter_config,
+    read_training,
+)
 from lora_runtime.errors import CorruptFileError, LoraError, LoraFileError
 from lora_runtime.folder import SUFFIX, name_of
 from lora_runtime.foreign import kind_of
@@ -58,6 +65,8 @@ class Lora:
     nbytes: int = 0
     # Textual inversions in the file, by name, then by what the file calls the tensor; in no adapter and not unused.
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
+    # Whether settings beside the tensors, in the metadata or a configuration, may tell what they mean.
+    configured: bool = False
 
     def __repr__(self) -> str:
         """Return the name, the hash and the counts."""
@@ -137,6 +146,7 @@ def _made(path: Path, header: Header, tensors: Tensors | Shapes, sha256_of_file:
         unused=MappingProxyType(found.unused),
         key_count=len(header.tensors) - sum(map(len, found.embeddings.values())),
         embeddings=MappingProxyType({name: MappingProxyType(keys) for name, keys in found.embeddings.items()}),
+        configured=bool(config) or CONFIGURED in header.metadata,
     )
 
 

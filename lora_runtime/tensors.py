@@ -19,14 +19,14 @@ from torch import Tensor
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.header import Header, TensorInfo, header_of, open_file, shown
 
-__all__ = ["Shapes", "Tensors", "read_tensors"]
+__all__ = ["DTYPES", "Shapes", "Tensors", "read_one", "read_tensors"]
 
 _PIECE = 1 << 20  # what is read and hashed at a time, so that it is still in the cache; fp8 is looked through likewise
 _HUGE_PAGES = 8 << 20  # from this size on they pay: at most 2 MB are lost to rounding
 _MOST_DIMENSIONS = 8  # a convolution of three has five; torch itself stops at 64, and not everywhere with an error
 
 # fp8 and the wide unsigned types are missing from older torch.
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         name: getattr(torch, known)
         for name, known in {
@@ -75,6 +75,28 @@ def read_tensors(path: Path, hasher: ThreadPoolExecutor) -> tuple[Header, Tensor
     return header, Tensors(header.tensors, buffer, start), hasher.submit(sha256.hexdigest).result
 
 
+def read_one(path: Path, info: TensorInfo) -> Tensor:
+    """Return one tensor of a file whose header was read before; of a checkpoint no more is in memory.
+
+    Raises LoraFileError where this torch has no such dtype or the file cannot be read, CorruptFileError where it was
+    cut off since.
+    """
+    if info.dtype not in DTYPES:
+        raise LoraFileError(f"{path}: has tensors of {info.dtype}, which torch {torch.__version__} cannot read")
+    size = info.end - info.begin
+    with open_file(path) as file:
+        file.seek(info.begin)
+        memory = _memory(path, size)
+        view, done = memoryview(memory), 0
+        while count := file.readinto(view[done:]):
+            done += count
+    if done != size:
+        raise CorruptFileError(f"{path}: was cut off since its header was read, {size - done:,} bytes are missing")
+    if size == 0:
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
+    return torch.frombuffer(memory, dtype=torch.uint8).view(DTYPES[info.dtype]).view(info.shape)
+
+
 def _memory(path: Path, size: int) -> bytearray | mmap.mmap:
     """Return `size` bytes of new memory; LoraFileError where there are not so many.
 
@@ -115,7 +137,7 @@ class Tensors:
 
     def _slice(self, info: TensorInfo) -> Tensor:
         """Return a view into the buffer, or a copy where the place is not aligned for the dtype."""
-        dtype = _DTYPES[info.dtype]
+        dtype = DTYPES[info.dtype]
         size, begin = dtype.itemsize, info.begin - self._start
         if begin % size:
             return self._buffer[begin : info.end - self._start].clone().view(dtype).view(info.shape)
@@ -135,13 +157,13 @@ class Shapes:
         """Return a tensor on the meta device, or a 1 for a single number; ValueError says why it cannot be used."""
         info = _readable(key, self.infos[key])
         if math.prod(info.shape) == 1:
-            return torch.ones(info.shape, dtype=_DTYPES[info.dtype])
-        return torch.empty(info.shape, dtype=_DTYPES[info.dtype], device="meta")
+            return torch.ones(info.shape, dtype=DTYPES[info.dtype])
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")
 
 
 def _readable(key: str, info: TensorInfo) -> TensorInfo:
     """Return what the header says of a tensor; ValueError where torch has nothing like it."""
-    if info.dtype not in _DTYPES:
+    if info.dtype not in DTYPES:
         raise ValueError(f"{shown(key)} is stored as {info.dtype}, which this torch cannot read")
     if len(info.shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{shown(key)} has {len(info.shape)} dimensions; no weight has more than {_MOST_DIMENSIONS}")
@@ -159,11 +181,11 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _runs(infos: Iterable[TensorInfo], start: int) -> Iterator[TensorInfo]:
     """Yield each stretch of the file that holds one dtype, as a tensor of one dimension; `start` is aligned."""
-    in_order = sorted((info for info in infos if info.dtype in _DTYPES), key=lambda info: info.begin)
+    in_order = sorted((info for info in infos if info.dtype in DTYPES), key=lambda info: info.begin)
     for dtype, run in groupby(in_order, key=lambda info: info.dtype):
         stretch = list(run)
         begin, end = stretch[0].begin, stretch[-1].end
-        size, whole = _DTYPES[dtype].itemsize, end - begin == sum(info.end - info.begin for info in stretch)
+        size, whole = DTYPES[dtype].itemsize, end - begin == sum(info.end - info.begin for info in stretch)
         if whole and (begin - start) % size == 0:
             yield TensorInfo(dtype, ((end - begin) // size,), begin, end)
         else:  # around a tensor of a dtype that torch lacks, or to be copied, which is better done one by one

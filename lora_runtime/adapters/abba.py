@@ -42,9 +42,14 @@ class Abba(Dense):
         """Return the rank of the first LoRA; that of the delta may be the product of both."""
         return int(self.down1.shape[0])
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return (int(self.up1.shape[0]), *self.down1.shape[1:])
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the factors give a weight of that shape."""
-        return misfit_of((int(self.up1.shape[0]), *self.down1.shape[1:]), shape, least=2)
+        return misfit_of(self.weight_shape, shape, least=2)
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return scale · the Hadamard product."""

@@ -34,6 +34,11 @@ class Adapter(ABC):
     alpha: float | None
     scale: float  # alpha / rank, or 1 where there is no alpha
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight that it was trained on, as far as its tensors tell; None where only a model does."""
+        return None
+
     @abstractmethod
     def misfit(self, shape: torch.Size) -> str | None:
         """Return why this adapter cannot act on a weight of that shape, or None when it can."""

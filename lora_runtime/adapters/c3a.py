@@ -28,10 +28,15 @@ class Circulant(Dense):
     kernel: Tensor  # (out / b, in / b, b)
     keys: tuple[str, ...]
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        rows, columns, size = self.kernel.shape
+        return (rows * size, columns * size)
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the blocks make a weight of that shape."""
-        rows, columns, size = self.kernel.shape
-        made_for = (rows * size, columns * size)
+        made_for = self.weight_shape
         return None if shape == made_for else f"made for {made_for}, the weight is {tuple(shape)}"
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:

@@ -38,6 +38,11 @@ class Difference(Dense):
     parameter: str = "weight"
     scale: float = 1.0
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return tuple(self.values.shape)
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the difference has that shape."""
         return misfit_of(tuple(self.values.shape), shape, self.parameter)

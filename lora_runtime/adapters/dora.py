@@ -49,6 +49,11 @@ class Dora(Dense):
     rank: int
     alpha: float | None
 
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight that its inner adapters were trained on."""
+        return self.inner[0].weight_shape
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where all of the inner adapters and the lengths fit a weight of that shape."""
         for adapter in self.inner:

@@ -48,10 +48,15 @@ class Glora(Dense):
         """Return the rank that all factors have."""
         return int(self.a1.shape[1])
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        kernel = self.b2.shape[2:] if self.bm is None else self.bm.shape[2:]
+        return (int(self.b1.shape[0]), int(self.b2.shape[1]), *kernel)
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the factors give a weight of that shape."""
-        kernel = self.b2.shape[2:] if self.bm is None else self.bm.shape[2:]
-        made_for = (int(self.b1.shape[0]), int(self.b2.shape[1]), *kernel)
+        made_for = self.weight_shape
         # The product with W₀ needs the inputs apart from the kernel.
         if len(shape) >= 2 and shape[1] != made_for[1]:
             return f"made for {made_for}, the weight is {tuple(shape)}"

@@ -34,10 +34,15 @@ class Granular(Dense):
     alpha: float
     scale: float
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        count = int(self.down.shape[0])
+        return (count * int(self.up.shape[2]), count * int(self.down.shape[1]))
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the blocks make a weight of that shape."""
-        count = int(self.down.shape[0])
-        made_for = (count * self.up.shape[2], count * self.down.shape[1])
+        made_for = self.weight_shape
         return None if tuple(shape) == made_for else f"made for {made_for}, the weight is {tuple(shape)}"
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:

@@ -28,9 +28,14 @@ class Hadamard(Dense):
     keys: tuple[str, ...]
     rank: int
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return (int(self.up.shape[0]), *self.down.shape[1:])
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the product has that shape."""
-        return misfit_of((int(self.up.shape[0]), *self.down.shape[1:]), shape, least=2)
+        return misfit_of(self.weight_shape, shape, least=2)
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return W₀ ∘ (B·A)."""

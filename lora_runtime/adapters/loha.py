@@ -63,6 +63,11 @@ class Hadamard(Dense):
             return (int(a.shape[0]), *b.shape[1:])
         return (int(a.shape[1]), int(b.shape[1]), *self.cores[0].shape[2:])
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return self.made_for
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the factors give a weight of that shape."""
         return misfit_of(self.made_for, shape, least=2)

@@ -91,10 +91,15 @@ class Kronecker(Dense):
     alpha: float | None
     scale: float
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        (rows, columns, *_), (rows_2, columns_2, *kernel) = self.w1.shape, self.w2.shape
+        return (rows * rows_2, columns * columns_2, *kernel)
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the product has that shape."""
-        (rows, columns, *_), (rows_2, columns_2, *kernel) = self.w1.shape, self.w2.shape
-        return misfit_of((rows * rows_2, columns * columns_2, *kernel), shape, least=2)
+        return misfit_of(self.weight_shape, shape, least=2)
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return scale · w1 ⊗ w2."""

@@ -64,12 +64,17 @@ class LowRank(Adapter):
         kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
         return (int(self.up.shape[0]), *self.down.shape[1:2], *kernel)
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return self.made_for
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the factors give a weight of that shape."""
         return misfit_of(self.made_for, shape, least=2)
 
     def factors(self) -> Factors:
-        """Return up (out, rank) and down (rank, in·k…): views in the file's dtype, or float32 with a core."""
+        """Return up (out, rank) and down (rank, in·k…): views in the file's dtype, with a core `_fold`'s."""
         down = self.down if self.mid is None else _fold(self.mid, self.down)
         return Factors(self.up.flatten(1), down.flatten(1), self.scale)
 
@@ -110,6 +115,11 @@ class Remainder(Dense):
     keys: tuple[str, ...]
     scale: float
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it was trained on."""
+        return self.size
+
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None where the flattened weight has that size."""
         return misfit_of(self.size, shape, least=2)
@@ -123,9 +133,10 @@ class Remainder(Dense):
 
 
 def _fold(mid: Tensor, down: Tensor) -> Tensor:
-    """Return the float32 factor (m, in, k…) that core (m, n, k…) and down (n, in, 1…) make together."""
+    """Return the float32 (float64) factor (m, in, k…) that core (m, n, k…) and down (n, in, 1…) make together."""
+    dtype = sum_dtype(mid)
     with no_autocast(mid.device):
-        return torch.einsum("mn...,nj->mj...", mid.float(), down.float().reshape(down.shape[:2]))
+        return torch.einsum("mn...,nj->mj...", mid.to(dtype), down.to(dtype).reshape(down.shape[:2]))
 
 
 def build_all(group: Group) -> list[Adapter]:

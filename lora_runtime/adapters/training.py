@@ -12,12 +12,12 @@ from typing import Any
 from lora_runtime.adapters.refusals import refusal
 from lora_runtime.errors import LoraFileError
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAMES", "Training", "read_adapter_config", "read_training"]
+__all__ = ["CONFIGURED", "CONFIG_NAME", "WEIGHTS_NAMES", "Training", "read_adapter_config", "read_training"]
 
 # In a folder that PEFT or MLX-LM has saved.
 WEIGHTS_NAMES, CONFIG_NAME = ("adapter_model.safetensors", "adapters.safetensors"), "adapter_config.json"
 
-_KEY = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
+CONFIGURED = "lora_adapter_metadata"  # diffusers: {"unet.lora_alpha": 8, "unet.rank_pattern": {}, …}
 _FIELDS = ("lora_alpha", "alpha_pattern", "use_rslora")
 _LARGEST = 1e12  # of an alpha; also keeps out NaN, infinity and integers that no float can hold
 _MOST_NAMES = 100  # of modules that are saved whole: each key is compared with all
@@ -265,7 +265,7 @@ def read_training(metadata: Mapping[str, str]) -> Training:
 
     LoraFileError where they say that the file holds no change of the model's own weights.
     """
-    raw = metadata.get(_KEY)
+    raw = metadata.get(CONFIGURED)
     if raw is None:
         return Training()
     try:
@@ -291,7 +291,7 @@ def read_training(metadata: Mapping[str, str]) -> Training:
         for setting in settings.values():
             _check(setting)
     except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
-        raise ValueError(f"its metadata {_KEY} cannot be read ({error})") from None
+        raise ValueError(f"its metadata {CONFIGURED} cannot be read ({error})") from None
     return Training(settings)
 
 

@@ -8,13 +8,47 @@ import sys
 from collections.abc import Sequence
 
 from lora_runtime import __version__
-from lora_runtime.cli import demo, inspect, list, parse, plan, plot, run
+from lora_runtime.cli import (
+    average,
+    bake,
+    compare,
+    convert,
+    demo,
+    doctor,
+    extract,
+    inspect,
+    list,
+    merge,
+    parse,
+    plan,
+    plot,
+    resize,
+    run,
+    to_lora,
+)
 from lora_runtime.cli.console import PROGRAM, CommandError, one_line
 from lora_runtime.errors import LoraError
 
 __all__ = ["main"]
 
-_COMMANDS = (parse, plot, list, inspect, plan, run, demo)
+_COMMANDS = (
+    parse,
+    plot,
+    list,
+    inspect,
+    plan,
+    run,
+    demo,
+    resize,
+    merge,
+    to_lora,
+    extract,
+    bake,
+    doctor,
+    average,
+    compare,
+    convert,
+)
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141  # as the shell reports a program that SIGPIPE ended
@@ -50,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+        name = command.__name__.rpartition(".")[2].replace("_", "-")
         summary = (command.__doc__ or "").rstrip(".")
         subparser = commands.add_parser(name, help=summary, description=summary)
         command.add_arguments(subparser)

@@ -47,6 +47,7 @@ __all__ = [
     "prefixes",
     "spellings",
     "unwrapped",
+    "without_prefix",
 ]
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -154,13 +155,18 @@ def prefixes(component: str, components: Sequence[str]) -> tuple[str, ...]:
 
 def component_of(stem: str) -> str | None:
     """Return the component that the prefix of a file's name speaks of ("unet" for any denoiser), or None."""
+    return without_prefix(stem)[0]
+
+
+def without_prefix(stem: str) -> tuple[str | None, str]:
+    """Return the component that the prefix of a file's name speaks of, or None, and the rest, normalised."""
     name = normalise(stem)
     found = max(
         ((prefix, component) for component, prefix in _all_prefixes() if name.startswith(normalise(prefix))),
         key=lambda pair: len(pair[0]),
         default=None,
     )
-    return None if found is None else found[1]
+    return (None, name) if found is None else (found[1], name[len(found[0]) :])
 
 
 def spellings(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:

@@ -1,0 +1,41 @@
+"""Write a LoRA under other names, as another program or another layout of the model has them."""
+
+from __future__ import annotations
+
+import argparse
+
+from lora_runtime.cli.outcome import output_arguments, refusing, show, shows_progress
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `convert`."""
+    parser.add_argument("file", metavar="FILE", help="the LoRA")
+    parser.add_argument(
+        "--to", choices=("kohya", "diffusers", "peft", "comfy"), required=True, help="how names are spelled"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR|FILE",
+        required=True,
+        help="what the names are of: a folder of diffusers, or a checkpoint for original names",
+    )
+    output_arguments(parser, dtype=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file and print what it is; raises LoraFileError."""
+    from lora_runtime.workbench import convert
+
+    with refusing():
+        outcome = convert(
+            arguments.file,
+            arguments.out,
+            to=arguments.to,
+            model=arguments.model,
+            force=arguments.force,
+            progress=shows_progress(arguments),
+        )
+    show(outcome, arguments)
+    return 0

@@ -1,0 +1,45 @@
+"""The workbench: LoRA files made of LoRA files and of checkpoints, exact in ΔW, and what each step kept.
+
+One file a verb, and the rooms that they share:
+
+    sources      what a merge is made of: files with strengths, tags; methods: how changes become one
+    base_model   a checkpoint's weights, one at a time, by LoRA files' names
+    changes      what a file changes in a module: factors where there are some, else ΔW
+    low_rank     the algebra of factors; sizes: how many ranks stay
+    draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
+    writing      safetensors, tensor by tensor, all or nothing; progress: a bar
+"""
+
+from __future__ import annotations
+
+from lora_runtime.workbench.average import Averaged, average
+from lora_runtime.workbench.bake import Baked, bake
+from lora_runtime.workbench.compare import Compared, Meeting, compare
+from lora_runtime.workbench.convert import SPELLINGS, convert
+from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
+from lora_runtime.workbench.extract import extract
+from lora_runtime.workbench.kept import Outcome
+from lora_runtime.workbench.merge import METHODS, merge
+from lora_runtime.workbench.resize import resize
+from lora_runtime.workbench.to_lora import to_lora
+
+__all__ = [
+    "METHODS",
+    "SPELLINGS",
+    "Averaged",
+    "Baked",
+    "Compared",
+    "Diagnosis",
+    "Finding",
+    "Meeting",
+    "Outcome",
+    "average",
+    "bake",
+    "compare",
+    "convert",
+    "doctor",
+    "extract",
+    "merge",
+    "resize",
+    "to_lora",
+]

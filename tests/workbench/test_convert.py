@@ -1,0 +1,117 @@
+"""`convert`: other names, and the same tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_ldm
+import torch
+from commands import Command
+from safetensors.torch import load_file
+from workbench.files import factors, written
+
+from lora_runtime import apply
+from lora_runtime.errors import LoraFileError
+from lora_runtime.header import read_header
+from lora_runtime.lora import load_lora
+from lora_runtime.workbench import convert
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A pipeline of diffusers as `diffusers`, the same layout in original names as `original.safetensors`."""
+    tiny.pipeline().save_pretrained(tmp_path / "diffusers")
+    written(tmp_path / "original.safetensors", tiny_ldm.state(tiny_ldm.model("sd1", hijacked=False)))
+    return tmp_path
+
+
+def kohya(path: Path, alpha: float | None = 2.0, dtype: torch.dtype = torch.float16, **options: Any) -> Path:
+    tiny.write_kohya_lora(path, tiny.pipeline(), rank=2, alpha=alpha, dtype=dtype, metadata={"a": "b"}, **options)
+    return path
+
+
+@pytest.mark.parametrize("to", ["diffusers", "peft", "comfy"])
+def test_there_and_back_is_equal_bit_for_bit(to: Any, folder: Path) -> None:
+    components = ["unet", "text_encoder"] if to == "diffusers" else ["unet"]
+    path = kohya(folder / "a.safetensors", components=components)
+    model = folder / ("original.safetensors" if to == "comfy" else "diffusers")
+    there = convert(path, folder / "b.safetensors", to=to, model=model)
+    first = {"diffusers": ("unet.", "text_encoder."), "peft": ("base_model.model.",), "comfy": ("diffusion_model.",)}
+    assert all(
+        key.startswith(first[to]) and key.endswith((".lora_A.weight", ".lora_B.weight"))
+        for key in load_file(there.path)
+    )
+    assert there.notes == ()
+    back = convert(there.path, folder / "c.safetensors", to="kohya", model=folder / "diffusers")
+    before, after = load_file(path), load_file(back.path)
+    assert set(after) == set(before)
+    for key, tensor in before.items():
+        assert after[key].dtype == tensor.dtype
+        assert torch.equal(after[key], tensor)
+    assert read_header(back.path).metadata["a"] == "b"
+
+
+def test_the_new_file_does_the_same_and_diffusers_reads_it(folder: Path) -> None:
+    kohya(folder / "ink.safetensors", alpha=1.0, dtype=torch.float32, components=["unet"])
+    outcome = convert(
+        folder / "ink.safetensors", folder / "new.safetensors", to="diffusers", model=folder / "diffusers"
+    )
+    count = len(load_lora(outcome.path).adapters)
+    assert outcome.notes == (
+        f"{count} modules had another alpha than their rank, which is multiplied into their factors: names of "
+        "diffusers have no alpha",
+    )
+    pipe = tiny.pipeline()
+    weights = []
+    for name in ("ink", "new"):
+        with apply(pipe, f"<lora:{name}:0.7>", loras=folder) as applied:
+            assert not applied.diagnostics
+            weights.append({key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()})
+    for key, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][key], weight, rtol=1e-5, atol=1e-6)
+    pipe.load_lora_weights(str(folder), weight_name="new.safetensors")
+    pipe.fuse_lora(components=["unet"], lora_scale=0.7)
+    pipe.unload_lora_weights()
+    for key, tensor in pipe.unet.state_dict().items():
+        torch.testing.assert_close(tensor, weights[0][key], rtol=1e-4, atol=1e-5)
+
+
+def test_what_names_alone_cannot_make_is_told(folder: Path) -> None:
+    out, to_q = folder / "x.safetensors", "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    diffusers, original = folder / "diffusers", folder / "original.safetensors"
+    nowhere = written(folder / "nowhere.safetensors", factors("lora_unet_x", shape=torch.Size((4, 4))))
+    dora = factors(to_q, shape=torch.Size((12, 12))) | {f"{to_q}.dora_scale": torch.ones(12, 1)}
+    both = kohya(folder / "both.safetensors", components=["unet", "text_encoder"])
+    xl = written(folder / "xl.safetensors", tiny_ldm.state(tiny_ldm.model("sdxl", hijacked=False)))
+    part = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
+    clip = written(folder / "clip.safetensors", factors(part, shape=torch.Size((8, 8))))
+    tuned = written(folder / "dora.safetensors", dora)
+    for path, to, model, reason in [
+        (nowhere, "kohya", diffusers, "no module of that name in unet"),
+        (tuned, "diffusers", diffusers, r"\(dora\) has no names that both programs"),
+        (both, "peft", diffusers, "a file of PEFT is for one model, and this one is for several components"),
+        (both, "comfy", original, "names of comfy are for denoisers; of text encoders it reads kohya's"),
+        (clip, "kohya", xl, "a part of a weight or several: names alone make no file for this layout"),
+    ]:
+        with pytest.raises(LoraFileError, match=reason):
+            convert(path, out, to=to, model=model)  # type: ignore[arg-type]
+    large = {key: tensor * 1e4 for key, tensor in factors(to_q, shape=torch.Size((12, 12))).items()}
+    large = {key: tensor.half() for key, tensor in large.items()} | {f"{to_q}.alpha": torch.tensor(4e4)}
+    with pytest.raises(LoraFileError, match=r"times its scale 10000 it is beyond torch.float16"):
+        convert(written(folder / "large.safetensors", large), out, to="diffusers", model=diffusers)
+    with pytest.raises(ValueError, match="to a1111: give one of kohya, diffusers, peft, comfy"):
+        convert(nowhere, out, to="a1111", model=diffusers)  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+def test_the_command_prints_what_it_did(command: Command, folder: Path) -> None:
+    path = kohya(folder / "a.safetensors", components=["unet"])
+    arguments = ("convert", path, "--to", "kohya", "--model", folder / "diffusers", "-o", folder / "b.safetensors")
+    result = command(*arguments)
+    assert result.status == 0
+    assert result.out.splitlines()[-1].endswith(" unchanged: renamed, bit for bit")
+    assert json.loads(command(*arguments, "--force", "--json").out)["kept"] == 1
