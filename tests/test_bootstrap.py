@@ -178,7 +178,7 @@ def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
     commands = asked()
     bootstrap.test([])
     assert commands[-1].startswith("-m pytest -n auto --maxprocesses=4 --dist=worksteal tests/extension ")
-    assert commands[-1].endswith(" --cov=extension --cov-branch --cov-fail-under=95")
+    assert commands[-1].endswith(" --cov --cov-config=tests/extension/coverage.ini --cov-fail-under=95")
     assert bootstrap.WEBUI.constraints.read_text() == "torch==2.13.0+cpu\n"
     pins = {"gradio==3.41.2", "fastapi==0.94.0", "lark==1.1.2", "numpy==1.26.2", "transformers==4.30.2"}
     assert pins < set(bootstrap.lock_lines("webui"))

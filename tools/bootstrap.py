@@ -183,7 +183,7 @@ def test_extension() -> None:
     # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
-    gate = ("--cov=extension", "--cov-branch", "--cov-fail-under=95")
+    gate = ("--cov", "--cov-config=tests/extension/coverage.ini", "--cov-fail-under=95")
     run(WEBUI.python, "-m", "pytest", *WORKERS, "tests/extension", *gate)
 
 

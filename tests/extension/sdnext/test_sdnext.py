@@ -408,6 +408,20 @@ def test_what_it_has_fused_and_taken_out_again_is_said_too(sdnext: SDNext) -> No
     assert "fused LoRAs into this checkpoint, and out of it again" in sdnext.notices(sdnext.job("a cat"))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_adapters_of_peft_are_taken_off_and_named_where_they_were_fused(sdnext: SDNext, fused: bool) -> None:
+    from peft import LoraConfig
+
+    plain = dict(sdnext.weights())
+    sdnext.model.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "old")
+    sdnext.options.lora_fuse_diffusers = fused
+    loaded = sdnext.module("lora.lora_diffusers").diffuser_loaded
+    loaded.append("old one")
+    assert ('fused "old one" into this checkpoint' in sdnext.notices(sdnext.job("a cat"))) is fused
+    assert not loaded
+    assert same(dict(sdnext.weights()), plain)
+
+
 def test_copies_that_it_has_kept_are_put_back(sdnext: SDNext) -> None:
     plain = dict(sdnext.weights())
     sdnext.options.lora_fuse_native = False
