@@ -8,6 +8,7 @@ One file a verb, and the rooms that they share:
     low_rank     the algebra of factors; sizes: how many ranks stay
     meetings     how the changes of two files meet in a module, in figures and in words
     draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
+    new_words    rows that a table of tokens has more than its base, of extract
     writing      safetensors, tensor by tensor, all or nothing; progress: a bar
 """
 
