@@ -177,10 +177,11 @@ def taught(pipe: Any, words: list[str]) -> Tensor:
     """Give a pipeline these tokens with rows of their own; return the rows."""
     assert pipe.tokenizer.add_tokens(words) == len(words)
     first = pipe.text_encoder.get_input_embeddings().num_embeddings
-    pipe.text_encoder.resize_token_embeddings(first + len(words), mean_resizing=False)
-    table = pipe.text_encoder.get_input_embeddings().weight
-    table[first:] = rand(len(words), table.shape[1], seed=3)
-    return table[first:].clone()
+    old = pipe.text_encoder.get_input_embeddings().weight
+    rows = rand(len(words), old.shape[1], seed=3)
+    pipe.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([old, rows])))
+    pipe.text_encoder.config.vocab_size = first + len(words)
+    return rows
 
 
 @torch.no_grad()
