@@ -15,9 +15,12 @@ from safetensors import safe_open
 
 from benchmarks import model
 from benchmarks.aims import Aim, aims
+from benchmarks.cases.extracting import extracting
+from benchmarks.cases.merging import merging
 from benchmarks.contestants import CONTESTANTS, Setting
 from benchmarks.judges import JUDGES
-from benchmarks.records import Record, merged
+from benchmarks.plain_svd import deltas_of
+from benchmarks.records import Options, Record, merged
 from benchmarks.timing import Limits, Times, timing_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +94,8 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     for case in ("keys100k", "planned", "make_plan", "unchanged", "restore80"):
         assert found[case, "ours"]["seconds"] > 0
         assert found[case, "ours"]["rounds"] == 1
+    for case in ("merge", "extract"):
+        assert {who for each, who in found if each == case} == {"ours", "loop"}
     for judge in JUDGES:
         pair = [found.get((f"delta {judge.name} attention", who)) for who in ("ours", judge.library)]
         assert all(record is None or record["seconds"] > 0 for record in pair)
@@ -102,6 +107,16 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
             assert found[case, who]["bytes"] >= 0
     assert found["step", "bare"]["seconds"] > 0
     assert found["apply", "floor"]["bytes"] > 0
+
+
+def test_the_workbench_and_the_plain_loop_come_to_the_same_changes(tmp_path: Path) -> None:
+    options = Options("cpu", "-", "", str(tmp_path), quick=True, rounds=1, seconds=1.0)
+    for case, worker in (("merging", merging), ("extracting", extracting)):
+        assert [record.who for record in worker(options)] == ["ours", "loop"]
+        ours, loop = (dict(deltas_of(tmp_path / case / f"{who}.safetensors")) for who in ("ours", "loop"))
+        assert ours.keys() == loop.keys() and ours
+        for stem, delta in loop.items():
+            assert float((ours[stem] - delta).norm() / delta.norm()) < 2e-3  # float16 factors
 
 
 def test_the_planned_model_has_the_layers_of_flux() -> None:

@@ -22,6 +22,7 @@ from lora_runtime.cli import (
     parse,
     plan,
     plot,
+    report,
     resize,
     run,
     to_lora,
@@ -47,6 +48,7 @@ _COMMANDS = (
     doctor,
     average,
     compare,
+    report,
     convert,
 )
 _FAILED = 2  # as argparse

@@ -74,15 +74,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def checked_out(name: str, endings: Sequence[str]) -> Path:
+def checked_out(name: str, endings: Sequence[str], *, option: str = "--out") -> Path:
     """Return the path of a picture to be written, checked before it is made, or raise CommandError."""
     out = Path(name)
     if out.suffix.lower() not in endings:
-        raise CommandError(f"--out {name}: give a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+        raise CommandError(f"{option} {name}: give a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if out.is_dir():
-        raise CommandError(f"--out {name}: this is a folder")
+        raise CommandError(f"{option} {name}: this is a folder")
     if not out.parent.is_dir():
-        raise CommandError(f"--out {name}: the folder {out.parent} does not exist")
+        raise CommandError(f"{option} {name}: the folder {out.parent} does not exist")
     return out
 
 

@@ -14,7 +14,7 @@ from lora_runtime.cli.console import CommandError, checked_out, needs_extra, pri
 if TYPE_CHECKING:
     from lora_runtime.prompt import BlockWeights, LoraTag, Strength
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "label", "run"]
 
 _MOST_STEPS = 10_000
 
@@ -169,21 +169,21 @@ def _figure(tags: Sequence[LoraTag], steps: int, seed: int | None) -> Any:
         for tag in tags:
             values = _over_steps(tag, steps, hires)
             if values is None:
-                panel.plot([], [], label=_label(f"{_name(tag)} (by noise level: not drawn)"))
+                panel.plot([], [], label=label(f"{_name(tag)} (by noise level: not drawn)"))
             else:  # each value holds until the next step
-                panel.step(range(steps + 1), [*values, values[-1]], where="post", label=_label(_name(tag)))
+                panel.step(range(steps + 1), [*values, values[-1]], where="post", label=label(_name(tag)))
         panel.set(title=title, xlabel="steps done", ylabel="strength of the denoiser", xlim=(0, steps))
         panel.legend()
     for panel, (tag, rows) in zip(panels[len(passes) :], tables, strict=True):
         panel.axis("off")
-        panel.set_title(_label(_name(tag)))
+        panel.set_title(label(_name(tag)))
         panel.table(
-            cellText=[[_label(cell) for cell in row] for row in rows], colLabels=["blocks", "strength"], loc="center"
+            cellText=[[label(cell) for cell in row] for row in rows], colLabels=["blocks", "strength"], loc="center"
         )
     return figure
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
     """Return a text that matplotlib shows as it is: "$" would begin a formula, "_" at the start hide a line's label."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

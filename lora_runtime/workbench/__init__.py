@@ -6,7 +6,9 @@ One file a verb, and the rooms that they share:
     base_model   a checkpoint's weights, one at a time, by LoRA files' names
     changes      what a file changes in a module: factors where there are some, else ΔW
     low_rank     the algebra of factors; sizes: how many ranks stay
+    meetings     how the changes of two files meet in a module, in figures and in words
     draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
+    new_words    rows that a table of tokens has more than its base, of extract
     writing      safetensors, tensor by tensor, all or nothing; progress: a bar
 """
 
@@ -20,6 +22,7 @@ from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.merge import METHODS, merge
+from lora_runtime.workbench.report import Between, Block, Reported, report
 from lora_runtime.workbench.resize import resize
 from lora_runtime.workbench.to_lora import to_lora
 
@@ -28,11 +31,14 @@ __all__ = [
     "SPELLINGS",
     "Averaged",
     "Baked",
+    "Between",
+    "Block",
     "Compared",
     "Diagnosis",
     "Finding",
     "Meeting",
     "Outcome",
+    "Reported",
     "average",
     "bake",
     "compare",
@@ -40,6 +46,7 @@ __all__ = [
     "doctor",
     "extract",
     "merge",
+    "report",
     "resize",
     "to_lora",
 ]

@@ -14,21 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lora_runtime.dialects import ANY, DENOISERS, WHOLE
 from lora_runtime.dialects.ldm_unet import LDM_UNET
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import hashes
+from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
+from lora_runtime.workbench.changes import kernel
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named
 from lora_runtime.workbench.kept import Outcome
+from lora_runtime.workbench.low_rank import Product
+from lora_runtime.workbench.new_words import grows, words_of
+from lora_runtime.workbench.notes import notes_of
 from lora_runtime.workbench.progress import steps
-from lora_runtime.workbench.sizes import Limit, limit_of, spectrum_within
-from lora_runtime.workbench.writing import check_free
+from lora_runtime.workbench.sizes import NO_ROOM, Limit, limit_of, shared_out, spectrum_within
+from lora_runtime.workbench.spelling import difference_keys, factor_keys
+from lora_runtime.workbench.writing import Blank, check_free, header_size
 
 __all__ = ["extract", "kohya_prefix", "renamed"]
 
 _DEFAULT = 32
+_MOST = 128  # with a size: a sketch of more takes longer than it is worth in a file that is to be small
+_HASHES = 256  # bytes of the header: kohya's two hashes
+_WIDEST = 999  # a rank of at least as many digits as any
 _IN_TEXT_MODEL = ("encoder.layers.", "embeddings.", "final_layer_norm")  # of CLIP; T5 has encoder.block
 _NOT_ASKED = "not among the modules that are asked for"
 
@@ -50,6 +60,7 @@ class _Pair:
     parameter: str  # "weight" or "bias"
     tuned: Stored
     base: Stored | None
+    component: str
 
 
 def extract(
@@ -60,6 +71,8 @@ def extract(
     rank: int | None = None,
     energy: float | None = None,
     conv_rank: int | None = None,
+    size: int | None = None,
+    textual_inversion: bool | str = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     dtype: str | torch.dtype | None = None,
@@ -71,6 +84,9 @@ def extract(
 
     Both are checkpoints (.safetensors) or folders of diffusers, of one layout. Each weight gets at most `rank` (32
     unless given), or the least rank that keeps the share `energy` of ‖Δ‖²; kernels larger than 1 at most `conv_rank`.
+    `size`: the bytes of the file, shared out among all modules where they keep most; then `rank` is 128 unless given,
+    and the models are read twice. `textual_inversion`: take new rows of CLIP's tables of tokens along as words, which
+    the tokenizer beside them names, or, given as a text, as that one word.
     `include` and `exclude`: patterns with `*` for names of modules ("lora_unet_*attn*"). `exact`: full SVDs, not
     sketches. `dtype`: float32, float16 or bfloat16; that of the tuned weights unless given.
 
@@ -78,57 +94,143 @@ def extract(
     module in common, or nothing changed.
     """
     limit = limit_of(rank, energy)
+    if size is not None and energy is not None:
+        raise ValueError("size and energy exclude each other: give one")
     if not limit.cuts:
-        limit = Limit(rank=_DEFAULT)
+        limit = Limit(rank=_DEFAULT if size is None else _MOST)
     kernels = limit if conv_rank is None else limit_of(conv_rank)
     path, wanted = check_free(out, force=force), dtype_named(dtype)
     models = open_model(tuned), open_model(base)
-    draft = Draft(wanted)
-    for pair in steps([*_pairs(*models)], "extract", show=progress):
+    draft, chosen = Draft(wanted), []
+    for pair in _pairs(*models):
         if not _asked(pair.stem, include, exclude):
             draft.tally.left_out[pair.stem] = _NOT_ASKED
         elif pair.base is None:
             draft.tally.left_out[pair.stem] = f"{models[1]} has nothing of that name"
+        elif textual_inversion is not False and grows(pair.tuned.key, pair.tuned.info.shape, pair.base.info.shape):
+            _add_words(draft, pair, models[0], None if textual_inversion is True else textual_inversion)
         elif pair.base.info.shape != pair.tuned.info.shape:
             shapes = f"{tuple(pair.tuned.info.shape)}, and {tuple(pair.base.info.shape)} in {models[1]}"
             draft.tally.left_out[pair.stem] = f"its shape is {shapes}"
         else:
-            _add(draft, pair, limit, kernels, exact)
+            chosen.append(pair)
     if not any(pair.base is not None for pair in _pairs(*models)):
         raise LoraFileError(f"{tuned}: has no weight by a name that {base} has: give two models of one layout")
-    asked = {"rank": limit.rank, "energy": limit.energy, "conv_rank": conv_rank}
+    asked = {"rank": limit.rank, "energy": limit.energy, "conv_rank": conv_rank, "size": size}
     options = {name: value for name, value in asked.items() if value is not None}
     parents = [(_noted(model), {"role": role}) for model, role in zip(models, ("tuned", "base"), strict=True)]
+    ranks = None
+    if size is not None:
+        header = header_size({}, notes_of(parents, "extract", options, [1, 2], [1.0, 2.0])) + _HASHES
+        ranks = _ranks_for(draft, chosen, limit, kernels, exact, size - header, progress)
+    for pair in steps(chosen, "extract", show=progress):
+        _add(draft, pair, limit, kernels, exact, ranks)
     return draft.write(path, parents, "extract", options)
 
 
-def _add(draft: Draft, pair: _Pair, limit: Limit, kernels: Limit, exact: bool) -> None:
-    tensor, original = pair.tuned.read(), pair.base.read() if pair.base is not None else None
-    assert original is not None
-    kind = pair.tuned.info.dtype
-    if not tensor.is_floating_point():
-        draft.tally.left_out[pair.stem] = ZERO if torch.equal(tensor, original) else f"holds whole numbers ({kind})"
-        return
-    if tensor.dtype.itemsize == 1:
-        draft.tally.left_out[pair.stem] = f"stored in 8 bits ({kind}), and what they stand for a scale may tell"
-        return
-    own = tensor.dtype if draft.dtype is None else draft.dtype
-    delta = tensor.double().sub_(original)
-    if not bool(delta.any()):
-        draft.tally.left_out.setdefault(pair.stem, ZERO)
+def _add(draft: Draft, pair: _Pair, limit: Limit, kernels: Limit, exact: bool, ranks: Mapping[str, int] | None) -> None:
+    delta = _delta(pair)
+    if isinstance(delta, str):
+        draft.tally.left_out.setdefault(pair.stem, delta)
         return
     draft.tally.left_out.pop(pair.stem, None)  # of a module whose weight stayed and whose bias did not
-    draft.dtype, before = own, draft.dtype
+    before, draft.dtype = draft.dtype, _dtype(draft, pair)
     try:
-        if pair.parameter != "weight" or delta.ndim < 2:
+        if not _is_matrix(pair, delta):
             draft.difference(pair.tuned.path, pair.stem, pair.parameter, (), delta)
             return
-        chosen = kernels if delta.ndim > 2 and delta[0, 0].numel() > 1 else limit
+        chosen = kernels if _is_kernel(delta) else limit
+        if ranks is not None:
+            if ranks[pair.stem] == 0:
+                draft.tally.drop(pair.stem, float(delta.square().sum()), NO_ROOM)
+                return
+            chosen = Limit(rank=ranks[pair.stem])
         spectrum = spectrum_within(delta.flatten(1), chosen, exact=exact)
         cut = spectrum.cut(chosen.of(spectrum.values, spectrum.energy))
         draft.factors(pair.tuned.path, pair.stem, (), cut, delta.shape, spectrum.energy)
     finally:
         draft.dtype = before
+
+
+def _delta(pair: _Pair) -> Tensor | str:
+    """Return what was changed, float64, or why there is nothing to be taken."""
+    assert pair.base is not None
+    tensor, original, kind = pair.tuned.read(), pair.base.read(), pair.tuned.info.dtype
+    if not tensor.is_floating_point():
+        return ZERO if torch.equal(tensor, original) else f"holds whole numbers ({kind})"
+    if tensor.dtype.itemsize == 1:
+        return f"stored in 8 bits ({kind}), and what they stand for a scale may tell"
+    delta = tensor.double().sub_(original)
+    return delta if bool(delta.any()) else ZERO
+
+
+def _dtype(draft: Draft, pair: _Pair) -> torch.dtype:
+    return DTYPES[pair.tuned.info.dtype] if draft.dtype is None else draft.dtype
+
+
+def _is_matrix(pair: _Pair, delta: Tensor) -> bool:
+    return pair.parameter == "weight" and delta.ndim >= 2
+
+
+def _is_kernel(delta: Tensor) -> bool:
+    return delta.ndim > 2 and delta[0, 0].numel() > 1
+
+
+# ---- a file of some size --------------------------------------------------------------------------------------------
+
+
+def _ranks_for(
+    draft: Draft, pairs: Sequence[_Pair], limit: Limit, kernels: Limit, exact: bool, room: int, progress: bool
+) -> dict[str, int]:
+    """Return ranks by module with which the tensors and their part of the header have at most `room` bytes.
+
+    Of each module only the singular values are kept, so that the factors are made when the ranks are known.
+    """
+    spectra, costs = {}, {}
+    blanks = {key: Blank(tensor.dtype, tuple(tensor.shape)) for key, tensor in draft.tensors.items()}  # new words
+    taken = sum(blank.nbytes for blank in blanks.values())
+    for pair in steps(pairs, "extract (singular values)", show=progress):
+        delta = _delta(pair)
+        if isinstance(delta, str):
+            continue
+        dtype = _dtype(draft, pair)
+        if not _is_matrix(pair, delta):
+            (key,) = difference_keys(pair.stem, pair.parameter, (), delta)
+            blanks[key] = Blank(dtype, tuple(delta.shape))
+            taken += blanks[key].nbytes
+            continue
+        matrix, own = delta.flatten(1), kernels if _is_kernel(delta) else limit
+        spectra[pair.stem] = spectrum_within(matrix, own, exact=exact).values[: own.rank]
+        costs[pair.stem] = sum(matrix.shape) * dtype.itemsize
+        # Names, shapes and places in the header, with a rank that is at least as long as the one to come.
+        widest = Product(matrix.new_empty(matrix.shape[0], _WIDEST), matrix.new_empty(_WIDEST, matrix.shape[1]))
+        for key, tensor in factor_keys(pair.stem, (), *kernel(widest, delta.shape), 1.0).items():
+            blanks[key] = Blank(dtype if tensor.ndim else torch.float32, tuple(tensor.shape))
+        taken += 4
+    taken += header_size(blanks, {})
+    if taken >= room:
+        raise LoraFileError(
+            f"header, metadata and what is no matrix take {taken - room:,} bytes more than the size allows; give more"
+        )
+    return shared_out(spectra, costs, room - taken)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _add_words(draft: Draft, pair: _Pair, model: BaseModel, word: str | None) -> None:
+    assert pair.base is not None
+    table, original = pair.tuned.read(), pair.base.read()
+    first = len(original)
+    alone = sum(name.startswith("text_encoder") for name in model.view.components) == 1
+    words = words_of(model.path, pair.component, table[first:], first, word=word, alone=alone)
+    draft.put({key: rows.to(_dtype(draft, pair)).contiguous() for key, rows in words.items()}, pair.tuned.path)
+    names = ", ".join(key.split(".")[1] for key in words)
+    draft.tally.notes.append(f"{len(table) - first:,} new tokens of the {pair.component} are taken along: {names}")
+    changed = int((table[:first] != original).any(1).sum())
+    draft.tally.left_out[pair.stem] = (
+        f"{changed:,} of its old rows changed, which a table that grew has no place for" if changed else ZERO
+    )
 
 
 def _asked(stem: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -155,7 +257,8 @@ def _pairs(tuned: BaseModel, base: BaseModel) -> Iterator[_Pair]:
             own = module if last in ("weight", "scale", "in_proj_weight") else path
             stem, parameter = names[name].get(own, own), "weight"
         if last != "in_proj_bias" and stem:
-            yield _Pair(kohya_prefix(name, alone) + stem.replace(".", "_"), parameter, stored, others.get((name, path)))
+            own_name = kohya_prefix(name, alone) + stem.replace(".", "_")
+            yield _Pair(own_name, parameter, stored, others.get((name, path)), name)
 
 
 def _weights(model: BaseModel) -> Iterator[tuple[str, str, Stored]]:

@@ -13,14 +13,14 @@ from lora_runtime.blocks import block_of
 from lora_runtime.dialects import component_of, normalise
 from lora_runtime.workbench.writing import File
 
-__all__ = ["Outcome", "Tally", "block_of_name", "in_order", "path_of_name"]
+__all__ = ["OTHER", "Outcome", "Tally", "block_of_name", "in_order", "path_of_name"]
 
 _NUMBER = re.compile(r"_(?=\d+(?:_|$))|(?<=_\d)_|(?<=_\d\d)_|(?<=_\d\d\d)_")
 _MIDDLE = re.compile(r"(?<![a-z])(mid_block|middle_block|encoder_block|conv_in)[_.]")
 _START = re.compile(
     r"(?:down|up|input|output|double|single|transformer|single_transformer)_blocks\.|mid|conv_in|encoder"
 )
-_OTHER = "other"
+OTHER = "other"  # of modules in no block
 _ROUNDING = 1e-12  # of a share
 
 
@@ -131,4 +131,4 @@ def path_of_name(stem: str) -> str:
 
 def block_of_name(stem: str) -> str:
     """Return the block that a file's name for a module belongs to, "other" where it is in none."""
-    return block_of(component_of(stem) or "", path_of_name(stem)) or _OTHER
+    return block_of(component_of(stem) or "", path_of_name(stem)) or OTHER

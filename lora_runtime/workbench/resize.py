@@ -15,14 +15,13 @@ from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, dtype_of, emb
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import energy_of, spectrum_of
 from lora_runtime.workbench.progress import steps
-from lora_runtime.workbench.sizes import limit_of, shared_out
+from lora_runtime.workbench.sizes import NO_ROOM, limit_of, shared_out
 from lora_runtime.workbench.writing import Blank, check_free, header_size
 
 __all__ = ["resize"]
 
 _NO_PRODUCT = "not a product of two factors ({}): to-lora makes one of it"
 _SMALL = "of no higher rank"
-_NO_ROOM = "no rank of it is worth its bytes at this size"
 
 
 def resize(
@@ -79,7 +78,7 @@ def resize(
             continue
         new = limit.of(spectrum.values, spectrum.energy) if ranks is None else ranks[change.stem]
         if new == 0:
-            draft.tally.drop(change.stem, spectrum.energy, _NO_ROOM)
+            draft.tally.drop(change.stem, spectrum.energy, NO_ROOM)
         elif new >= product.rank and lora.configured and not all(map(says_its_scale, change.adapters)):
             draft.factors(lora.path, change.stem, change.adapters, product, change.shape(), spectrum.energy)
         elif new >= product.rank:

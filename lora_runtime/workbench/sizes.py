@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lora_runtime.workbench.low_rank import Spectrum, taken_apart
 
-__all__ = ["Limit", "limit_of", "shared_out", "spectrum_within"]
+__all__ = ["NO_ROOM", "Limit", "limit_of", "shared_out", "spectrum_within"]
 
+NO_ROOM = "no rank of it is worth its bytes at this size"
 _FIRST = 32  # terms of a first sketch where no rank is asked for
 
 

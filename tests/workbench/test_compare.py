@@ -65,7 +65,11 @@ def test_the_same_file_twice_and_against_itself_is_told(files: tuple[Path, Path]
     assert same.suggestions[1].startswith("at 0.50 times their strengths")
     against = compare(files[0], f"{files[0]}:-0.5")
     assert against.blocks["IN01"].cosine == pytest.approx(-1)
-    assert "ink and ink fight in IN01: cosine -1.00; try ink with IN01=0.5" in against.suggestions
+    # ⟨Δ₁, −½Δ₁⟩ is half of ‖Δ₁‖² and twice ‖½Δ₁‖²; at 0.6 of −½ it is the 0.3 that a file may lose.
+    assert against.suggestions[0] == (
+        "ink and ink fight in IN00-01: cosine -1.00, which takes 50% of ink and 200% of ink; "
+        "try ink with IN00-01=0.6, and ink loses 30%"
+    )
 
 
 def test_a_model_gives_the_norms_of_its_weights(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_whole_differences_are_compared_too(files: tuple[Path, Path], tmp_path: 
     ink = delta(load_lora(files[0]), TO_Q)
     full = written(tmp_path / "full.safetensors", {f"{TO_Q}.diff": ink.float(), f"{TO_Q}.diff_b": torch.ones(12)})
     assert compare(files[0], full).blocks["IN01"].cosine == pytest.approx(1, abs=1e-6)
-    with pytest.raises(LoraFileError, match="neither changes a matrix at these strengths"):
+    with pytest.raises(LoraFileError, match="ink and wash: no matrix is changed at these strengths"):
         compare(f"{files[0]}:0", f"{files[1]}:0")
     with pytest.raises(LoraFileError, match="3 files: two are compared"):
         compare("<lora:ink><lora:wash>", files[0], loras=[tmp_path])

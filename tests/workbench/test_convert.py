@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_dit
 import tiny_ldm
 import torch
 from commands import Command
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from workbench.files import factors, written
 
 from lora_runtime import apply
+from lora_runtime.dialects.flux import FLUX
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import read_header
 from lora_runtime.lora import load_lora
@@ -53,6 +55,88 @@ def test_there_and_back_is_equal_bit_for_bit(to: Any, folder: Path) -> None:
         assert after[key].dtype == tensor.dtype
         assert torch.equal(after[key], tensor)
     assert read_header(back.path).metadata["a"] == "b"
+
+
+def same(path: Path, other: Path) -> bool:
+    """Return whether two files have the same tensors by the same names, bit for bit."""
+    one, two = load_file(path), load_file(other)
+    return one.keys() == two.keys() and all(
+        one[key].dtype == two[key].dtype and torch.equal(one[key], two[key]) for key in one
+    )
+
+
+def test_a_file_of_sdxl_goes_to_the_original_names_and_back(tmp_path: Path) -> None:
+    pipe = tiny.pipeline("sdxl")
+    pipe.save_pretrained(tmp_path / "diffusers")
+    state = tiny_ldm.state(tiny_ldm.model("sdxl", hijacked=False))
+    original = written(tmp_path / "original.safetensors", state)
+    path = tmp_path / "a.safetensors"
+    tiny.write_kohya_lora(
+        path, pipe, rank=2, alpha=2.0, dtype=torch.float16, components=["unet", "text_encoder"], metadata={"a": "b"}
+    )
+    there = convert(path, tmp_path / "b.safetensors", to="kohya", model=original)
+    prefix = "model.diffusion_model."
+    weights = {
+        "lora_unet_" + key.removeprefix(prefix).removesuffix(".weight").replace(".", "_"): tensor.shape
+        for key, tensor in state.items()
+        if key.startswith(prefix) and key.endswith(".weight")
+    }
+    new = load_file(there.path)
+    stems = {key.partition(".")[0] for key in new if key.startswith("lora_unet_")}
+    assert stems == {stem for stem, shape in weights.items() if len(shape) > 1}
+    for stem in stems:  # no other weight: the sides fit
+        assert new[f"{stem}.lora_up.weight"].shape[0] == weights[stem][0]
+        assert new[f"{stem}.lora_down.weight"].shape[1:] == weights[stem][1:]
+    assert any(key.startswith("lora_te1_text_model_encoder_layers_") for key in new)
+    back = convert(there.path, tmp_path / "c.safetensors", to="kohya", model=tmp_path / "diffusers")
+    assert same(path, back.path)
+    paths = convert(there.path, tmp_path / "d.safetensors", to="diffusers", model=tmp_path / "diffusers")
+    assert all(key.startswith(("unet.", "text_encoder.")) for key in load_file(paths.path))
+    assert same(path, convert(paths.path, tmp_path / "e.safetensors", to="kohya", model=tmp_path / "diffusers").path)
+
+
+# Black Forest Labs' names for what is one weight in both layouts.
+FLUX_NAMES = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "transformer_blocks.0.attn.to_out.0": "double_blocks.0.img_attn.proj",
+    "transformer_blocks.0.attn.to_add_out": "double_blocks.0.txt_attn.proj",
+    "transformer_blocks.0.ff.net.0.proj": "double_blocks.0.img_mlp.0",
+    "transformer_blocks.0.ff.net.2": "double_blocks.0.img_mlp.2",
+    "transformer_blocks.0.ff_context.net.2": "double_blocks.0.txt_mlp.2",
+    "transformer_blocks.0.norm1.linear": "double_blocks.0.img_mod.lin",
+    "single_transformer_blocks.0.norm.linear": "single_blocks.0.modulation.lin",
+    "single_transformer_blocks.0.proj_out": "single_blocks.0.linear2",
+}
+
+
+def test_a_file_of_flux_goes_to_the_original_names_and_back(tmp_path: Path) -> None:
+    state = tiny_dit.narrow_state(tiny_dit.meta_model("FluxTransformer2DModel", num_layers=1, num_single_layers=1))
+    (tmp_path / "transformer").mkdir()
+    diffusers = written(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", state).parent
+    original = written(tmp_path / "flux.safetensors", tiny_dit.original_state(state, FLUX))
+    tensors: dict[str, torch.Tensor] = {}
+    for seed, own in enumerate(FLUX_NAMES):
+        stem = "lora_unet_" + own.replace(".", "_")
+        tensors |= factors(stem, 2, alpha=2.0, seed=seed, shape=state[f"{own}.weight"].shape)
+    path = written(tmp_path / "a.safetensors", tensors)
+    comfy = convert(path, tmp_path / "b.safetensors", to="comfy", model=original)
+    names = {key.removesuffix(".lora_A.weight") for key in load_file(comfy.path) if "lora_A" in key}
+    assert names == {f"diffusion_model.{name}" for name in FLUX_NAMES.values()}
+    for own, name in FLUX_NAMES.items():
+        up = load_file(comfy.path)[f"diffusion_model.{name}.lora_B.weight"]
+        assert torch.equal(up, tensors[f"lora_unet_{own.replace('.', '_')}.lora_up.weight"])
+    kohyas = convert(comfy.path, tmp_path / "c.safetensors", to="kohya", model=original)
+    stems = {key.partition(".")[0] for key in load_file(kohyas.path)}
+    assert stems == {"lora_unet_" + name.replace(".", "_") for name in FLUX_NAMES.values()}
+    paths = convert(kohyas.path, tmp_path / "d.safetensors", to="diffusers", model=diffusers)
+    assert {key.partition(".lora_")[0] for key in load_file(paths.path)} == {f"transformer.{own}" for own in FLUX_NAMES}
+    assert same(path, convert(paths.path, tmp_path / "e.safetensors", to="kohya", model=diffusers).path)
+    q = factors(
+        "lora_unet_transformer_blocks_0_attn_to_q", 2, shape=state["transformer_blocks.0.attn.to_q.weight"].shape
+    )
+    with pytest.raises(LoraFileError, match="a part of a weight or several: names alone make no file for this layout"):
+        convert(written(tmp_path / "q.safetensors", q), tmp_path / "x.safetensors", to="kohya", model=original)
 
 
 def test_the_new_file_does_the_same_and_diffusers_reads_it(folder: Path) -> None:

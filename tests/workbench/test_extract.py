@@ -140,6 +140,96 @@ def test_models_without_a_name_in_common_or_without_a_change_are_told(tmp_path: 
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize("size", [9_000, 13_000])
+def test_a_size_is_kept_and_what_is_left_is_less_than_a_rank(tmp_path: Path, size: int) -> None:
+    shapes = {"a": (40, 30), "b": (60, 20), "c": (8, 4, 3, 3)}
+    one = {f"{name}.weight": rand(*shape) for name, shape in shapes.items()} | {"a.bias": rand(40)}
+    two = {name: tensor + rand(*tensor.shape, seed=5) for name, tensor in one.items()}
+    paths = written(tmp_path / "two.safetensors", two), written(tmp_path / "one.safetensors", one)
+    outcome = extract(*paths, tmp_path / "x.safetensors", size=size, exact=True)
+    room = size - outcome.size
+    assert 0 <= room < 4 * max(70, 80, 44) + 512  # hashes, and digits that ranks do not have
+    ranks = {stem[-1]: adapters[0].rank for stem, adapters in load_lora(outcome.path).adapters.items()}
+    # No rank that was left out has more of ‖Δ‖² to a byte than one that was taken.
+    values = {n: torch.linalg.svdvals((two[f"{n}.weight"] - one[f"{n}.weight"]).double().flatten(1)) for n in shapes}
+    gains = {n: values[n].square() / sum(values_shape(shapes[n])) for n in shapes}
+    taken = min(float(gains[n][rank - 1]) for n, rank in ranks.items() if n in gains and rank > 0)
+    left = max(float(gains[n][ranks.get(n, 0)]) for n in shapes if ranks.get(n, 0) < len(gains[n]))
+    assert taken >= left * (1 - 1e-6)
+
+
+def values_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the sides of a weight as a matrix."""
+    return shape[0], int(torch.Size(shape[1:]).numel())
+
+
+def test_a_size_that_nothing_fits_in_is_told(tmp_path: Path) -> None:
+    one = written(tmp_path / "one.safetensors", {"a.weight": rand(6, 6)})
+    two = written(tmp_path / "two.safetensors", {"a.weight": rand(6, 6, seed=1)})
+    with pytest.raises(LoraFileError, match="bytes more than the size allows; give more"):
+        extract(two, one, tmp_path / "x.safetensors", size=500)
+    with pytest.raises(ValueError, match="size and energy exclude each other"):
+        extract(two, one, tmp_path / "x.safetensors", size=50_000, energy=0.5)
+
+
+@torch.no_grad()
+def taught(pipe: Any, words: list[str]) -> Tensor:
+    """Give a pipeline these tokens with rows of their own; return the rows."""
+    assert pipe.tokenizer.add_tokens(words) == len(words)
+    first = pipe.text_encoder.get_input_embeddings().num_embeddings
+    old = pipe.text_encoder.get_input_embeddings().weight
+    rows = rand(len(words), old.shape[1], seed=3)
+    pipe.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([old, rows])))
+    pipe.text_encoder.config.vocab_size = first + len(words)
+    return rows
+
+
+@torch.no_grad()
+def read(pipe: Any, prompt: str) -> Tensor:
+    found = pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def test_new_words_come_along_and_mean_the_same(tmp_path: Path) -> None:
+    pipe = tiny.pipeline()
+    pipe.save_pretrained(tmp_path / "base")
+    tuned(pipe)
+    rows = taught(pipe, ["zqx", "zqx_1", "vlk"])
+    pipe.save_pretrained(tmp_path / "tuned")
+    (tmp_path / "loras").mkdir()
+    out = tmp_path / "loras" / "found.safetensors"
+    outcome = extract(tmp_path / "tuned", tmp_path / "base", out, rank=2, textual_inversion=True)
+    assert "3 new tokens of the text_encoder are taken along: zqx, vlk" in outcome.notes
+    tensors = load_file(out)
+    assert torch.equal(tensors["bundle_emb.zqx.string_to_param.*"], rows[:2])
+    assert torch.equal(tensors["bundle_emb.vlk.string_to_param.*"], rows[2:])
+    fresh, plain = tiny.pipeline(), tiny.pipeline()
+    with apply(fresh, "a vlk boat <lora:found>", loras=tmp_path / "loras") as applied:
+        found = read(fresh, applied.prompt)
+    torch.testing.assert_close(found, read(pipe, "a vlk boat"), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, read(plain, "a vlk boat"), rtol=1e-2, atol=1e-2)
+
+
+def test_words_of_a_checkpoint_have_to_be_named(command: Command, tmp_path: Path) -> None:
+    key = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    unet = "model.diffusion_model.input_blocks.0.0.weight"
+    base = {key: rand(9, 4), unet: rand(3, 4, 3, 3)}
+    grown = {key: torch.cat([base[key], rand(2, 4, seed=1)]), unet: base[unet] + 1}
+    grown[key][1] += 1
+    paths = written(tmp_path / "two.safetensors", grown), written(tmp_path / "one.safetensors", base)
+    without = extract(*paths, tmp_path / "a.safetensors")
+    assert [reason for reason in without.left_out.values() if "shape" in reason]
+    with pytest.raises(LoraFileError, match=r"names the new token 9 of its text_encoder: say what .* WORD"):
+        extract(*paths, tmp_path / "x.safetensors", textual_inversion=True)
+    with pytest.raises(LoraFileError, match="no dot may be in it"):
+        extract(*paths, tmp_path / "x.safetensors", textual_inversion="a.b")
+    result = command("extract", *paths, "-o", tmp_path / "x.safetensors", "--textual-inversion", "zqx")
+    assert (result.status, result.err) == (0, "")
+    assert torch.equal(load_lora(tmp_path / "x.safetensors").embeddings["zqx"]["string_to_param.*"], grown[key][9:])
+    assert "1 of its old rows changed, which a table that grew has no place for" in result.out
+
+
 def test_the_command_prints_what_it_did(command: Command, tmp_path: Path) -> None:
     one = written(tmp_path / "one.safetensors", {"a.weight": rand(6, 6)})
     two = written(tmp_path / "two.safetensors", {"a.weight": rand(6, 6, seed=1)})
