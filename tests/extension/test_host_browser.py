@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    None in (CHROMIUM, DRIVER),
-    reason="Chromium with its driver is not installed: apt install chromium chromium-driver",
-)
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip(
+        "Chromium with its driver is not installed: apt install chromium chromium-driver", allow_module_level=True
+    )
 
 # Nothing but the page's own server is asked, for gradio's page names fonts and a script elsewhere.
 SWITCHES = (
@@ -106,7 +107,7 @@ class Page:
     def type(self, selector: str, text: str) -> None:
         """Replace the text of a field by the keyboard."""
         field = self.driver.find_element("css selector", selector)
-        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.COMMAND if sys.platform == "darwin" else Keys.CONTROL, "a")
         field.send_keys(Keys.NULL, Keys.BACKSPACE, text)
 
     def tab(self, name: str) -> None:
