@@ -168,6 +168,12 @@
             this.failed = false; // whether cards could not be fetched, until somebody asks for them again
         }
 
+        /** Return whether the WebUI has put another page in the place of the one whose cards were asked for. */
+        isReplaced() {
+            const parts = partsOf(this.tab);
+            return Boolean(parts) && parts.holder.querySelector(".lora-runtime-page") !== this.element;
+        }
+
         /** Give a page that was made anew the search and the folder that there were. */
         settle(parts) {
             const element = parts.holder.querySelector(".lora-runtime-page");
@@ -452,10 +458,11 @@
         if (document.hidden || typeof gradioApp !== "function") return;
         takeOver();
         TABS.forEach(colourNotices);
-        // Cards say what fits the checkpoint.
+        // Cards say what fits the checkpoint. And with many files the page itself comes after the cards that were asked for.
         const checkpoint = typeof opts === "object" ? opts.sd_model_checkpoint || "" : "";
         for (const page of Object.values(pages)) {
-            if (page.checkpoint && page.checkpoint !== checkpoint && page.element) page.reload();
+            const another = page.checkpoint && page.checkpoint !== checkpoint;
+            if (page.element && (another || page.isReplaced())) page.reload();
             page.checkpoint = checkpoint;
         }
         // Prompts also change without an event: pasted parameters, styles, other extensions.

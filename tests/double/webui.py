@@ -119,14 +119,16 @@ class WebUI:
         login: tuple[str, str] | None = None,
         api: bool = False,
         api_auth: str = "",
+        page: bool = False,
     ) -> None:
         """Start with these extensions, loaded in this order; `lora_dir`: whether the command line knows --lora-dir.
 
-        `login` is that of --gradio-auth, `api` and `api_auth` ("name:password") are the options of these names.
+        `login` is that of --gradio-auth, `api` and `api_auth` ("name:password") are the options of these names. With
+        `page` the app has the page for a real browser, too.
         """
         self.loras = data / "models" / "Lora"
         self.loras.mkdir(parents=True, exist_ok=True)
-        self.half, self.login, self.api = half, login, api
+        self.half, self.login, self.api, self.page = half, login, api, page
         self.extensions = list(extensions)
         paths, shared, sd_models = self.module("paths"), self.module("shared"), self.module("sd_models")
         paths.script_path, paths.data_path, paths.models_path = str(data), str(data), str(data / "models")
@@ -178,7 +180,10 @@ class WebUI:
         pages.initialize()
         self.module("extra_networks").initialize()
         callbacks.before_ui_callback()
-        self.app = FastAPI() if self.login is None else self._gradio_app(self.login)
+        if self.page:
+            self.app = self._page_app()
+        else:
+            self.app = FastAPI() if self.login is None else self._gradio_app(self.login)
         if self.api:
             self.module("api").Api(self.app)
         pages.add_pages_to_demo(self.app)
@@ -193,6 +198,18 @@ class WebUI:
         with gr.Blocks() as demo:
             gr.Markdown("the program")
         demo.auth, demo.auth_message = [login], None
+        return App.create_app(demo)
+
+    ui: Any = None  # the components of the cards in `page`
+
+    def _page_app(self) -> Any:
+        """Return gradio's app with the program's page, which may fetch the files of the program and its extensions."""
+        from gradio.routes import App
+
+        from double.page import whole_page
+
+        demo = whole_page(self)
+        demo.allowed_paths = [str(HERE), *map(str, self.extensions)]
         return App.create_app(demo)
 
     def reload_ui(self) -> None:

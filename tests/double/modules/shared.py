@@ -85,6 +85,7 @@ _DEFAULTS = {
     "sd_checkpoints_limit": 1,
     "sd_checkpoints_keep_in_cpu": True,
     "extra_networks_default_multiplier": 1.0,
+    "extra_networks_add_text_separator": " ",
     "extra_networks_show_hidden_directories": True,
     "extra_networks_dir_button_function": False,
     "extra_networks_hidden_models": "When searched",
@@ -113,16 +114,30 @@ class State:
 
 state = State()
 
-_CONTROLS = " ".join(f"{{sort_{name}_active}}" for name in ("path", "name", "date_created", "date_modified"))
+# The ids and classes are those that scripts and style sheets look for.
+_PAGE = "{tabname}_{extra_networks_tabname}"
+_CONTROLS = "".join(
+    f"<div id='{_PAGE}_extra_sort_{name}' class='extra-network-control--sort{{sort_{name}_active}}' "
+    f"data-sortkey='{'default' if name == 'path' else name}'></div>"
+    for name in ("path", "name", "date_created", "date_modified")
+)
+_CARDS = f"<div id='{_PAGE}_cards' class='extra-network-cards'>{{items_html}}</div>"
 _TEMPLATES = {
-    "extra-networks-pane.html": "<div id='{tabname}_{extra_networks_tabname}_pane' class='"
-    "{tree_view_div_default_display_class}'><i class='{tree_view_btn_extra_class}' data-sortdir='{data_sortdir}'>"
-    + _CONTROLS
-    + "</i>{pane_content}</div>",
-    "extra-networks-pane-tree.html": "<div style='flex-basis: {extra_networks_tree_view_default_width}px'>{tree_html}"
-    "</div><div id='{tabname}_{extra_networks_tabname}_cards'>{items_html}</div>",
-    "extra-networks-pane-dirs.html": "<div>{dirs_html}</div>"
-    "<div id='{tabname}_{extra_networks_tabname}_cards'>{items_html}</div>",
+    "extra-networks-pane.html": f"<div id='{_PAGE}_pane' class='extra-network-pane "
+    "{tree_view_div_default_display_class}'>"
+    f"<div id='{_PAGE}_controls' class='extra-network-control' style='display: none'>"
+    f"<input id='{_PAGE}_extra_search' class='extra-network-control--search-text' type='search' placeholder='Search'>"
+    f"<small>Sort: </small>{_CONTROLS}"
+    f"<div id='{_PAGE}_extra_sort_dir' class='extra-network-control--sort-dir' data-sortdir='{{data_sortdir}}'></div>"
+    f"<div id='{_PAGE}_extra_tree_view' class='extra-network-control--tree-view {{tree_view_btn_extra_class}}'></div>"
+    f"<div id='{_PAGE}_extra_refresh' class='extra-network-control--refresh' title='Refresh page' onclick="
+    "\"extraNetworksControlRefreshOnClick(event, '{tabname}', '{extra_networks_tabname}')\">↻</div></div>"
+    "{pane_content}</div>",
+    "extra-networks-pane-tree.html": "<div class='extra-network-pane-content-tree'>"
+    f"<div id='{_PAGE}_tree' class='extra-network-tree' "
+    f"style='flex-basis: {{extra_networks_tree_view_default_width}}px'>{{tree_html}}</div>{_CARDS}</div>",
+    "extra-networks-pane-dirs.html": "<div class='extra-network-pane-content-dirs'>"
+    f"<div id='{_PAGE}_dirs' class='extra-network-dirs'>{{dirs_html}}</div>{_CARDS}</div>",
     "extra-networks-no-cards.html": "<ul>{dirs}</ul>",
 }
 

@@ -14,6 +14,8 @@ from modules import errors, shared, ui_extra_networks_user_metadata
 
 extra_pages: list[Any] = []
 allowed_dirs: set[str] = set()
+# What gradio calls the script of an event: its fourth version, which the Forges have, dropped the underscore.
+_SCRIPT = "_js" if gr.__version__.startswith("3.") else "js"
 default_allowed_preview_extensions = ["png", "jpg", "jpeg", "webp", "gif"]
 
 
@@ -96,15 +98,20 @@ def create_ui(tabname: str) -> ExtraNetworksUi:
         create_html()
         return contents()
 
-    for page in extra_pages:
-        with gr.Tab(page.title):
-            ui.pages.append(gr.HTML(page.create_html(tabname, empty=True)))
+    names = [f"{tabname}_{page.extra_networks_tabname}" for page in extra_pages]
+    tabs = []
+    for page, name in zip(extra_pages, names, strict=True):
+        with gr.Tab(page.title, elem_id=name, elem_classes=["extra-page"]) as tab:
+            ui.pages.append(gr.HTML(page.create_html(tabname, empty=True), elem_id=f"{name}_cards_html"))
             editor = page.create_user_metadata_editor(ui, tabname)
             editor.create_ui()
             ui.user_metadata_editors.append(editor)
-            ui.buttons_refresh.append(gr.Button("Refresh", visible=False))
-    for button in ui.buttons_refresh:
-        button.click(fn=refresh, inputs=[], outputs=ui.pages)
+            ui.buttons_refresh.append(gr.Button("Refresh", elem_id=f"{name}_extra_refresh_internal", visible=False))
+        tabs.append(tab)
+    for tab, button, name in zip(tabs, ui.buttons_refresh, names, strict=True):
+        script = {_SCRIPT: f"function() {{ applyExtraNetworkFilter('{name}'); }}"}
+        tab.select(fn=None, inputs=[], outputs=[], **script)
+        button.click(fn=refresh, inputs=[], outputs=ui.pages).then(fn=None, inputs=[], outputs=[], **script)
     ui.gallery = gr.Gallery()
     for editor in ui.user_metadata_editors:
         editor.setup_ui(ui.gallery)

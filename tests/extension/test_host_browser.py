@@ -1,0 +1,358 @@
+"""The Lora page in headless Chromium: gradio's own front end, the program's element ids, our script and style sheet.
+
+The page is the double's (tests/double/page/); tests/webui/test_browser.py drives an installed WebUI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from double import loras
+from double.loras import plain
+
+pytest.importorskip("selenium", reason="selenium is not installed: `make test` has it with the WebUI's own versions")
+pytest.importorskip("gradio", reason="gradio is not installed: `make test` has it with the WebUI's own versions")
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.keys import Keys
+
+if TYPE_CHECKING:
+    from double.page import Served
+    from double.webui import WebUI
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip(
+        "Chromium with its driver is not installed: apt install chromium chromium-driver", allow_module_level=True
+    )
+
+# Nothing but the page's own server is asked, for gradio's page names fonts and a script elsewhere.
+SWITCHES = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1300,1100",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+)
+SECONDS = 30
+CARDS = "#txt2img_lora_cards"
+SEARCH = "#txt2img_lora_extra_search"
+PROMPT = "#txt2img_prompt textarea"
+NUMBER = 200
+FOLDERS = {"style/water": ("boat harbour", "boat river"), "people": ("anna", "boat builder")}
+
+
+class Page:
+    """The page in a browser, as a person sees and uses it."""
+
+    def __init__(self, driver: Any, server: Served, webui: WebUI) -> None:
+        self.driver, self.server, self.webui = driver, server, webui
+
+    def load(self, theme: str = "light") -> None:
+        """Load the page anew, until our script has taken it over."""
+        self.driver.get(f"{self.server.url}?__theme={theme}")
+        self.until(lambda: self.run("return extraNetworksApplyFilter.txt2img_lora.toString().includes('reload')"))
+
+    def open(self, theme: str = "light") -> None:
+        """Load the page anew, go to the cards, and wait until all is there."""
+        self.load(theme)
+        self.until(lambda: self.texts(".lora-runtime-dir"))  # the page came after the empty one that stood for it
+        before = self.questions()
+        self.tab("Lora")
+        self.until(lambda: self.questions() > before and self.server.idle and self.names())
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run a script in the page."""
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Wait until a condition holds, and return it."""
+        end = time.monotonic() + SECONDS
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except WebDriverException:
+                pass  # the page is being built, or an element was just replaced
+            if time.monotonic() > end:
+                self.shot("late")
+                pytest.fail(f"the page did not come to that within {SECONDS} s; it said: {self.failures()}")
+            time.sleep(0.05)
+
+    def click(self, selector: str) -> None:
+        """Click where it is, with the mouse: what is hidden or covered cannot be clicked."""
+
+        def clicked() -> bool:
+            self.driver.find_element("css selector", selector).click()
+            return True
+
+        self.until(clicked)
+
+    def type(self, selector: str, text: str) -> None:
+        """Replace the text of a field by the keyboard."""
+        field = self.driver.find_element("css selector", selector)
+        field.send_keys(Keys.COMMAND if sys.platform == "darwin" else Keys.CONTROL, "a")
+        field.send_keys(Keys.NULL, Keys.BACKSPACE, text)
+
+    def tab(self, name: str) -> None:
+        """Choose a tab."""
+        tabs = self.driver.find_elements("css selector", "#txt2img_extra_tabs > .tab-nav > button")
+        [tab] = [each for each in tabs if each.text == name]
+        tab.click()
+
+    def scroll(self) -> None:
+        """Go to the end of the cards."""
+        self.run("const box = document.querySelector(arguments[0]); box.scrollTop = box.scrollHeight", CARDS)
+
+    def names(self) -> list[str]:
+        """Return the names on the cards that are to be seen."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].filter(c => c.offsetParent).map(c => c.dataset.name)"
+        )
+        return list(self.run(script, f"{CARDS} .card"))
+
+    def chosen(self) -> list[str]:
+        """Return the names on the cards that are marked."""
+        return list(self.run("return [...document.querySelectorAll(arguments[0])].map(c => c.dataset.name)", MARKED))
+
+    def value(self, selector: str) -> str:
+        """Return the text in a field."""
+        return str(self.run("return document.querySelector(arguments[0]).value", selector))
+
+    def texts(self, selector: str) -> list[str]:
+        """Return the texts of elements."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())"
+        return list(self.run(script, selector))
+
+    def style(self, selector: str, name: str) -> list[str]:
+        """Return how elements are shown: a property as the browser computed it."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => getComputedStyle(e)[arguments[1]])"
+        return list(self.run(script, selector, name))
+
+    def questions(self) -> int:
+        """Return how often the server was asked for cards."""
+        return self.server.count("/lora-runtime/cards?")
+
+    def failures(self) -> list[str]:
+        """Return what failed in the page since it was asked last; what the page wants from elsewhere does not count."""
+        log = self.driver.get_log("browser")
+        return [each["message"] for each in log if each["level"] == "SEVERE" and self.server.url in each["message"]]
+
+    def shot(self, name: str) -> None:
+        """Keep a picture of the page where BROWSER_SHOTS names a folder."""
+        if folder := os.environ.get("BROWSER_SHOTS"):
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+MARKED = f"{CARDS} .card.lora-runtime-chosen"
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    """Start the browser once."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for switch in SWITCHES:
+        options.add_argument(switch)
+    # The driver that is installed: selenium would look for one in the network.
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield found
+    finally:
+        found.quit()
+
+
+def write_files(folder: Path) -> None:
+    """Write `NUMBER` files, all alike, and those of `FOLDERS`."""
+    first = loras.write(folder / "000.safetensors", plain())
+    names = [f"{number:03}" for number in range(1, NUMBER)]
+    for name in [*names, *(f"{place}/{name}" for place, files in FOLDERS.items() for name in files)]:
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(first.path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory, _quick: None) -> Iterator[tuple[WebUI, Served]]:
+    """Start the double once, with files, and serve its page."""
+    from double.page import served, with_scripts
+    from double.webui import REPOSITORY, WebUI, process
+
+    with process():
+        folder = tmp_path_factory.mktemp("webui")
+        write_files(folder / "models" / "Lora")
+        webui = WebUI(folder, page=True)
+        given = ("extra_networks_default_multiplier", "extra_networks_add_text_separator", "sd_model_checkpoint")
+        options = {name: getattr(webui.options, name) for name in given}
+        with with_scripts([REPOSITORY], options), served(webui.app) as server:
+            yield webui, server
+
+
+@pytest.fixture
+def page(driver: Any, program: tuple[WebUI, Served]) -> Iterator[Page]:
+    """Open the page; afterwards no script of the page may have failed."""
+    webui, server = program
+    found = Page(driver, server, webui)
+    found.open()
+    yield found
+    assert found.failures() == []
+    assert webui.errors == []
+
+
+def test_cards_come_while_one_scrolls(page: Page) -> None:
+    assert len(page.names()) == 60
+    assert page.texts(".lora-runtime-count") == ["60 of 204"]
+    page.shot("cards")
+    for number in (180, 204):
+        page.scroll()
+        page.until(lambda number=number: len(page.names()) == number)
+    assert sorted(page.names()) == sorted(
+        [f"{number:03}" for number in range(NUMBER)] + [name for files in FOLDERS.values() for name in files]
+    )
+    assert page.texts(".lora-runtime-count") == ["204"]
+
+
+def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_out(page: Page) -> None:
+    page.type(PROMPT, "a harbour <lora:nobody:1>")
+    page.click(f"{CARDS} .card[data-name='007']")
+    assert page.value(PROMPT) == "a harbour <lora:nobody:1> <lora:007:1>"
+    assert page.until(page.chosen) == ["007"]
+    page.shot("chosen")
+    page.click("#txt2img_generate")
+    page.until(lambda: page.texts("#html_log_txt2img .performance"))
+    assert page.webui.job.prompt == "a harbour <lora:nobody:1> <lora:007:1>"
+    page.click(f"{CARDS} .card[data-name='007']")
+    assert page.value(PROMPT) == "a harbour <lora:nobody:1>"
+    assert page.chosen() == []
+
+
+def test_cards_are_marked_for_tags_however_they_are_typed(page: Page) -> None:
+    for text, marked in (
+        ("<LoRA:003:0.5>, <lora:001:te=1:unet=-1>", ["001", "003"]),
+        ("<lyco:002>", ["002"]),
+        ("<lora:00", []),
+    ):
+        page.type(PROMPT, text)
+        page.until(lambda marked=marked: page.chosen() == marked)
+    page.type(PROMPT, "<LORA:boat harbour>")
+    page.type(SEARCH, "harbour")
+    page.until(lambda: page.names() == ["boat harbour"] == page.chosen())
+    [width] = set(page.run(f"return [getComputedStyle(document.querySelector('{MARKED}'), '::after').borderTopWidth]"))
+    assert width == "3px"
+
+
+def test_a_page_that_comes_after_its_cards_is_marked_and_scrolls(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many files the first page takes the server longest; until it comes, the cards are in the empty one."""
+    [lora_page] = page.webui.module("ui_extra_networks").extra_pages
+    create_html, gate = lora_page.create_html, threading.Event()
+    monkeypatch.setattr(lora_page, "create_html", lambda *given, **named: gate.wait() and create_html(*given, **named))
+    monkeypatch.setattr(page.webui.ui, "pages_contents", [])  # else the page is there from the last time
+    try:
+        page.load()
+        page.tab("Lora")
+        page.type(PROMPT, "<lora:001:1>")
+        page.until(lambda: page.chosen() == ["001"])
+        assert page.texts(".lora-runtime-dir") == []
+    finally:
+        gate.set()
+    page.until(lambda: page.texts(".lora-runtime-dir"))
+    page.until(lambda: page.chosen() == ["001"])
+    page.scroll()
+    page.until(lambda: len(page.names()) == 180)
+
+
+def test_several_words_are_searched_in_any_order_and_nothing_found_is_said(page: Page) -> None:
+    page.type(SEARCH, "boat water")
+    page.until(lambda: sorted(page.names()) == ["boat harbour", "boat river"])
+    assert page.texts(".lora-runtime-count") == ["2"]
+    page.type(SEARCH, "boat anna")
+    page.until(lambda: page.texts(f"{CARDS} .lora-runtime-note") == ["Nothing found for “boat anna”."])
+    assert page.names() == []
+    page.type(SEARCH, "")
+    page.until(lambda: len(page.names()) == 60)
+
+
+def test_folder_and_search_outlive_a_refresh_that_finds_a_new_file(page: Page) -> None:
+    page.click(".lora-runtime-dir[data-folder='people']")
+    page.until(lambda: page.names() == ["anna", "boat builder"])
+    page.type(SEARCH, "boat")
+    page.until(lambda: page.names() == ["boat builder"])
+    new = page.webui.loras / "people" / "boat captain.safetensors"
+    new.write_bytes((page.webui.loras / "000.safetensors").read_bytes())
+    try:
+        page.click("#txt2img_lora_extra_refresh")
+        page.until(lambda: page.names() == ["boat builder", "boat captain"])
+        assert page.value(SEARCH) == "boat"
+        assert page.texts(".lora-runtime-dir.lora-runtime-chosen") == ["people/"]
+        page.shot("refreshed")
+        page.click(".lora-runtime-dir[data-folder='']")
+        page.until(lambda: len(page.names()) == 4)
+        assert page.texts(".lora-runtime-dir.lora-runtime-chosen") == []
+    finally:
+        new.unlink()
+        page.webui.client().post("/sdapi/v1/refresh-loras")
+
+
+def test_a_request_that_fails_is_said_and_asked_again_only_by_a_click(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [lora_page] = page.webui.module("ui_extra_networks").extra_pages
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("the disk is gone")
+
+    failed = f"{CARDS} .lora-runtime-failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_page, "search", fail)
+        page.type(SEARCH, "b")
+        asked = "/lora-runtime/cards?tabname=txt2img&q=b&"
+        said = page.until(lambda: page.server.count(asked) and page.server.idle and page.texts(failed))
+        assert said == ["The cards could not be fetched (cards: 500 Internal Server Error). Click to try again."]
+        page.shot("failed")
+        log = page.failures()
+        assert any(asked in each for each in log)
+        assert any("LoRA Runtime:" in each for each in log)
+        before = page.questions()
+        for name in ("001", "002", "003"):  # each mark shows that the page has looked at everything once more
+            page.type(PROMPT, f"<lora:{name}:1>")
+            page.until(lambda name=name: page.chosen() == [name])
+            page.scroll()
+        assert page.questions() == before
+        red, green, blue = map(int, page.style(failed, "color")[0].removeprefix("rgb(").removesuffix(")").split(", "))
+        assert red > 1.5 * max(green, blue)
+    page.click(failed)
+    page.until(lambda: set(page.names()) >= {"boat harbour", "boat builder"})
+    assert page.texts(failed) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_under_the_picture_have_the_text_and_the_colour_of_what_they_say(page: Page, theme: str) -> None:
+    page.open(theme)
+    page.tab("Generation")
+    page.type(PROMPT, "a boat <lora:nobody:1> <lora:001:0.1:unet=1:unet=2> <lora:002:7>")
+    page.click("#txt2img_generate")
+    comments = "#html_log_txt2img .comments"
+    error, warning, note = page.until(lambda: page.texts(f"{comments} .lora-runtime-said"))
+    assert error == f'LoRA error: column 8: no LoRA named "nobody" in {page.webui.loras} (204 files)'
+    assert warning == 'LoRA warning: column 43: "unet=" is given twice; the last one counts'
+    assert note.startswith("LoRA note: column ")
+    page.shot(f"notices-{theme}")
+    colours = page.style(f"{comments} .lora-runtime-said, {comments}", "color")
+    assert len(set(colours)) == 4, colours  # each its own, and none that of the text around them
