@@ -236,7 +236,8 @@ def test_what_runs_on_a_gpu_runs_with_tiny_models(tmp_path: Path, device: str, m
         if device == "pretend":  # of a process's own memory a few kilobytes cannot be told
             kept = {who: cells[f"{name} kept", who]["bytes"] for who in (*MODES, "ours, beside", "live")}
             assert kept["ours, device"] == kept["ours, inplace"] > kept["live"] == kept["ours, beside"] > 0
-            assert kept["ours, host"] == 0
+            # The factors alone: in the files' half precision, where beside a layer they are in float32.
+            assert kept["live"] / 2 <= kept["ours, host"] < kept["live"]
             assert all(cells[f"{name} peak", who]["bytes"] >= size for who, size in kept.items())
             for who in MODES:
                 peak, told = (cells[f"{name} {size}", who]["bytes"] for size in ("peak", "told"))
