@@ -110,7 +110,7 @@ def _that_can(modules: Iterable[LiveModule], keeper: HostKeeper) -> Iterable[Liv
         alone = Live()
         try:
             alone.apply([live], keeper)
-        except Exception:
+        except Exception:  # `inject` has said why
             continue
         finally:
             alone.clear()

@@ -25,7 +25,7 @@ from lora_runtime.requests import Request
 from lora_runtime.routes import modules_of
 from lora_runtime.targets import Targets
 
-from ...engine.judging import Source, cannot, judged, told
+from ...engine.judging import Source, about_embeddings, cannot, judged, told
 from ...prompts.notices import Notice
 from .beside import Beside, Placed
 from .denoiser import tell
@@ -75,7 +75,7 @@ def show(model: Any, clip: Any, requests: Sequence[Request], source: Source) -> 
         kept, shown, more = _one_by_one(model, clip, view, requests, error, source)
         notices += more
     notices += judged(shown.report, kept, view, source)
-    notices += _about_embeddings(kept)
+    notices += about_embeddings(kept, "ComfyUI")
     return replace(shown, notices=(*dict.fromkeys(notices), *shown.notices))
 
 
@@ -166,16 +166,6 @@ def _of_text(request: Request) -> Request:
     alone = None if blocks is None else replace(blocks, inner=None, mid=None, outer=None)
     conditions = replace(request.conditions, blocks=alone, part=None)
     return replace(request, unet=0.0, conditions=conditions, side=None, images=None)
-
-
-def _about_embeddings(requests: Iterable[Request]) -> Iterable[Notice]:
-    """Yield of each file with words of its own that these are not read here."""
-    for name in dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings):
-        yield Notice(
-            "warning",
-            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to ComfyUI: its word has no meaning',
-            "save the embedding as a file of its own in the folder of embeddings",
-        )
 
 
 def _unwritten(patches: Iterable[HostPatch]) -> Iterable[Notice]:

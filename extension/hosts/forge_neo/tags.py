@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_runtime.requests import Request
 
-from ...engine.judging import Source
+from ...engine.judging import Source, about_embeddings
 from ...engine.loading import Loader
 from ...engine.models import Models
 from ...engine.session import Session
@@ -41,7 +41,7 @@ class LoraTags(TagOwner):
         if model is None:
             return (), [Notice("error", "no LoRA is applied: no checkpoint is loaded")] if requests else []
         _, notices = self.session.show(model, requests, source)
-        return self.session.wanted, notices + _about_embeddings(self.session.wanted)
+        return self.session.wanted, notices + about_embeddings(self.session.wanted, "Forge Neo")
 
     def show_nothing(self) -> None:
         """Give the checkpoint its own patchers back."""
@@ -58,16 +58,3 @@ class LoraTags(TagOwner):
     def give_up(self) -> None:
         """Give the checkpoint its own patchers back, and want nothing any more."""
         self.session.forget()
-
-
-def _about_embeddings(requests: Sequence[Request]) -> list[Notice]:
-    """Say of each file with words of its own that these are not read here."""
-    found = dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings)
-    return [
-        Notice(
-            "warning",
-            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to Forge Neo: its word has no meaning',
-            "save the embedding as a file of its own in the folder of embeddings",
-        )
-        for name in found
-    ]

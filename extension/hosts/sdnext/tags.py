@@ -13,7 +13,7 @@ from lora_runtime.dialects import DENOISERS
 from lora_runtime.problems import found_in_calls
 from lora_runtime.requests import Request
 
-from ...engine.judging import Source
+from ...engine.judging import Source, about_embeddings
 from ...engine.loading import Loader
 from ...engine.models import Models
 from ...engine.session import Session
@@ -126,7 +126,7 @@ class LoraTags(TagOwner):
         report, more = self.session.show(checkpoint, asked, source)
         wanted = self.session.wanted
         of_text = [lora.name for lora in report.loras if lora.used and not set(lora.targets) - TEXT_ENCODERS]
-        return wanted, [*notices, *more, *self._about_left_out(of_text), *_about_embeddings(wanted)]
+        return wanted, [*notices, *more, *self._about_left_out(of_text), *about_embeddings(wanted, "SD.Next")]
 
     def show_nothing(self) -> None:
         """Give all weights back."""
@@ -217,16 +217,3 @@ def _left_out(include: Sequence[str], exclude: frozenset[str]) -> frozenset[str]
 
     found = {"te"} if is_left_out("text_encoder") else set()
     return frozenset(found | ({"unet"} if is_left_out(*DENOISERS) else set()))
-
-
-def _about_embeddings(requests: Sequence[Request]) -> list[Notice]:
-    """Say of each file with words of its own that these are not read here."""
-    found = dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings)
-    return [
-        Notice(
-            "warning",
-            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to SD.Next: its word has no meaning',
-            "save the embedding as a file of its own in the folder of embeddings",
-        )
-        for name in found
-    ]
