@@ -515,3 +515,11 @@ def test_eight_bits_become_sixteen(tmp_path: Path, out: Path) -> None:
     assert load_file(out)[f"{TO_Q}.lora_up.weight"].dtype == torch.float16
     torch.testing.assert_close(dense(out), 0.9 * dense(path), rtol=1e-3, atol=1e-2)
     assert outcome.rounding < 1e-3
+
+
+def test_the_command_offers_the_methods_that_there_are() -> None:
+    """Without torch it cannot ask the workbench for them."""
+    from lora_runtime.cli import merge as command
+    from lora_runtime.workbench import METHODS
+
+    assert command._METHODS == METHODS
