@@ -78,7 +78,7 @@ _IMPORTS = {
     "transformers": "transformers",
     "PIL.Image": "Pillow",
 }
-MAIN = Environment(ROOT / ".venv", ("demo", "test", "bench"), {**_IMPORTS, "diffusers": "diffusers"})
+MAIN = Environment(ROOT / ".venv", ("demo", "train", "test", "bench"), {**_IMPORTS, "diffusers": "diffusers"})
 NEWEST = Environment(ROOT / ".venv-newest", ("test",), MAIN.imports)
 # numpy, Pillow and tokenizers were built for these Pythons, in the versions that the WebUI has.
 WEBUI = Environment(
@@ -95,11 +95,12 @@ TORCH_OLDEST = "2.1"
 PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project in place
 
 # Each names the locks that it needs and those that these bring along: `make demo` after `make test` installs nothing.
-NEEDS = {"demo": ("demo",), "test": ("test", "demo"), "bench": ("bench", "demo"), "all": ("test", "bench", "demo")}
-NEEDS |= {"webui": ("webui",), "oldest": ("oldest",)}
+NEEDS = {"demo": ("demo",), "train": ("train", "demo"), "test": ("test", "train", "demo"), "bench": ("bench", "demo")}
+NEEDS |= {"all": ("test", "train", "bench", "demo"), "webui": ("webui",), "oldest": ("oldest",)}
 
 # What each lock is made from, by uv: the project's extras and the files locks/*.in.
-LOCKS = {"demo": ("demo",), "test": ("test",), "bench": ("bench",), "webui": ("webui.in",), "oldest": ("oldest.in",)}
+LOCKS = {"demo": ("demo",), "train": ("train",), "test": ("test",), "bench": ("bench",)}
+LOCKS |= {"webui": ("webui.in",), "oldest": ("oldest.in",)}
 # torch and what belongs to its builds for GPUs stay out of the locks.
 NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
