@@ -72,6 +72,7 @@ LADDER = (
     "lookup",
     "runtime",
     "workbench",
+    "train",
     "demo",
     "cli",
     "__main__",
