@@ -38,6 +38,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -118,16 +119,25 @@ def jobs_of(arguments: argparse.Namespace, options: Options) -> Iterator[tuple[J
 NEEDS_NOTHING = ("parse", "import")  # they measure a process into which nobody has imported torch
 
 
-def measure(arguments: argparse.Namespace, folder: str) -> list[Record]:
-    """Return all records, one for each case, dtype and who."""
+def measure(arguments: argparse.Namespace, folder: str) -> Iterator[list[Record]]:
+    """Yield what each part found, one record for each case, dtype and who."""
     options = Options("cpu", "-", "", folder, arguments.quick, arguments.rounds, arguments.seconds)
     jobs = list(jobs_of(arguments, options))
     if not arguments.quick:
-        return merged(record for job, processes in jobs for record in work_again(job, processes))
+        for job, processes in jobs:
+            yield work_again(job, processes)
+        return
     # Most of a quick run would be imports: there jobs share one process.
     together = [job for job, _ in jobs if job[0] not in NEEDS_NOTHING]
     alone = [[job] for job, _ in jobs if job[0] in NEEDS_NOTHING]
-    return merged(record for process in [together, *alone] if process for record in work(process))
+    for process in filter(None, [together, *alone]):
+        yield work(process)
+
+
+def write(records: list[Record], path: Path) -> None:
+    """Write bench.json."""
+    lines = ",\n".join(json.dumps(asdict(record)) for record in records)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def heading(arguments: argparse.Namespace) -> str:
@@ -174,10 +184,13 @@ def main(argv: list[str]) -> None:
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     print(heading(arguments))
-    with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
-        records = measure(arguments, folder)
-    lines = ",\n".join(json.dumps(asdict(record)) for record in records)
-    arguments.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    measured: list[Record] = []
+    with tempfile.TemporaryDirectory(prefix="lora-bench-") as folder, suppress(KeyboardInterrupt):
+        # All of it takes half an hour: what is there stays when it is broken off.
+        for found in measure(arguments, folder):
+            measured += found
+            write(merged(measured), arguments.out)
+    records = merged(measured)
     print("\n".join(table(records)))
     if not arguments.quick:
         print("\nAims (milliseconds above; ratios below)")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from device import pretend
 from safetensors import safe_open
 
-from benchmarks import model
+from benchmarks import bench, model
 from benchmarks.aims import Aim, aims
 from benchmarks.cases.extracting import extracting
 from benchmarks.cases.merging import merging
@@ -33,6 +34,19 @@ def small_setting(folder: Path, *, convolutions: bool) -> Setting:
     unet = model.make_unet(model.SMALL, torch.float32, torch.device("cpu"))
     modules = model.convolutions(unet) if convolutions else model.linears(unet)
     return Setting(model.make_pipeline(unet), modules, model.write_loras(folder, modules, count=3, rank=4))
+
+
+def test_what_was_measured_before_it_was_broken_off_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Record("apply", "float32", "ours", 0.5, None, 0.01, 3)]
+
+    def work(jobs: list[bench.Job]) -> list[Record]:
+        if jobs[0][0] != "live":
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(bench, "work", work)
+    bench.main(["--dtype", "float32", "--out", str(tmp_path / "bench.json")])
+    assert json.loads((tmp_path / "bench.json").read_text()) == [asdict(found[0])]
 
 
 @pytest.mark.parametrize("convolutions", [False, True], ids=["linears", "convolutions"])
