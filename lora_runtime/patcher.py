@@ -13,7 +13,6 @@ storage's count of uses tells.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -22,18 +21,17 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from lora_runtime.adapters import Adapter
-from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.copies import Copies, held_by
 from lora_runtime.errors import ModelError
+from lora_runtime.factors import Factors, give_up, without_room
 from lora_runtime.forecast import Step, shares_host_memory
 from lora_runtime.memory import OutOfMemory
 from lora_runtime.memory_policy import Merging, Originals, Policy
-from lora_runtime.merge import Term, Workspace, merge_into, too_large
+from lora_runtime.merge import Workspace, merge_into, too_large
 from lora_runtime.plan import Assignment, Plan
 from lora_runtime.report import Report
 from lora_runtime.settling import same_layout, settle, warn_of
-from lora_runtime.uploads import Sent, Uploads, bytes_of, packed_bytes
+from lora_runtime.uploads import Uploads
 from lora_runtime.weight_table import WeightTable
 from lora_runtime.weights import Weight, is_shared, plain_data, tell_autograd
 
@@ -71,7 +69,7 @@ class Patcher(WeightTable):
     def __init__(self) -> None:
         """Start with nothing."""
         super().__init__()
-        self._sent = Sent()
+        self._factors = Factors()
 
     @_plain_mode
     def apply(
@@ -108,20 +106,19 @@ class Patcher(WeightTable):
                 raise
         if given_up:
             try:
-                return self._apply(asked, _without_factors(steps), among, auto=auto)
+                return self._apply(asked, without_room(steps), among, auto=auto)
             except OutOfMemory:
                 if not less:
                     raise
         steps = _decided(assignments, own, policy, without=frozenset({"device"}))
-        return self._apply(asked, _without_factors(steps), among, auto=auto)
+        return self._apply(asked, without_room(steps), among, auto=auto)
 
     def give_up_factors(self) -> bool:
         """Let no factors stay on any device, of whatever model; return whether there were any.
 
         They are there to save an upload, so whoever runs out of memory may take theirs first.
         """
-        dropped = [weight.drop_uploads() for weight in self.all_weights()]
-        return any(dropped)
+        return give_up(self.all_weights())
 
     def _apply(
         self,
@@ -142,7 +139,7 @@ class Patcher(WeightTable):
             stale = {id(w.parameter) for a, w, step in todo if not self._is_current(a, w, step, written, auto=auto)}
             changed = [found for found in todo if not stale.isdisjoint(_reads(found[0]))] if stale else []
             if changed:
-                uploads = Uploads(self._sent, self._rooms(changed, steps, among))
+                uploads = self._factors.prepare([(a, w) for a, w, _ in changed], steps, among)
                 tools = _Tools(Workspace(), Copies((w, step) for _, w, step in changed if w.original is None), uploads)
                 bindings = [(a, w, self._filled(a, w, step, tools)) for a, w, step in changed]
                 tools.copies.wait()
@@ -160,15 +157,15 @@ class Patcher(WeightTable):
     def restore(self, *, release: bool = False, among: Iterable[Weight] | None = None) -> int:
         """Give these parameters (all) their originals back; return how many were patched.
 
-        `release` frees the buffers too. One that fails, for want of memory, keeps no other from its original; the error
-        goes on then.
+        `release` frees the buffers too. One that fails, for want of memory even after factors have made room, keeps no
+        other from its original; the error goes on then.
         """
         written: list[Weight] = []
         count, failure = 0, None
         for weight in self.all_weights() if among is None else among:
             if weight.original is not None:
                 try:
-                    self._restore(weight, written)
+                    self._restore_with_room(weight, written)
                     count += 1
                 except Exception as error:
                     failure = failure or error
@@ -197,70 +194,6 @@ class Patcher(WeightTable):
             self._restore(weight, written)
         return False
 
-    def _rooms(
-        self,
-        changed: Sequence[tuple[Assignment, Weight, Step]],
-        steps: Mapping[torch.device, Merging],
-        among: Sequence[Weight],
-    ) -> dict[torch.device, int | None]:
-        """Return the bytes that factors may keep on each device beside those that do; give up what is too much.
-
-        What nobody asks for any more goes first, and only where the room is needed: it may be asked for again.
-        """
-        devices = {w.parameter.device for _, w, _ in changed if not shares_host_memory(w.parameter.device)}
-        rooms = {device: steps[device].factor_room for device in devices}
-        limited = {device: room for device, room in rooms.items() if room is not None}
-        if not limited:
-            return rooms
-        wanted = {id(w): {term.adapter for term in a.terms} for a, w, _ in changed}
-        here = {id(w): w for w in (*among, *(w for _, w, _ in changed)) if w.uploads}.values()
-        needed: Counter[torch.device] = Counter()
-        for assignment, weight, _ in changed:
-            if weight.parameter.device in limited:
-                needed[weight.parameter.device] += self._needed(assignment, weight)
-
-        def held() -> Counter[torch.device]:
-            return bytes_of(upload for weight in here for upload in (weight.uploads or {}).values())
-
-        if any(held()[device] + needed[device] > room for device, room in limited.items()):
-            for weight in here:
-                shown = () if weight.shown is None else (term.adapter for term in weight.shown.terms)
-                weight.drop_uploads(wanted.get(id(weight)) or set(shown))
-        for device, room in limited.items():
-            if held()[device] > room:
-                for weight in here:
-                    if weight.parameter.device == device:
-                        weight.drop_uploads()
-            rooms[device] = max(0, room - held()[device])
-        return rooms
-
-    def _needed(self, assignment: Assignment, weight: Weight) -> int:
-        """Return the bytes that the adapters of a weight take on its device beside those that are there."""
-        device, dtype = weight.parameter.device, sum_dtype(weight.parameter)
-        new = [term.adapter for term in assignment.terms if weight.upload_of(term.adapter, device, dtype) is None]
-        return packed_bytes(self._sent.missing(new, device, dtype), dtype) if new else 0
-
-    def _terms(self, assignment: Assignment, weight: Weight, uploads: Uploads) -> list[Term]:
-        """Return the terms of a weight, with the tensors of their adapters on its device."""
-        device, dtype = weight.parameter.device, sum_dtype(weight.parameter)
-        if shares_host_memory(device):
-            return self.terms(assignment)
-        sent: dict[Adapter, Adapter] = {}
-        missing: dict[object, list[Adapter]] = {}
-        for term, identity in zip(assignment.terms, assignment.identity, strict=True):
-            known = weight.upload_of(term.adapter, device, dtype)
-            if known is not None:
-                sent[term.adapter] = known.adapter
-            else:
-                missing.setdefault(identity[0], []).append(term.adapter)  # type: ignore[index]
-        for adapters in missing.values():
-            made, stay = uploads.send(adapters, device, dtype)
-            for adapter, upload in zip(adapters, made, strict=True):
-                sent[adapter] = upload.adapter
-                if stay:
-                    weight.keep(adapter, upload)
-        return self.terms(assignment, sent)
-
     def _filled(self, assignment: Assignment, weight: Weight, step: Step, tools: _Tools) -> Tensor:
         """Return what `_fill` does; StrengthError names the file that makes a weight too large."""
         try:
@@ -279,7 +212,7 @@ class Patcher(WeightTable):
         precise, workspace, copies = assignment.precise, tools.workspace, tools.copies
         if any(term.pieces for term in assignment.terms):
             copies.wait()  # they are read in host memory
-        terms = self._terms(assignment, weight, tools.uploads)
+        terms = self.terms(assignment, self._factors.there(assignment, weight, tools.uploads))
         if step == "device":
             original = plain_data(weight.parameter) if weight.original is None else weight.original
             value = self._memory(weight, original)
@@ -315,6 +248,15 @@ class Patcher(WeightTable):
             return buffer
         return torch.empty_like(original, device=device)
 
+    def _restore_with_room(self, weight: Weight, written: list[Weight]) -> None:
+        """Do `_restore`, once more without factors on devices where there is no memory for it."""
+        try:
+            self._restore(weight, written)
+        except OutOfMemory:
+            if not self.give_up_factors():
+                raise
+            self._restore(weight, written)
+
     def _restore(self, weight: Weight, written: list[Weight]) -> None:
         """Give one parameter its original back, in the form that it has by now (see the table above)."""
         if not settle(self, weight, written):
@@ -347,11 +289,6 @@ def _decided(
 ) -> dict[torch.device, Merging]:
     """Return the step for each device, of those that need no module to act beside."""
     return policy.decide(Plan(tuple(assignments), Report()), None, held_by(weights), without).merging
-
-
-def _without_factors(steps: Mapping[torch.device, Merging]) -> dict[torch.device, Merging]:
-    """Return the same steps with no room for factors to stay."""
-    return {device: merging._replace(factor_room=0) for device, merging in steps.items()}
 
 
 def _step_of(weight: Weight, steps: Mapping[torch.device, Merging]) -> Step:

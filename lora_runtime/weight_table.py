@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_runtime.adapters import Adapter
 from lora_runtime.merge import Piece, Term, rows_of
 from lora_runtime.plan import Assignment
+from lora_runtime.uploads import bytes_of
 from lora_runtime.weights import Weight, plain_data, serial
 
 __all__ = ["Home", "WeightTable"]
@@ -114,9 +115,11 @@ class WeightTable:
 
     @property
     def nbytes(self) -> int:
-        """The bytes held beside the models: originals where W′ shows, and buffers kept for the next switch."""
-        held = [weight.original if weight.patched else weight.buffer for weight in self.all_weights()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+        """The bytes held beside the models: originals where W′ shows, buffers kept for the next switch, and factors."""
+        weights = self.all_weights()
+        held = [weight.original if weight.patched else weight.buffer for weight in weights]
+        factors = bytes_of(upload for weight in weights for upload in (weight.uploads or {}).values())
+        return sum(tensor.nbytes for tensor in held if tensor is not None) + factors.total()
 
     def intact(self, weights: Iterable[Weight] | None = None) -> bool:
         """Return whether these parameters (all) still show what the last `apply` bound."""

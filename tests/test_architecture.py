@@ -59,6 +59,7 @@ LADDER = (
     "copies",
     "weight_table",
     "settling",
+    "factors",
     "patcher",
     "clock",
     "scopes",

@@ -212,6 +212,26 @@ def test_factors_are_given_up_before_anything_else(
         assert free(pretend) - used == kept.device_bytes
 
 
+def test_factors_make_room_for_originals(pretend: Pretend, layers: nn.Module, tmp_path: Path) -> None:
+    write(tmp_path / "ink.safetensors", full)
+    before = bits(layers)
+    other = nn.Sequential(*(nn.Linear(IN, OUT, bias=False) for _ in range(LAYERS))).requires_grad_(False)
+    other.to(torch.bfloat16).to(pretend.device)
+    lora_runtime.apply(
+        other, "<lora:ink>", loras=tmp_path, originals="device"
+    )  # its factors are as large as the weights
+    layers.to("cpu")
+    lora_runtime.apply(layers, "<lora:ink>", loras=tmp_path)
+    layers.to(pretend.device)
+    kept = layers.state_dict()  # W′ is somebody's, so each original needs memory of its own
+    pretend.limit(free(pretend))
+    lora_runtime.restore(layers)
+    assert equal(bits(layers), before)
+    pretend.reset()
+    del kept
+    lora_runtime.restore(other)
+
+
 def test_what_acts_beside_takes_the_place_of_factors(pretend: Pretend, layers: nn.Module, tmp_path: Path) -> None:
     write(tmp_path / "ink.safetensors", lora)
     write(tmp_path / "wash.safetensors", lora, seed=1)
