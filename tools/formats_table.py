@@ -26,6 +26,8 @@ from benchmarks.judges import JUDGES, judged, quiet  # noqa: E402
 from lora_runtime.adapters import ALGORITHMS, Algorithm  # noqa: E402
 from lora_runtime.adapters.pending import PENDING  # noqa: E402
 from lora_runtime.dialects import DIALECTS, Dialect  # noqa: E402
+from lora_runtime.families import FAMILIES  # noqa: E402
+from lora_runtime.families import UNKNOWN as UNKNOWN_FAMILY  # noqa: E402
 
 PROGRAMS = ("WebUI built-in 1.10.1", "ComfyUI 0.3.64", "diffusers 0.40", "InvokeAI 2026")
 UNKNOWN = "–"
@@ -124,7 +126,7 @@ def _lines() -> Iterator[str]:
     for dialect in DIALECTS:
         prefixes = dict.fromkeys(prefix for found in dialect.prefixes.values() for prefix in found)
         families.append((dialect.name, _said_of(dialect), _code(prefixes) or UNKNOWN))
-    yield from table(("family", "what it is", "prefixes"), families)
+    yield from table(("names", "whose they are", "prefixes"), families)
 
 
 def measured() -> dict[str, tuple[tuple[str, ...], float]]:
@@ -172,7 +174,10 @@ def _code(words: Iterable[str]) -> str:
 
 
 def _said_of(dialect: Dialect) -> str:
-    """Return the first line of the file in which a dialect is written."""
+    """Return the names of the families whose files have these names, else the first line of the dialect's file."""
+    families = [family.name for family in FAMILIES if dialect in family.dialects]
+    if families:
+        return ", ".join(dict.fromkeys(name for name in families if name != UNKNOWN_FAMILY))
     homes = (
         module
         for name, module in sorted(sys.modules.items())

@@ -1,37 +1,22 @@
-"""Dialects: one file a naming family. A new one is a file with a `Dialect` and a line in `DIALECTS`."""
+"""Dialects: what files call a module, in all ways that are known.
+
+Those of a family are in its record; here are those of no family, one file each, and what is read from all of them.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from lora_runtime.dialects.ace_step import ACE_STEP
-from lora_runtime.dialects.animate_diff import ANIMATE_DIFF
-from lora_runtime.dialects.aura_flow import AURA_FLOW
-from lora_runtime.dialects.base import ANY, DENOISERS, WHOLE, Dialect, Part
-from lora_runtime.dialects.cascade import CASCADE
 from lora_runtime.dialects.clip import CLIP
-from lora_runtime.dialects.cosmos import COSMOS
-from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
-from lora_runtime.dialects.flux_3 import FLUX_3
-from lora_runtime.dialects.hunyuan import HUNYUAN_DIT, HUNYUAN_VIDEO
-from lora_runtime.dialects.ideogram import IDEOGRAM
 from lora_runtime.dialects.kohya import KOHYA
-from lora_runtime.dialects.krea import KREA
 from lora_runtime.dialects.ldm import LDM
-from lora_runtime.dialects.ldm_unet import LDM_UNET
 from lora_runtime.dialects.llm import LLM
-from lora_runtime.dialects.ltx import LTX
-from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
-from lora_runtime.dialects.minimax import MINIMAX
-from lora_runtime.dialects.mmdit import MMDIT
-from lora_runtime.dialects.mochi import MOCHI
 from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.dialects.peft import PEFT
-from lora_runtime.dialects.pixart import PIXART, SANA
 from lora_runtime.dialects.processor import PROCESSOR
-from lora_runtime.dialects.qwen_image import QWEN_IMAGE
-from lora_runtime.dialects.wan import WAN
+from lora_runtime.families import FAMILIES
+from lora_runtime.families.dialect import ANY, DENOISERS, WHOLE, Dialect, Part
 
 __all__ = [
     "ANY",
@@ -50,39 +35,10 @@ __all__ = [
     "without_prefix",
 ]
 
-DIALECTS: tuple[Dialect, ...] = (
-    KOHYA,
-    LDM,
-    PEFT,
-    PROCESSOR,
-    CLIP,
-    LDM_UNET,
-    OPEN_CLIP,
-    ANIMATE_DIFF,
-    MMDIT,
-    FLUX,
-    CHROMA,
-    FLUX_2,
-    AURA_FLOW,
-    WAN,
-    HUNYUAN_VIDEO,
-    HUNYUAN_DIT,
-    PIXART,
-    SANA,
-    LTX,
-    MOCHI,
-    LUMINA,
-    Z_IMAGE,
-    COSMOS,
-    QWEN_IMAGE,
-    KREA,
-    IDEOGRAM,
-    ACE_STEP,
-    MINIMAX,
-    FLUX_3,
-    CASCADE,
-    LLM,
-)
+# Of nobody's family first: a name that a family has too means what it means in the family's files.
+_OF_NO_FAMILY = (KOHYA, LDM, PEFT, PROCESSOR, CLIP, OPEN_CLIP, LLM)
+_OF_FAMILIES = {dialect.name: dialect for family in FAMILIES for dialect in family.dialects}
+DIALECTS: tuple[Dialect, ...] = (*_OF_NO_FAMILY, *_OF_FAMILIES.values())
 
 _BARE = ("", "base_model.model.")
 _T5 = "text_encoder_3"  # where it is beside two others

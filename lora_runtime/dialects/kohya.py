@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from lora_runtime.dialects.base import DENOISERS, Dialect
+from lora_runtime.families.dialect import DENOISERS, Dialect
 
 __all__ = ["KOHYA"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
-from lora_runtime.dialects.base import Dialect
+from lora_runtime.families.dialect import Dialect
 
 __all__ = ["LLM"]
 

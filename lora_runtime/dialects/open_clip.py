@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lora_runtime.dialects.base import WHOLE, Dialect, Part
+from lora_runtime.families.dialect import WHOLE, Dialect, Part
 
 __all__ = ["OPEN_CLIP"]
 

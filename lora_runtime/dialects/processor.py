@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lora_runtime.dialects.base import Dialect
+from lora_runtime.families.dialect import Dialect
 
 __all__ = ["PROCESSOR"]
 

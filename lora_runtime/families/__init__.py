@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from lora_runtime.families.ace_step import ACE_STEP
 from lora_runtime.families.allegro import ALLEGRO, LATTE
 from lora_runtime.families.aura_flow import AURA_FLOW
 from lora_runtime.families.base import Evidence, Family, Given, Grid, Guidance, Reading, Row, Side, Span
@@ -19,22 +20,24 @@ from lora_runtime.families.cogview import COGVIEW_3, COGVIEW_4
 from lora_runtime.families.cosmos import ANIMA, COSMOS, COSMOS_OR_ANIMA
 from lora_runtime.families.flux import FLUX
 from lora_runtime.families.flux_2 import FLUX_2
+from lora_runtime.families.flux_3 import FLUX_3
 from lora_runtime.families.hidream import HIDREAM
 from lora_runtime.families.hunyuan_dit import HUNYUAN_DIT
 from lora_runtime.families.hunyuan_image import HUNYUAN_IMAGE
 from lora_runtime.families.hunyuan_video import HUNYUAN_VIDEO
 from lora_runtime.families.hunyuan_video_15 import HUNYUAN_VIDEO_15
+from lora_runtime.families.ideogram_4 import IDEOGRAM_4
 from lora_runtime.families.krea_2 import KREA_2
 from lora_runtime.families.ltx import LTX
 from lora_runtime.families.lumina import LUMINA
 from lora_runtime.families.lumina_2 import LUMINA_2
+from lora_runtime.families.minimax_h3 import MINIMAX_H3
 from lora_runtime.families.mochi import MOCHI
 from lora_runtime.families.pixart import PIXART
 from lora_runtime.families.qwen_image import QWEN_IMAGE
 from lora_runtime.families.sana import SANA, SANA_VIDEO
 from lora_runtime.families.sd3 import SD3
 from lora_runtime.families.unet import BY_TEXT_WIDTH, FRAMES_FIRST, SD1, SD2, SDXL, SDXL_REFINER, UNET
-from lora_runtime.families.unread import ACE_STEP, IDEOGRAM_4, MINIMAX_H3
 from lora_runtime.families.wan import WAN
 from lora_runtime.families.z_image import Z_IMAGE
 
@@ -69,6 +72,7 @@ FAMILIES: tuple[Family, ...] = (
     HIDREAM,
     CHROMA,
     KREA_2,
+    FLUX_3,
     FLUX_2,
     FLUX,
     QWEN_IMAGE,

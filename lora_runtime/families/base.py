@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from lora_runtime.families.dialect import Dialect
+
 __all__ = [
     "IN_TWO_CALLS",
     "PROMPT_FIRST",
@@ -162,7 +164,7 @@ class Family:
     `no_rows`: a pattern of the layers whose batch is not the call's, so that nothing of one row alone can act there.
     `guidance` is how its pipelines call the denoiser, `pipelines` by class name those that do otherwise.
     `placeless`: its pipelines whose calls do not say where the picture lies: regions are refused there.
-    `dialects`: the names of the modules in dialects/ with the spellings of its files.
+    `dialects`: what its files call its modules, beside the names of its classes and of what is no family's (dialects/).
     """
 
     name: str
@@ -175,4 +177,4 @@ class Family:
     guidance: Guidance = Guidance()
     pipelines: Mapping[str, Guidance] = field(default_factory=lambda: MappingProxyType({}))
     placeless: tuple[str, ...] = ()
-    dialects: tuple[str, ...] = ()
+    dialects: tuple[Dialect, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lora_runtime.families.base import IN_TWO_CALLS, Family, Given, Reading, Span, pieces
+from lora_runtime.families.hunyuan_video import HUNYUAN_VIDEO_NAMES
 from lora_runtime.families.reading import patched, picture, tokens_of
 
 __all__ = ["HUNYUAN_IMAGE"]
@@ -33,5 +34,5 @@ HUNYUAN_IMAGE = Family(
     read=_read,
     no_place=r"context_embedder",
     guidance=IN_TWO_CALLS,
-    dialects=("hunyuan",),
+    dialects=(HUNYUAN_VIDEO_NAMES,),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lora_runtime.families.base import IN_TWO_CALLS, Family, pieces
+from lora_runtime.families.hunyuan_video import HUNYUAN_VIDEO_NAMES
 from lora_runtime.families.reading import patched
 
 __all__ = ["HUNYUAN_VIDEO_15"]
@@ -15,5 +16,5 @@ HUNYUAN_VIDEO_15 = Family(
     read=patched(),
     no_place=r"context_embedder|image_embedder|cond_type_embed",
     guidance=IN_TWO_CALLS,
-    dialects=("hunyuan",),
+    dialects=(HUNYUAN_VIDEO_NAMES,),
 )

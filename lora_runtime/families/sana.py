@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from lora_runtime.families.base import Family
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.layout import Layout, inside
+from lora_runtime.families.pixart import ATTENTIONS, CAPTION, EMBEDDER
 from lora_runtime.families.reading import patched
 
-__all__ = ["SANA", "SANA_VIDEO"]
+__all__ = ["SANA", "SANA_NAMES", "SANA_VIDEO"]
+
+_CONVOLUTIONS = {
+    "attn.q_norm": "attn1.norm_q",
+    "attn.k_norm": "attn1.norm_k",
+    "cross_attn.q_norm": "attn2.norm_q",
+    "cross_attn.k_norm": "attn2.norm_k",
+    "mlp.inverted_conv.conv": "ff.conv_inverted",
+    "mlp.depth_conv.conv": "ff.conv_depth",
+    "mlp.point_conv.conv": "ff.conv_point",
+}
+_SANA = Layout(
+    original=("blocks.0.attn.qkv", "blocks.0.cross_attn.kv_linear", "blocks.0.mlp.inverted_conv.conv"),
+    diffusers=("caption_norm", "time_embed.linear", "transformer_blocks.0.ff.conv_inverted"),
+    table=MappingProxyType(
+        {
+            **CAPTION,
+            "x_embedder.proj": "patch_embed.proj",
+            "attention_y_norm": "caption_norm",
+            "t_block.1": "time_embed.linear",
+            "final_layer.linear": "proj_out",
+            **inside("t_embedder", "time_embed.emb.timestep_embedder", EMBEDDER),
+            **inside("blocks.#", "transformer_blocks.#", {**ATTENTIONS, **_CONVOLUTIONS}),
+        }
+    ),
+)
+
+SANA_NAMES = Dialect("sana", translations=_SANA.translations, fusions=_SANA.fusions)
+
 
 SANA = Family(
     "Sana",
@@ -13,7 +46,7 @@ SANA = Family(
     titles=("sana",),
     read=patched(),
     no_place=r"caption_projection|time_embed|guidance_embedder",
-    dialects=("pixart",),
+    dialects=(SANA_NAMES,),
 )
 SANA_VIDEO = Family(
     "unknown",

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from lora_runtime.families.animate_diff import MOTION_NAMES
 from lora_runtime.families.base import Evidence, Family, Guidance, Mark, pieces
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.ldm_to_unet import diffusers_names
 from lora_runtime.families.reading import planes, planes_of_frames
+from lora_runtime.families.unet_to_ldm import original_names
 
-__all__ = ["BY_TEXT_WIDTH", "FRAMES_FIRST", "SD1", "SD2", "SDXL", "SDXL_REFINER", "UNET"]
+__all__ = ["BY_TEXT_WIDTH", "FRAMES_FIRST", "SD1", "SD2", "SDXL", "SDXL_REFINER", "UNET", "UNET_NAMES"]
+
+UNET_NAMES = Dialect("unet", spellings=original_names, translations=diffusers_names)
+_NAMES = (UNET_NAMES, MOTION_NAMES)
 
 _OVER_TIME = r"motion_modules|temp_attentions|transformer_in\b|temporal_transformer_blocks|time_pos_embed"
 _EDITS = "it has a row for each edit that it makes"
@@ -69,7 +76,7 @@ def _unet(name: str, titles: tuple[str, ...] = (), marks: tuple[Mark, ...] = ())
         read=planes,
         no_place=_OVER_TIME,
         pipelines=_PIPELINES,
-        dialects=("ldm_unet",),
+        dialects=_NAMES,
     )
 
 
@@ -97,10 +104,12 @@ UNET = Family(
     read=planes,
     no_place=_OVER_TIME,
     pipelines=_PIPELINES,
+    dialects=_NAMES,
 )
 FRAMES_FIRST = Family(
     "unknown",
     classes=("UNetSpatioTemporalConditionModel",),
     read=planes_of_frames,
     no_place=_OVER_TIME,
+    dialects=_NAMES,
 )

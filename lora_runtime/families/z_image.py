@@ -1,6 +1,8 @@
 """Z-Image: a list of pictures, (c, frames, h, w) each, before the words of a list of texts; the prompt's side first.
 
 Pictures and texts are filled up to multiples of 32 tokens, and the rows of a batch to the longest.
+
+The original fuses q, k and v.
 """
 
 from __future__ import annotations
@@ -9,9 +11,36 @@ from math import prod
 from types import MappingProxyType
 
 from lora_runtime.families.base import PROMPT_FIRST, Family, Given, Grid, Guidance, Reading, Span, pieces
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.layout import Layout, Table, inside
 from lora_runtime.families.reading import picture, shape_of
 
-__all__ = ["Z_IMAGE"]
+__all__ = ["Z_IMAGE", "Z_IMAGE_NAMES"]
+
+_Z_IMAGE_BLOCK: Table = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": "attention.to_out.0",
+    "attention.q_norm": "attention.norm_q",
+    "attention.k_norm": "attention.norm_k",
+}
+_Z_IMAGE = Layout(
+    original=("layers.0.attention.qkv", "context_refiner.0.attention.qkv", "layers.0.adaLN_modulation.0"),
+    diffusers=("layers.0.attention.to_q", "context_refiner.0.attention.to_q", "layers.0.adaLN_modulation.0"),
+    table=MappingProxyType(
+        {
+            # diffusers numbers these by the size of a patch; published models have one.
+            "x_embedder": "all_x_embedder.2-1",
+            "final_layer.linear": "all_final_layer.2-1.linear",
+            "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
+            **inside("layers.#", "layers.#", _Z_IMAGE_BLOCK),
+            **inside("noise_refiner.#", "noise_refiner.#", _Z_IMAGE_BLOCK),
+            **inside("context_refiner.#", "context_refiner.#", _Z_IMAGE_BLOCK),
+        }
+    ),
+)
+
+Z_IMAGE_NAMES = Dialect("z-image", translations=_Z_IMAGE.translations, fusions=_Z_IMAGE.fusions)
+
 
 _MULTIPLE = 32
 
@@ -48,5 +77,5 @@ Z_IMAGE = Family(
     pipelines=MappingProxyType(
         {"ZImageOmniPipeline": Guidance(("positive", "negative"), reason="its rows are lists of pictures")}
     ),
-    dialects=("lumina",),
+    dialects=(Z_IMAGE_NAMES,),
 )

@@ -1,7 +1,7 @@
 """The numbers of a training run, by the names that kohya's trainer has for them.
 
-Names and meanings are those of sd-scripts, so that its `train.toml` files can be read; defaults are the usual ones. What
-has another meaning here than there is not called the same.
+Names and meanings are those of sd-scripts, so that its `train.toml` files can be read; defaults are the usual ones.
+What has another meaning here than there is not called the same.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lora_runtime.dialects import ANY, DENOISERS, WHOLE
-from lora_runtime.dialects.ldm_unet import LDM_UNET
 from lora_runtime.errors import LoraFileError
+from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.header import hashes
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
@@ -279,7 +279,7 @@ def renamed(component: str, model: BaseModel) -> Mapping[str, str]:
         return {path: f"text_model.{path}" for path in paths if path.startswith(_IN_TEXT_MODEL)}
     if component != "unet" or "text_encoder_2" in model.view.components:
         return {}
-    return {path: theirs for path, theirs, part in LDM_UNET.translations(paths) if part == WHOLE}
+    return {path: theirs for path, theirs, part in UNET_NAMES.translations(paths) if part == WHOLE}
 
 
 def kohya_prefix(component: str, alone: bool) -> str:

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_runtime.dialects.ldm import LDM
+from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.pipelines import view
 from lora_runtime.targets import Targets
@@ -115,7 +115,7 @@ def test_kohya_files_as_diffusers_reads_them(kind: tiny.Kind, alpha: float | Non
 
 def test_kohya_sdxl_files_in_the_original_block_names(tmp_path: Path) -> None:
     unet = tiny.unet("sdxl")
-    ldm = dict(LDM.spellings(tiny.weighted_paths(unet)))
+    ldm = dict(UNET_NAMES.spellings(tiny.weighted_paths(unet)))
     tensors = tiny.kohya_tensors(unet, prefix="lora_unet_", std=0.3, rename=ldm.__getitem__, where=in_some_blocks)
     assert "lora_unet_output_blocks_5_2_conv.lora_up.weight" in tensors
     save_file(tensors, tmp_path / "a.safetensors")

@@ -20,9 +20,11 @@ from diffusers.loaders import single_file_utils
 from torch import Tensor
 
 from lora_runtime.dialects import fused, normalise, spellings
-from lora_runtime.dialects.aura_flow import AURA_FLOW
-from lora_runtime.dialects.flux import CHROMA, FLUX, FLUX_2
-from lora_runtime.dialects.mmdit import MMDIT
+from lora_runtime.families.aura_flow import AURA_FLOW_NAMES
+from lora_runtime.families.chroma import CHROMA_NAMES
+from lora_runtime.families.flux import FLUX_NAMES
+from lora_runtime.families.flux_2 import FLUX_2_NAMES
+from lora_runtime.families.sd3 import SD3_NAMES
 from lora_runtime.pipelines import view
 from lora_runtime.targets import Targets
 
@@ -297,7 +299,7 @@ def test_no_name_is_ambiguous(family: Family) -> None:
 
 def test_other_models_have_neither_translations_nor_fusions() -> None:
     paths = ["transformer_blocks.0.attn.to_q", "x_embedder", "single_blocks.0.linear1", "pos_embed.proj", "mid.attn"]
-    for dialect in (FLUX, CHROMA, FLUX_2, AURA_FLOW, MMDIT):
+    for dialect in (FLUX_NAMES, CHROMA_NAMES, FLUX_2_NAMES, AURA_FLOW_NAMES, SD3_NAMES):
         assert [*dialect.spellings(paths), *dialect.translations(paths), *dialect.fusions(paths)] == []
 
 

@@ -21,19 +21,20 @@ from diffusers.loaders import lora_pipeline, single_file_utils
 from torch import Tensor, nn
 
 from lora_runtime.dialects import Dialect, normalise
-from lora_runtime.dialects.ace_step import ACE_STEP
-from lora_runtime.dialects.cosmos import COSMOS
-from lora_runtime.dialects.flux_3 import FLUX_3
-from lora_runtime.dialects.hunyuan import HUNYUAN_VIDEO
-from lora_runtime.dialects.ideogram import IDEOGRAM
-from lora_runtime.dialects.krea import KREA
-from lora_runtime.dialects.ltx import LTX
-from lora_runtime.dialects.lumina import LUMINA, Z_IMAGE
-from lora_runtime.dialects.minimax import MINIMAX
-from lora_runtime.dialects.mochi import MOCHI
-from lora_runtime.dialects.pixart import SANA
-from lora_runtime.dialects.qwen_image import QWEN_IMAGE
-from lora_runtime.dialects.wan import WAN
+from lora_runtime.families.ace_step import ACE_STEP_NAMES
+from lora_runtime.families.cosmos import COSMOS_NAMES
+from lora_runtime.families.flux_3 import FLUX_3_NAMES
+from lora_runtime.families.hunyuan_video import HUNYUAN_VIDEO_NAMES
+from lora_runtime.families.ideogram_4 import IDEOGRAM_4_NAMES
+from lora_runtime.families.krea_2 import KREA_2_NAMES
+from lora_runtime.families.ltx import LTX_NAMES
+from lora_runtime.families.lumina_2 import LUMINA_2_NAMES
+from lora_runtime.families.minimax_h3 import MINIMAX_H3_NAMES
+from lora_runtime.families.mochi import MOCHI_NAMES
+from lora_runtime.families.qwen_image import QWEN_IMAGE_NAMES
+from lora_runtime.families.sana import SANA_NAMES
+from lora_runtime.families.wan import WAN_NAMES
+from lora_runtime.families.z_image import Z_IMAGE_NAMES
 
 State = dict[str, Tensor]
 
@@ -93,51 +94,56 @@ class Case:
 
 
 CASES = {
-    "wan": Case("WanTransformer3DModel", WAN, single_file_utils.convert_wan_transformer_to_diffusers),
+    "wan": Case("WanTransformer3DModel", WAN_NAMES, single_file_utils.convert_wan_transformer_to_diffusers),
     "wan i2v": Case(
         "WanTransformer3DModel",
-        WAN,
+        WAN_NAMES,
         single_file_utils.convert_wan_transformer_to_diffusers,
         {"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120},
     ),
     "wan vace": Case(
         "WanVACETransformer3DModel",
-        WAN,
+        WAN_NAMES,
         single_file_utils.convert_wan_transformer_to_diffusers,
         {"num_layers": 2, "vace_layers": [0, 1]},
     ),
     "hunyuan video": Case(
         "HunyuanVideoTransformer3DModel",
-        HUNYUAN_VIDEO,
+        HUNYUAN_VIDEO_NAMES,
         single_file_utils.convert_hunyuan_video_transformer_to_diffusers,
         {"num_layers": 2, "num_single_layers": 2},
     ),
-    "ltx": Case("LTXVideoTransformer3DModel", LTX, single_file_utils.convert_ltx_transformer_checkpoint_to_diffusers),
-    "ltx 2": Case("LTX2VideoTransformer3DModel", LTX, single_file_utils.convert_ltx2_transformer_to_diffusers),
-    "mochi": Case("MochiTransformer3DModel", MOCHI, mochi, {"num_layers": 48}),  # as many as the converter counts on
-    "lumina 2": Case("Lumina2Transformer2DModel", LUMINA, single_file_utils.convert_lumina2_to_diffusers),
+    "ltx": Case(
+        "LTXVideoTransformer3DModel", LTX_NAMES, single_file_utils.convert_ltx_transformer_checkpoint_to_diffusers
+    ),
+    "ltx 2": Case("LTX2VideoTransformer3DModel", LTX_NAMES, single_file_utils.convert_ltx2_transformer_to_diffusers),
+    # as many blocks as the converter counts on
+    "mochi": Case(
+        "MochiTransformer3DModel", MOCHI_NAMES, mochi, {"num_layers": 48}
+    ),  # as many as the converter counts on
+    "lumina 2": Case("Lumina2Transformer2DModel", LUMINA_2_NAMES, single_file_utils.convert_lumina2_to_diffusers),
     "z-image": Case(
         "ZImageTransformer2DModel",
-        Z_IMAGE,
+        Z_IMAGE_NAMES,
         single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
         {"n_layers": 2},
     ),
-    "cosmos 2": Case("CosmosTransformer3DModel", COSMOS, cosmos),
-    "cosmos 1": Case("CosmosTransformer3DModel", COSMOS, cosmos, layout=1),
-    "sana": Case("SanaTransformer2DModel", SANA, sana),
+    "cosmos 2": Case("CosmosTransformer3DModel", COSMOS_NAMES, cosmos),
+    "cosmos 1": Case("CosmosTransformer3DModel", COSMOS_NAMES, cosmos, layout=1),
+    "sana": Case("SanaTransformer2DModel", SANA_NAMES, sana),
     "krea 2": Case(
-        "Krea2Transformer2DModel", KREA, single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers
+        "Krea2Transformer2DModel", KREA_2_NAMES, single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers
     ),
-    "minimax h3": Case("MiniMaxH3Transformer3DModel", MINIMAX, minimax),
+    "minimax h3": Case("MiniMaxH3Transformer3DModel", MINIMAX_H3_NAMES, minimax),
     "flux 3": Case(
         "Flux3Transformer2DModel",
-        FLUX_3,
+        FLUX_3_NAMES,
         single_file_utils.convert_flux3_transformer_checkpoint_to_diffusers,
         {"num_layers": 2, "num_single_layers": 2},
     ),
     "qwen-image 2.1": Case(
         "QwenImage21Transformer2DModel",
-        QWEN_IMAGE,
+        QWEN_IMAGE_NAMES,
         single_file_utils.convert_qwen_image21_transformer_checkpoint_to_diffusers,
     ),
 }
@@ -246,8 +252,8 @@ TRAINED = {
     "ace-step": Trained("ace-step", "AceStep", r".*attn.*", "base_model.model."),
 }
 WITHOUT_CONVERTER = {
-    "ideogram 4": Case("Ideogram4Transformer2DModel", IDEOGRAM, dict, {"num_layers": 2}),
-    "ace-step": Case("AceStepTransformer1DModel", ACE_STEP, dict, {"num_hidden_layers": 2}),
+    "ideogram 4": Case("Ideogram4Transformer2DModel", IDEOGRAM_4_NAMES, dict, {"num_layers": 2}),
+    "ace-step": Case("AceStepTransformer1DModel", ACE_STEP_NAMES, dict, {"num_hidden_layers": 2}),
 }
 
 

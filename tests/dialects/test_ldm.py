@@ -7,7 +7,7 @@ import tiny
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from lora_runtime.dialects import normalise
-from lora_runtime.dialects.ldm import LDM
+from lora_runtime.families.unet import UNET_NAMES
 
 # A person's reading of the layout: 12 input blocks, of which 3, 6 and 9 are downsamplers (SD1); 9 of them in SDXL.
 SD1 = {
@@ -52,7 +52,7 @@ COUNTS = {
 
 
 def names_of(model: object) -> dict[str, str]:
-    return dict(LDM.spellings(tiny.weighted_paths(model)))  # type: ignore[arg-type]
+    return dict(UNET_NAMES.spellings(tiny.weighted_paths(model)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
@@ -119,15 +119,18 @@ def test_any_number_of_layers_is_walked() -> None:
 
 
 def test_a_middle_without_attention_has_no_gap() -> None:
-    names = dict(LDM.spellings(["mid_block.resnets.0.conv1", "mid_block.resnets.1.conv1"]))
+    names = dict(UNET_NAMES.spellings(["mid_block.resnets.0.conv1", "mid_block.resnets.1.conv1"]))
     assert names["mid_block.resnets.1.conv1"] == "middle_block.1.in_layers.2"
 
 
 def test_other_models_have_no_such_names() -> None:
-    assert dict(LDM.spellings(["encoder.layers.0.mlp.fc1", "conv_in", "conv_out"])) == {}
+    assert dict(UNET_NAMES.spellings(["encoder.layers.0.mlp.fc1", "conv_in", "conv_out"])) == {}
 
 
 def test_parts_that_the_original_lacks_have_no_such_names() -> None:
     paths = ["down_blocks.0.resnets.0.conv1", "down_blocks.0.motion_modules.0.proj_in", "encoder_hid_proj"]
     paths += ["down_blocks.0.downsamplers.0.conv", "down_blocks.0.downsamplers.1.conv"]
-    assert set(dict(LDM.spellings(paths))) == {"down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv"}
+    assert set(dict(UNET_NAMES.spellings(paths))) == {
+        "down_blocks.0.resnets.0.conv1",
+        "down_blocks.0.downsamplers.0.conv",
+    }

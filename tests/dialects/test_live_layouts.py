@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from lora_runtime.adapters import Adapter, Factors
 from lora_runtime.dialects import WHOLE, Part, normalise, spellings
-from lora_runtime.dialects.ldm import LDM
-from lora_runtime.dialects.ldm_unet import LDM_UNET
-from lora_runtime.dialects.mmdit import MMDIT
 from lora_runtime.dialects.open_clip import OPEN_CLIP
+from lora_runtime.families.sd3 import SD3_NAMES
+from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.merge import Term, merge_into
 from lora_runtime.pipelines import view
 from lora_runtime.targets import Targets
@@ -100,9 +99,9 @@ def test_a_live_original_unet_answers_to_its_own_names(kind: str, prefix: str) -
 def test_the_two_directions_between_ldm_and_diffusers_agree_at_the_real_sizes(kind: str) -> None:
     with torch.device("meta"):
         paths = tiny.weighted_paths(tiny_ldm.unet(tiny_ldm.REAL[kind]))
-    pairs = [(path, theirs) for path, theirs, part in LDM_UNET.translations(paths) if part == WHOLE]
+    pairs = [(path, theirs) for path, theirs, part in UNET_NAMES.translations(paths) if part == WHOLE]
     assert {path for path, _ in pairs} == set(paths)
-    back = dict(LDM.spellings([theirs for _, theirs in pairs]))
+    back = dict(UNET_NAMES.spellings([theirs for _, theirs in pairs]))
     assert [(path, theirs) for path, theirs in pairs if back[theirs] != path] == []
     if kind != "refiner":
         assert set(tiny.weighted_paths(tiny.real_unet(kind))) <= {theirs for _, theirs in pairs}  # type: ignore[arg-type]
@@ -228,7 +227,7 @@ def test_any_number_of_layers_and_a_middle_of_one_block_are_walked() -> None:
         "output_blocks.1.0.in_layers.0",
         "output_blocks.1.1.proj_out",
     ]
-    found = {path: theirs for path, theirs, _ in LDM_UNET.translations(paths)}
+    found = {path: theirs for path, theirs, _ in UNET_NAMES.translations(paths)}
     assert found == {
         "input_blocks.0.0": "conv_in",
         "input_blocks.1.0.in_layers.2": "down_blocks.0.resnets.0.conv1",
@@ -245,7 +244,7 @@ def test_any_number_of_layers_and_a_middle_of_one_block_are_walked() -> None:
 
 def test_other_models_have_no_translations() -> None:
     paths = ["encoder.layers.0.mlp.fc1", "transformer.h.0.attn", "conv_in", "out.0", "down_blocks.0.resnets.0.conv1"]
-    for dialect in (LDM_UNET, OPEN_CLIP, MMDIT):
+    for dialect in (UNET_NAMES, OPEN_CLIP, SD3_NAMES):
         assert list(dialect.translations(paths)) == []
 
 

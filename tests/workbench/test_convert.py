@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from workbench.files import factors, written
 
 from lora_runtime import apply
-from lora_runtime.dialects.flux import FLUX
 from lora_runtime.errors import LoraFileError
+from lora_runtime.families.flux import FLUX_NAMES as FLUX
 from lora_runtime.header import read_header
 from lora_runtime.lora import load_lora
 from lora_runtime.workbench import convert

@@ -1,13 +1,14 @@
-"""ACE-Step: the original's names."""
+"""ACE-Step. Nobody has described its calls yet: rows and regions are refused."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
-from lora_runtime.dialects.base import Dialect
-from lora_runtime.dialects.layout import Layout, inside
+from lora_runtime.families.base import Family
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.layout import Layout, inside
 
-__all__ = ["ACE_STEP"]
+__all__ = ["ACE_STEP", "ACE_STEP_NAMES"]
 
 _ACE_STEP_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
 _ACE_STEP = Layout(
@@ -20,4 +21,11 @@ _ACE_STEP = Layout(
         }
     ),
 )
-ACE_STEP = Dialect("ace-step", translations=_ACE_STEP.translations)
+ACE_STEP_NAMES = Dialect("ace-step", translations=_ACE_STEP.translations)
+
+ACE_STEP = Family(
+    "ACE-Step",
+    ("AceStepTransformer1DModel",),
+    ("ace-step", "ace_step", "acestep"),
+    dialects=(ACE_STEP_NAMES,),
+)

@@ -1,13 +1,14 @@
-"""Flux 3: the original's names."""
+"""Flux 3. Nobody has described its calls yet: rows and regions are refused."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
-from lora_runtime.dialects.base import Dialect
-from lora_runtime.dialects.layout import Layout, inside
+from lora_runtime.families.base import Family
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.layout import Layout, inside
 
-__all__ = ["FLUX_3"]
+__all__ = ["FLUX_3", "FLUX_3_NAMES"]
 
 _FLUX_3_BLOCK = {
     "q_proj": "attn.to_q",
@@ -42,4 +43,6 @@ _FLUX_3 = Layout(
     ),
     swapped=frozenset({"final_layer.image.adaLN_modulation.1"}),
 )
-FLUX_3 = Dialect("flux 3", translations=_FLUX_3.translations)
+FLUX_3_NAMES = Dialect("flux 3", translations=_FLUX_3.translations)
+
+FLUX_3 = Family("Flux3", ("Flux3Transformer2DModel",), ("flux3", "flux-3"), dialects=(FLUX_3_NAMES,))

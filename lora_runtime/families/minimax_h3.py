@@ -1,13 +1,14 @@
-"""MiniMax-H3: the original's names."""
+"""MiniMax-H3. Nobody has described its calls yet: rows and regions are refused."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
-from lora_runtime.dialects.base import Dialect
-from lora_runtime.dialects.layout import Layout, Table, inside
+from lora_runtime.families.base import Family
+from lora_runtime.families.dialect import Dialect
+from lora_runtime.families.layout import Layout, Table, inside
 
-__all__ = ["MINIMAX"]
+__all__ = ["MINIMAX_H3", "MINIMAX_H3_NAMES"]
 
 _MINIMAX_BLOCK: Table = {
     "norm1": "norm1",
@@ -40,4 +41,6 @@ _MINIMAX = Layout(
     ),
     swapped=frozenset({"blocks.#.mlp.fc1", "token_refiner.blocks.#.mlp.fc1"}),
 )
-MINIMAX = Dialect("minimax h3", translations=_MINIMAX.translations, fusions=_MINIMAX.fusions)
+MINIMAX_H3_NAMES = Dialect("minimax h3", translations=_MINIMAX.translations, fusions=_MINIMAX.fusions)
+
+MINIMAX_H3 = Family("MiniMax-H3", ("MiniMaxH3Transformer3DModel",), ("minimax",), dialects=(MINIMAX_H3_NAMES,))

@@ -1,6 +1,7 @@
-"""A live UNet of LDM or SGM: what diffusers calls its modules.
+"""The names of diffusers, for a UNet of LDM or SGM.
 
-The other direction of `ldm.py`, and like it a walk over whatever blocks the live UNet has. A sampler ends a block:
+The other direction of `unet_to_ldm.py`, and like it a walk over whatever blocks the live UNet has. A sampler ends a
+block:
 
     input_blocks.1.0                down_blocks.0.resnets.0     input_blocks.1.1    down_blocks.0.attentions.0
     input_blocks.3.0.op             down_blocks.0.downsamplers.0.conv
@@ -16,10 +17,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from lora_runtime.dialects.base import WHOLE, Dialect, Part
-from lora_runtime.dialects.ldm import RESNET, TOP
+from lora_runtime.families.dialect import WHOLE, Part
+from lora_runtime.families.unet_to_ldm import RESNET, TOP
 
-__all__ = ["LDM_UNET"]
+__all__ = ["diffusers_names"]
 
 _PLACE = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)(?:\.(.+))?|(middle_block)\.(\d+)\.(.+)")
 _INSIDE_RESNET = {theirs: ours for ours, theirs in RESNET.items()}
@@ -29,7 +30,7 @@ _Place = tuple[str, int, int]  # row, number in it, child; the middle is one blo
 _Insides = dict[_Place, set[str]]  # what is at each place, as in {("input_blocks", 3, 0): {"op"}}
 
 
-def translations(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
+def diffusers_names(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
     """Yield diffusers' path for each module of an original UNet; nothing for other models."""
     if not any(path.startswith("input_blocks.") for path in paths):
         return
@@ -97,6 +98,3 @@ def _kind(inside: set[str]) -> str:
     if any(inner.startswith(("in_layers", "emb_layers", "out_layers")) for inner in inside):
         return "resnets"
     return next((kind for mark, kind in _SAMPLERS.items() if mark in inside), "attentions")
-
-
-LDM_UNET = Dialect("ldm unet", translations=translations)

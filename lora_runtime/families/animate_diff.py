@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lora_runtime.dialects.base import WHOLE, Dialect, Part
+from lora_runtime.families.dialect import WHOLE, Dialect, Part
 
-__all__ = ["ANIMATE_DIFF"]
+__all__ = ["MOTION_NAMES"]
 
 _MODULE = re.compile(r"(.*\bmotion_modules\.\d+)\.(.+)")
 _IN_BLOCK = re.compile(r"(transformer_blocks\.\d+)\.(attn|norm)([123])\b")
@@ -15,7 +15,7 @@ _FEED_FORWARD = "3"  # its norm has a name of its own
 _LISTS = {"attn": "attention_blocks", "norm": "norms"}
 
 
-def translations(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
+def _translations(paths: Sequence[str]) -> Iterator[tuple[str, str, Part]]:
     """Yield the original's name of each part of a motion module."""
     for path in paths:
         if match := _MODULE.fullmatch(path):
@@ -27,4 +27,4 @@ def _original(match: re.Match[str]) -> str:
     return f"{block}.ff_norm" if number == _FEED_FORWARD else f"{block}.{_LISTS[kind]}.{int(number) - 1}"
 
 
-ANIMATE_DIFF = Dialect("animatediff", translations=translations)
+MOTION_NAMES = Dialect("animatediff", translations=_translations)

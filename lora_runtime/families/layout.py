@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lora_runtime.dialects.base import WHOLE, Part
+from lora_runtime.families.dialect import WHOLE, Part
 
 __all__ = ["SWAPPED", "Layout", "Table", "inside"]
 
