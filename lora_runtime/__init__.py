@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_runtime.adapters import Adapter as Adapter
+    from lora_runtime.applied import Applied as Applied
     from lora_runtime.catalog import LoraCatalog as LoraCatalog
     from lora_runtime.errors import AmbiguousLoraError as AmbiguousLoraError
     from lora_runtime.errors import CatalogError as CatalogError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lora_runtime.errors import StrengthError as StrengthError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
+    from lora_runtime.infotext import Infotext as Infotext
+    from lora_runtime.infotext import read_infotext as read_infotext
     from lora_runtime.lookup import clear_cache as clear_cache
     from lora_runtime.lora import Lora as Lora
     from lora_runtime.lora import load_lora as load_lora
@@ -43,7 +46,10 @@ __version__ = "0.1.0"
 _HOME = {
     "apply": "runtime",
     "restore": "runtime",
+    "Applied": "applied",
     "clear_cache": "lookup",
+    "read_infotext": "infotext",
+    "Infotext": "infotext",
     "parse_prompt": "prompt",
     "Prompt": "prompt",
     "LoraTag": "prompt",

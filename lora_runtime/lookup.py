@@ -16,7 +16,7 @@ from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Lookup", "Loras", "clear_cache"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache"]
 
 PathLike = str | os.PathLike[str]
 Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
@@ -63,7 +63,7 @@ class Lookup:
     def catalog(self) -> LoraCatalog:
         """The catalog of the folders, looked up when the first tag asks for it."""
         if self._catalog is None:
-            self._catalog = _catalog_for(self._loras)
+            self._catalog = catalog_for(self._loras)
         return self._catalog
 
     def _entry(self, name: str) -> Entry:
@@ -84,7 +84,7 @@ def clear_cache() -> None:
     _catalog_of.cache_clear()
 
 
-def _catalog_for(loras: Loras) -> LoraCatalog:
+def catalog_for(loras: Loras) -> LoraCatalog:
     """Return the catalog of these folders."""
     if isinstance(loras, LoraCatalog):
         return loras

@@ -66,7 +66,7 @@ def describe(header: Header) -> Description:
         algorithms=counts,
         ranks=ranks,
         alphas=_alphas(header),
-        trigger_words=_trigger_words(metadata),
+        trigger_words=trigger_words(metadata),
         components=_sorted_counts(map(_component, header.tensors)),
         size=header.size,
         notes=_notes(metadata),
@@ -298,7 +298,7 @@ def _notes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return ("trained with split_qkv: q, k and v are applied at 1/3 and linear1 at 1/4 of the training's strength",)
 
 
-def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Return the trigger phrase, cut at its commas, then the captions' most frequent tags."""
     words = [word.strip() for word in metadata.get("modelspec.trigger_phrase", "").split(",")]
     tags: Counter[str] = Counter()

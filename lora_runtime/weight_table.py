@@ -96,12 +96,16 @@ class WeightTable:
     def weight_of(self, assignment: Assignment) -> Weight:
         """Return the weight of an assignment's parameter."""
         parameter = assignment.parameter
-        weight = self._by_id.get(id(parameter))
-        if weight is None or weight.parameter is not parameter:
-            module = assignment.target.module
-            home = self.home(module)
+        weight = self.find(parameter)
+        if weight is None:
+            home = self.home(assignment.target.module)
             weight = next(found for found in home.weights.values() if found.parameter is parameter)
         return weight
+
+    def find(self, parameter: nn.Parameter) -> Weight | None:
+        """Return the weight of a parameter, None where nobody has asked for it."""
+        weight = self._by_id.get(id(parameter))
+        return weight if weight is not None and weight.parameter is parameter else None
 
     def all_weights(self) -> list[Weight]:
         """Return all weights that are still there."""
@@ -130,10 +134,8 @@ class WeightTable:
 
     def original(self, parameter: nn.Parameter) -> Tensor:
         """Return W₀ of a parameter, patched or not; in place it is the copy."""
-        weight = self._by_id.get(id(parameter))
-        if weight is None or weight.parameter is not parameter or weight.original is None:
-            return plain_data(parameter)
-        return weight.original
+        weight = self.find(parameter)
+        return plain_data(parameter) if weight is None or weight.original is None else weight.original
 
     def grounded(self, adapter: Adapter, pieces: Sequence[Piece]) -> Adapter:
         """Return an adapter that has the originals of these pieces, where it depends on them."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from extension_package import module
 
-infotext = module("prompts.infotext")
+from lora_runtime import infotext
 
 LOCAL = {"0123456789ab": "mine", "ffffffffffff": "other"}
 

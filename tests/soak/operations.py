@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lora_runtime
-from lora_runtime.runtime import Applied
+from lora_runtime.applied import Applied
 from soak.owners import ROUNDING, Dose, Expected, Owner, Weights, Wrong, output
 from soak.world import FILES, Pipeline, folder, networks, probe, reference
 

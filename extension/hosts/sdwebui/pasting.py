@@ -6,9 +6,10 @@ from typing import Any
 
 from modules import scripts
 
+from lora_runtime.infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
+
 from ...library.patience import Patience
 from ...library.shelf import Shelf
-from ...prompts.infotext import HASHES_FIELD, additional_networks, parse_hashes, rename
 from .settings import INFOTEXT, Settings
 
 _PROMPTS = ("Prompt", "Hires prompt")

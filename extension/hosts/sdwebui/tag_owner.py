@@ -13,6 +13,7 @@ from typing import Any
 from modules import errors, extra_networks
 
 from lora_runtime.errors import LoraError
+from lora_runtime.infotext import HASHES_FIELD, format_hashes
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
@@ -26,7 +27,6 @@ from ...engine.models import OWN_WEIGHTS, Models
 from ...engine.shown import identity
 from ...library.patience import Patience
 from ...prompts.always_on import add_always_on
-from ...prompts.infotext import HASHES_FIELD, format_hashes
 from ...prompts.notices import Notice, Notices, notice_of
 from . import batch as batches
 from . import takeover

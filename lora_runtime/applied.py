@@ -1,0 +1,358 @@
+"""What one `apply` did to a model: what it says, how it changes in place, and how it is undone."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from lora_runtime.asked import Asking
+from lora_runtime.beside import Live
+from lora_runtime.clock import Clock
+from lora_runtime.embeddings import load_embeddings
+from lora_runtime.errors import LoraError, UnknownLoraError
+from lora_runtime.held import ModelState, owned
+from lora_runtime.infotext import infotext_of
+from lora_runtime.limits import Limits
+from lora_runtime.lookup import catalog_for
+from lora_runtime.memory_policy import Policy
+from lora_runtime.metadata import trigger_words
+from lora_runtime.optimizers import watch_optimizers
+from lora_runtime.owners import Owner, is_active, is_on, is_topmost
+from lora_runtime.ownership import WAIT, Claim, claimed, mine
+from lora_runtime.pipelines import ModelView, WeakView
+from lora_runtime.plan import Plan, key_of, make_plan
+from lora_runtime.problems import (
+    Problems,
+    found_in_calls,
+    judge,
+    show_what_can_be,
+)
+from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, Strength
+from lora_runtime.prompt.named import Asked, named_tags
+from lora_runtime.prompt.strength import Moment
+from lora_runtime.report import Report
+from lora_runtime.requests import Request
+from lora_runtime.scopes import known_of, scope_of
+from lora_runtime.shown import enter, leave
+from lora_runtime.texts import Texts
+
+__all__ = ["Applied", "Text"]
+
+logger = logging.getLogger("lora_runtime")
+
+Text = TypeVar("Text", str, list[str], None)
+
+
+class Applied(Generic[Text]):
+    """What one `apply` did. Leaving its `with` block, or `restore()`, undoes it. It keeps no model alive.
+
+    Inside a `with` (or `async with`) block the model belongs to the task or thread that entered it, and to what that
+    has started in its own context (child tasks, `asyncio.to_thread`): an `apply` by any other waits. Whoever is given
+    this object may ask it and restore with it.
+    """
+
+    def __init__(self, model: ModelView, prompt: Text, negative_prompt: str | list[str] | None) -> None:
+        """Hold the clean text; `apply` fills in the rest."""
+        self._prompt: Text = prompt
+        self.prompt_2: str | list[str] | None = None
+        """The text for the second text encoder without its tags, where one was given."""
+        self.prompt_3: str | list[str] | None = None
+        self.negative_prompt = negative_prompt
+        """The negative prompt: as it came in, or with `negative_tags="apply"` without its tags."""
+        self.prompts: tuple[Prompt, ...] = ()
+        """Each prompt as it was read, with the places of its tags."""
+        self._diagnostics: tuple[Diagnostic, ...] = ()
+        self._report = Report()
+        self._owner = self._new_owner()
+        self._model = WeakView(model)
+        self._waiting: ModelView | None = None  # until it is entered, where somebody else had the model at the time
+        self._problems = Problems(strict=False)
+        self._asking = Asking((), named_tags({}))
+        self._requests: tuple[Request, ...] = ()
+        self._policy = Policy()
+        self._wait: float | None = WAIT
+        self._strict = False
+        self._clock: Clock | None = None
+        self._moment: Moment | None = None  # said last with `at`
+        self._texts: Texts | None = None  # told apart where negative tags act
+        self._given = mine()  # claims under which it was made
+        self._entered: list[tuple[Claim, Owner | None]] = []
+
+    def __repr__(self) -> str:
+        """Return what is applied to what, and whether it shows."""
+        state = "waiting" if self._waiting is not None else "active" if self.active else "not active"
+        if self._waiting is not None:
+            return f"<Applied {self._prompt!r} to {self._model.description}: {state}>"
+        files = ", ".join(lora.name for lora in self._report.loras) or "no LoRA"
+        weights = f"{self._report.weights} weights, {self._report.live} modules beside"
+        return f"<Applied {self._prompt!r} to {self._model.description}: {files}; {weights}; {state}>"
+
+    def __del__(self) -> None:
+        """Say so where it never came to be applied."""
+        if self.__dict__.get("_waiting") is not None:
+            logger.warning(
+                "%s was held by others when apply was called from a coroutine, and was never entered: nothing was "
+                'applied. Use "async with lora_runtime.apply(...)"',
+                self._model.description,
+            )
+
+    @property
+    def prompt(self) -> Text:
+        """The text without its tags: a list where a list came in."""
+        self._settle()
+        return self._prompt
+
+    @property
+    def report(self) -> Report:
+        """What went where, and for each key that found no place the reason."""
+        self._settle()
+        return self._report
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """What could not be read, found or used, with its place in the prompt.
+
+        Of a list what could not be read comes first, prompt by prompt, and what is common to all has its place in the
+        first. What only a call of the model shows, such as rows that cannot be told, comes last, after that call.
+        """
+        self._settle()
+        said = {} if self._clock is None else self._clock.said
+        return self._diagnostics + tuple(found_in_calls(said, self._requests))
+
+    @property
+    def _images(self) -> int:
+        return max(1, len(self.prompts))
+
+    @property
+    def tags(self) -> tuple[LoraTag, ...]:
+        """The tags in the order of the (first) prompt, then the adapters that were named."""
+        first: list[LoraTag] = [tag for texts in self._asking.prompts[:1] for text in texts for tag in text.tags]
+        return (*first, *self._asking.named.tags)
+
+    @property
+    def strengths(self) -> dict[str, Strength | tuple[Strength, Strength]]:
+        """The strength by name, as a tag or `adapters` has it; a pair (te, unet) where the two differ."""
+        return self._asking.strengths
+
+    def set(self, name: str, strength: Asked) -> None:
+        """Change the strength of one LoRA in place, at the cost of a switch: a number, or what `adapters` may have.
+
+        A number or a pair leaves blocks, steps and place of the tag as they are. Where several tags have the name,
+        the first in each prompt gets the strength and the others go; tags of the negative prompt stay. Where this is
+        not shown now, the change shows when it is. UnknownLoraError where nothing has that name, TagSyntaxError for
+        what cannot be read.
+        """
+        (asked,) = named_tags({name: strength}, strict=True).tags
+        try:
+            asking = self._asking.with_strength(asked, whole=isinstance(strength, (str, Mapping)))
+        except KeyError:
+            names = tuple(self._asking.strengths)
+            known = f"there are {', '.join(names)}" if names else "there are none"
+            raise UnknownLoraError(
+                f'"{name}" is in no tag and not in adapters, so it has no strength to change: {known}', name, names
+            ) from None
+        problems = Problems(self._strict, asking.texts)
+        before = self._asking, self._requests, self._problems, self._diagnostics, self._moment
+        owner = next((owner for owner in reversed(self._owners()) if is_active(owner)), None)
+        try:
+            self._requests = asking.requests(problems)
+            self._asking, self._problems, self._diagnostics = asking, problems, ()
+            if owner is not None:
+                view = self._view()
+                with owned(view, self._what(), self._wait, self._claims()) as state:
+                    self._show(state, view, owner)
+        except BaseException:
+            self._asking, self._requests, self._problems, self._diagnostics, _ = before
+            raise
+        if before[-1] is not None:  # in the middle of somebody's own loop
+            self.at(before[-1].step, before[-1].steps, before[-1].sigma)
+
+    @property
+    def triggers(self) -> dict[str, tuple[str, ...]]:
+        """By name, the words that a file was trained with (at most as many as `list` shows) and the prompt lacks."""
+        self._settle()
+        said = " ".join(prompt.text for image in self._asking.prompts for prompt in image).casefold()
+        found = {}
+        for request in self._requests:
+            words = trigger_words(request.lora.metadata)
+            if lacking := tuple(word for word in words if word.casefold() not in said):
+                found[request.lora.name] = lacking
+        return found
+
+    def infotext(self, **parameters: Any) -> str:
+        """Return what the WebUI writes into a picture: the (first) prompt with its tags, and parameters.
+
+        `parameters` by the names of a pipeline (`num_inference_steps`, `guidance_scale`, `seed`, `width`, `height`) or
+        by the WebUI's own with `_` for blanks (`Sampler="Euler a"`). The files' hashes are added, so that
+        `read_infotext` finds them under other names. `lora_runtime.infotext` has the format.
+        """
+        self._settle()
+        catalog = catalog_for(self._asking.loras)
+        hashes = {}
+        for tag in self.tags:
+            try:
+                hashes[tag.name] = catalog.hashes(catalog.resolve(tag.name)).sha256_of_tensors
+            except LoraError:  # it is in the diagnostics
+                continue
+        negative = self.negative_prompt if isinstance(self.negative_prompt, str) else None
+        return infotext_of(self._asking.written, negative or "", parameters, hashes)
+
+    @property
+    def active(self) -> bool:
+        """Whether the model shows all of this now: not restored, not replaced or covered by a later `apply`."""
+        return any(map(is_active, self._owners()))
+
+    def at(self, step: int | None, steps: int = 1, sigma: float | None = None) -> None:
+        """Say which step of how many comes next, from 0: for loops of your own, without a diffusers pipeline.
+
+        None leaves it to the pipeline's scheduler again. Changes strengths that vary; nothing where none does, or where
+        a later `apply` has replaced this one.
+        """
+        if self._clock is not None:
+            self._moment = None if step is None else Moment(step, steps, sigma)
+            self._clock.at(self._moment)
+
+    def restore(self) -> None:
+        """Undo this: every weight shows what it would without it. Does nothing where it was replaced or undone."""
+        self._waiting = None
+        for owner in self._owners():
+            if owner.scope is not None and is_on(owner):
+                with claimed(owner.scope, self._model.description, self._wait, self._claims()):
+                    leave(owner)
+
+    def __enter__(self) -> Applied[Text]:
+        """Take the model, and apply again if it was restored, replaced or covered in the meantime."""
+        view, entered = self._view(), False
+        while not entered:
+            claim = Claim(known_of(view), self._what())
+            try:
+                claim.take(self._wait, self._given)
+                entered = self._enter(view, claim)
+            finally:
+                if not entered:
+                    claim.release()
+        return self
+
+    async def __aenter__(self) -> Applied[Text]:
+        """Take the model as `__enter__` does, while the event loop goes on."""
+        view, entered = self._view(), False
+        while not entered:
+            claim = Claim(known_of(view), self._what())
+            try:
+                await claim.take_later(self._wait, self._given)
+                entered = self._enter(view, claim)
+            finally:
+                if not entered:
+                    claim.release()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Undo it, and give the model to others; any thread may do it, since the block has the model."""
+        claim, owner = self._entered.pop()
+        try:
+            if owner is not None:
+                leave(owner)
+        finally:
+            claim.release()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Undo it, and give the model to others."""
+        self.__exit__(kind, error, traceback)
+
+    def _enter(self, view: ModelView, claim: Claim) -> bool:
+        """Begin a block; False where the model has other modules than when it was claimed."""
+        scope = scope_of(view)
+        if scope is not claim.scope:
+            return False
+        owner: Owner | None = None
+        if not any(map(is_topmost, self._owners())):
+            # One that is under others already stays there: this block stands above them.
+            owner = self._new_owner() if self._owner.entered else self._owner
+            self._show(ModelState(scope, claim), view, owner)
+        elif not self._owner.entered:
+            owner = self._owner
+        if owner is not None:
+            enter(owner)
+        self._entered.append((claim, owner))
+        return True
+
+    def _new_owner(self) -> Owner:
+        owner = Owner()
+        owner.handle = weakref.ref(self)
+        return owner
+
+    def _owners(self) -> list[Owner]:
+        return [self._owner, *(owner for _, owner in self._entered if owner is not None and owner is not self._owner)]
+
+    def _claims(self) -> tuple[Claim, ...]:
+        return (*self._given, *(claim for claim, _ in self._entered))
+
+    def _view(self) -> ModelView:
+        return self._model.view() if self._waiting is None else self._waiting
+
+    def _what(self) -> str:
+        text = self._prompt if isinstance(self._prompt, str) else "; ".join(self._prompt or ())
+        return f'"{text[:60]}" on {self._model.description}'
+
+    def _settle(self) -> None:
+        """Apply now what had to wait for others: whoever looks at it without a block needs it done."""
+        if self._waiting is not None:
+            self._apply(self._waiting)
+
+    def _apply(self, view: ModelView) -> None:
+        with owned(view, self._what(), self._wait, self._given) as state:
+            self._show(state, view, self._owner)
+
+    def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
+        """Plan and patch; the model is as it was if anything fails."""
+        problems, self._problems = self._problems, Problems(strict=False)
+        self._waiting = self._moment = None
+
+        def show(requests: tuple[Request, ...]) -> Plan:
+            self._requests = requests
+            plan, teach = self._plan(state, view, problems), self._teacher(problems)
+            return state.show(owner, plan, self._policy, compiled=view.compiled, began=self._began, teach=teach)
+
+        def leave_out(error: LoraError, request: Request) -> None:
+            problems.error(error, request.span)
+
+        _, plan = show_what_can_be(self._requests, show, leave_out)
+        if not plan.lives:
+            self._clock = None
+        if plan.assignments:
+            watch_optimizers()
+        self._report = plan.report
+        self._diagnostics = self._diagnostics or problems.diagnostics
+
+    def _plan(self, state: ModelState, view: ModelView, problems: Problems) -> Plan:
+        """Return what to do, and take note of what cannot be done."""
+        plan = state.planned(key_of(self._requests))
+        if plan is None or plan.report.model != view.description:
+            plan = make_plan(self._requests, state.targets, view.description, Limits(view))
+        for request in self._requests:
+            for report in plan.report.loras:
+                if report.sha256 == request.lora.sha256:
+                    problems.judgement(judge(report, request, view))
+                    problems.unmoved(report, request)
+        return plan
+
+    def _teacher(self, problems: Problems) -> Callable[[], Callable[[], None]] | None:
+        """Return what teaches the pipeline the words that files bring along, None where they bring none."""
+        requests = self._requests
+        if not any(request.lora.embeddings for request in requests):
+            return None
+        return lambda: load_embeddings(self._model.view(), requests, problems.warning, problems.info)
+
+    def _began(self, live: Live) -> None:
+        """Follow the steps of the model from now on, for as long as this acts beside it."""
+        self._clock = Clock(self._model.view(), live.stages, self._images, self._texts)
+        live.until_then(self._clock.stop)
+        if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
+            self._clock.at(self._moment)

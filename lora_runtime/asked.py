@@ -1,0 +1,120 @@
+"""What one `apply` is asked: the tags of prompts and the LoRAs that are named, and the requests that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lora_runtime.lookup import Lookup, Loras
+from lora_runtime.problems import Problems
+from lora_runtime.prompt import LoraTag, Prompt, Strength, format_tag, parse_prompt
+from lora_runtime.prompt.tags import Dialect
+from lora_runtime.requests import Request, of_batch
+
+__all__ = ["Asking"]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Prompts, one for each image, each with those for its other text encoders; what is `named` is for all images.
+
+    `negatives` are for the negative side alone, and `seeds` one for each image, for the negative side the first.
+    """
+
+    prompts: tuple[tuple[Prompt, ...], ...]
+    named: Prompt
+    negatives: tuple[Prompt, ...] = ()
+    seeds: tuple[int | None, ...] = ()
+    loras: Loras = None
+    hires: bool = False
+
+    @property
+    def texts(self) -> tuple[Prompt, ...]:
+        """All prompts but those of the negative side, what is named last."""
+        return (*(prompt for image in self.prompts for prompt in image), self.named)
+
+    @property
+    def tags(self) -> tuple[LoraTag, ...]:
+        """All tags but those of the negative side, in order."""
+        return tuple(tag for prompt in self.texts for tag in prompt.tags)
+
+    @property
+    def written(self) -> str:
+        """The first prompt with its tags as they are by now, and a tag for each LoRA that is named."""
+        first = self.prompts[0][0] if self.prompts else self.named
+        return _written(first) + ("" if first is self.named else _written(self.named, first.dialect))
+
+    def requests(self, problems: Problems) -> tuple[Request, ...]:
+        """Return what is asked of each file; a name that means no file costs its own tag."""
+        lookup = Lookup(self.loras, problems, hires=self.hires)
+        images = [
+            [each for prompt in (*prompts, self.named) for each in lookup.requests(prompt, seed=seed)]
+            for prompts, seed in zip(self.prompts or ((),), self.seeds or (None,), strict=True)
+        ]
+        seeds = self.seeds if len(self.negatives) > 1 else self.seeds[:1] or (None,)
+        negative = [
+            lookup.requests(prompt, seed=seed, side="negative")
+            for prompt, seed in zip(self.negatives, seeds, strict=False)
+        ]
+        requests = of_batch(images) + of_batch(negative)
+        lookup.done()
+        return requests
+
+    @property
+    def strengths(self) -> dict[str, Strength | tuple[Strength, Strength]]:
+        """The strength of each name, or the pair (te, unet); of a name in several tags the first."""
+        found: dict[str, Strength | tuple[Strength, Strength]] = {}
+        for tag in self.tags:
+            found.setdefault(tag.name, tag.te if tag.te == tag.unet else (tag.te, tag.unet))
+        return found
+
+    def with_strength(self, asked: LoraTag, *, whole: bool) -> Asking:
+        """Return the same with another strength for a name: in each text its first tag has it, and others go.
+
+        `whole`: the tag takes over all that `asked` says, and not its strengths alone. KeyError where nothing has that
+        name.
+        """
+        if asked.name not in self.strengths:
+            raise KeyError(asked.name)
+        return replace(
+            self,
+            prompts=tuple(tuple(_once(asked, prompts, whole)) for prompts in self.prompts),
+            named=_once(asked, [self.named], whole)[0],
+        )
+
+
+def _written(prompt: Prompt, dialect: Dialect | None = None) -> str:
+    """Return a prompt's source with each tag as it is by now, in a dialect (its own)."""
+    dialect = dialect or prompt.dialect
+    now = {tag.span: tag for tag in prompt.tags}
+    text, end = "", 0
+    for tag in parse_prompt(prompt.source, dialect=prompt.dialect, scope=prompt.scope).tags:
+        text += prompt.source[end : tag.span[0]]
+        changed, end = now.get(tag.span), tag.span[1]
+        if changed is not None:
+            text += tag.raw if changed == tag and dialect == prompt.dialect else _tag_text(changed, dialect)
+    return text + prompt.source[end:]
+
+
+def _tag_text(tag: LoraTag, dialect: Dialect) -> str:
+    """Return a tag as text; in the native dialect where another cannot say it."""
+    try:
+        return format_tag(tag, dialect=dialect)
+    except ValueError:
+        return format_tag(tag, dialect="native")
+
+
+def _once(asked: LoraTag, prompts: Sequence[Prompt], whole: bool) -> list[Prompt]:
+    """Return these prompts with one tag for the name, in the place of the first."""
+    found, changed = False, []
+    for prompt in prompts:
+        tags = []
+        for tag in prompt.tags:
+            if tag.name == asked.name and not found:
+                changed_tag = replace(tag, te=asked.te, unet=asked.unet)
+                tags.append(replace(changed_tag, dyn=asked.dyn, conditions=asked.conditions) if whole else changed_tag)
+            elif tag.name != asked.name:
+                tags.append(tag)
+            found = found or tag.name == asked.name
+        changed.append(replace(prompt, tags=tuple(tags)))
+    return changed
