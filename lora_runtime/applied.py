@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from lora_runtime.asked import Asking
 from lora_runtime.beside import Live
 from lora_runtime.clock import Clock
 from lora_runtime.embeddings import load_embeddings
-from lora_runtime.errors import LoraError, UnknownLoraError
+from lora_runtime.errors import LoraError, ModelError, UnknownLoraError
 from lora_runtime.held import ModelState, owned
 from lora_runtime.infotext import infotext_of
 from lora_runtime.limits import Limits
@@ -33,6 +35,7 @@ from lora_runtime.problems import (
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, Strength
 from lora_runtime.prompt.named import Asked, named_tags
 from lora_runtime.prompt.strength import Moment
+from lora_runtime.prompt_embeds import Emphasis, embeds_of
 from lora_runtime.report import Report
 from lora_runtime.requests import Request
 from lora_runtime.scopes import known_of, scope_of
@@ -71,6 +74,9 @@ class Applied(Generic[Text]):
         self._waiting: ModelView | None = None  # until it is entered, where somebody else had the model at the time
         self._problems = Problems(strict=False)
         self._asking = Asking((), named_tags({}))
+        self._weights: Emphasis | None = None
+        self._clip_skip = 0
+        self._embeds: dict[str, Tensor] | None = None
         self._requests: tuple[Request, ...] = ()
         self._policy = Policy()
         self._wait: float | None = WAIT
@@ -205,6 +211,27 @@ class Applied(Generic[Text]):
         """Whether the model shows all of this now: not restored, not replaced or covered by a later `apply`."""
         return any(map(is_active, self._owners()))
 
+    @property
+    def embeds(self) -> dict[str, Tensor]:
+        """What the pipeline's call takes in place of the texts, where `weights` was given: `pipe(**applied.embeds)`.
+
+        `prompt_embeds` and `negative_prompt_embeds` (prompts, tokens, width), for SDXL the pooled ones too, made by the
+        text encoders while they show this. ModelError where they do not, or the pipeline is of another kind.
+        """
+        self._settle()
+        if self._weights is None:
+            raise ModelError('no weights were asked for: apply(…, weights="a1111")')
+        if self._embeds is None:
+            if not self.active:
+                raise ModelError("the text encoders do not show this any more: ask within the `with` block")
+            prompts = _listed(self._prompt)
+            negatives = _listed(self.negative_prompt) or [""]
+            if len(negatives) == 1:
+                negatives *= len(prompts)
+            ask = self._view().ask
+            self._embeds = embeds_of(ask, prompts, negatives, self._weights, self._clip_skip)
+        return dict(self._embeds)
+
     def at(self, step: int | None, steps: int = 1, sigma: float | None = None) -> None:
         """Say which step of how many comes next, from 0: for loops of your own, without a diffusers pipeline.
 
@@ -313,7 +340,7 @@ class Applied(Generic[Text]):
     def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
-        self._waiting = self._moment = None
+        self._waiting = self._moment = self._embeds = None
 
         def show(requests: tuple[Request, ...]) -> Plan:
             self._requests = requests
@@ -356,3 +383,8 @@ class Applied(Generic[Text]):
         live.until_then(self._clock.stop)
         if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
             self._clock.at(self._moment)
+
+
+def _listed(text: str | list[str] | None) -> list[str]:
+    """Return texts as a list."""
+    return [text] if isinstance(text, str) else list(text or ())

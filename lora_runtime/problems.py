@@ -15,8 +15,10 @@ from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import RUNS_ONCE
 from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.prompt.brackets import without_edits
+from lora_runtime.prompt.emphasis import has_emphasis
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.strength import Curve
+from lora_runtime.prompt_embeds import knows_weights
 from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
@@ -26,6 +28,7 @@ __all__ = [
     "judge",
     "show_what_can_be",
     "text_at_all_steps",
+    "warn_of_emphasis",
     "warn_of_idle_tags",
     "warn_of_negative_tags",
 ]
@@ -126,6 +129,19 @@ def text_at_all_steps(prompt: Prompt, problems: Problems) -> str:
             span,
         )
     return text
+
+
+def warn_of_emphasis(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
+    """Say so where a prompt weighs words for the WebUI: a pipeline of diffusers reads the brackets as words."""
+    for prompt in prompts:
+        if model.ask("tokenizer") is None or not has_emphasis(prompt.text):
+            continue
+        message = "(word:1.2), ((word)) and BREAK reach the text encoder as words here"
+        if knows_weights(model.ask):
+            message += ': apply(…, weights="a1111") reads them as the WebUI does, for pipe(**applied.embeds)'
+        else:
+            message += ", and this model knows no weights of words"
+        problems.info(message)
 
 
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:

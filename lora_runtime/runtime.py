@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lora_runtime.applied import Applied, Text
 from lora_runtime.asked import Asking
@@ -19,6 +19,7 @@ from lora_runtime.pipelines import view
 from lora_runtime.problems import (
     Problems,
     text_at_all_steps,
+    warn_of_emphasis,
     warn_of_idle_tags,
     warn_of_negative_tags,
 )
@@ -26,6 +27,7 @@ from lora_runtime.prompt import Prompt, parse_prompt
 from lora_runtime.prompt.named import Asked, named_tags
 from lora_runtime.prompt.tags import Dialect
 from lora_runtime.prompt.tags import Scope as TagScope
+from lora_runtime.prompt_embeds import Emphasis
 from lora_runtime.scopes import known_of
 from lora_runtime.texts import Texts
 
@@ -48,6 +50,8 @@ def apply(
     negative_tags: Literal["words", "apply"] = "words",
     hires: bool = False,
     seeds: int | Sequence[int] | None = None,
+    weights: Emphasis | None = None,
+    clip_skip: int = 0,
     dialect: Dialect = "a1111",
     scope: TagScope = "all",
     presets: Mapping[str, str] | None = None,
@@ -68,6 +72,9 @@ def apply(
     tag's arguments ({"unet": 1, "stop": "50%"}). `applied.set("ink", 0.4)` changes one in place. `prompt_2` and
     `prompt_3` are texts for further encoders: their tags act as those of the prompt, and `applied.prompt_2` is the text
     without them.
+
+    `weights="a1111"` reads (word:1.2), [word] and BREAK as the WebUI does (`"a1111-no-norm"` without giving back the
+    mean): give the pipeline `applied.embeds` in place of the texts. For SD1, SD2 and SDXL; `clip_skip` as there.
 
     What a tag can say is in docs/syntax.md. Strengths that are the same throughout a picture go into the weights; those
     that depend on the step, the image, the side or the place act beside them while the pipeline runs, and follow its
@@ -114,7 +121,11 @@ def apply(
     applied: Applied[Text] = Applied(looked_at, _as_asked(prompt, texts), negative_prompt)
     applied.prompts = prompts
     applied._policy, applied._wait, applied._strict = policy, wait, strict
-    applied._problems = problems
+    applied._problems, applied._weights, applied._clip_skip = problems, weights, clip_skip
+    if weights is None:
+        warn_of_emphasis(prompts, looked_at, problems)
+    elif weights not in get_args(Emphasis):
+        raise ValueError(f"weights is {weights!r}: give one of {', '.join(map(repr, get_args(Emphasis)))}, or None")
     if negatives:
         negative_texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
         applied.negative_prompt = _as_asked(negative_prompt, negative_texts)

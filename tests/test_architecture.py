@@ -46,6 +46,7 @@ LADDER = (
     "sides",
     "limits",
     "texts",
+    "prompt_embeds",
     "beside",
     "requests",
     "report",
