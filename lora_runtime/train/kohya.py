@@ -1,0 +1,321 @@
+"""kohya's configuration files, told in the names of `Config`; what they ask for and is not done here is said.
+
+Tables in, values and notes out: nothing is read from disk but the file of sample prompts that a configuration names.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.errors import TrainingError
+
+__all__ = ["translate"]
+
+Values = dict[str, Any]
+
+# What a run of kohya's does where its file is silent and Config's own default is another.
+_SILENT = {
+    "network_dim": 4,
+    "network_alpha": 1.0,
+    "train_text_encoder": True,
+    "enable_bucket": False,
+    "lr_scheduler": "constant",
+}
+_MODULES = {"networks.lora": "lora", "networks.lora_flux": "lora", "networks.lora_sd3": "lora"}
+_MODULES |= {"networks.loha": "loha", "networks.lokr": "lokr"}
+_LYCORIS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "pagedadamw": "bitsandbytes.optim.PagedAdamW",
+    "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
+    "pagedadamw32bit": "bitsandbytes.optim.PagedAdamW32bit",
+    "lion": "lion_pytorch.Lion",
+    "lion8bit": "bitsandbytes.optim.Lion8bit",
+    "pagedlion8bit": "bitsandbytes.optim.PagedLion8bit",
+    "prodigy": "prodigyopt.Prodigy",
+    "adafactor": "transformers.optimization.Adafactor",
+    "dadaptadam": "dadaptation.DAdaptAdam",
+    "dadaptlion": "dadaptation.DAdaptLion",
+}
+_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
+# kohya's name → the name here, where the value is the same.
+_RENAMED = {"batch_size": "train_batch_size", "caption_extention": "caption_extension", "rs_lora": "use_rslora"}
+_RENAMED |= {"dora_wd": "use_dora"}
+
+# kohya's names that ask for nothing here, by why not. A value that turns its name off is not worth a line.
+_UNUSED_BECAUSE = {
+    "what the model is, is read from its own files": (
+        "v2 v_parameterization clip_skip max_token_length zero_terminal_snr no_half_vae"
+    ),
+    "torch's own attention is used": "xformers sdpa mem_eff_attn",
+    "pictures and texts are read and kept in another way here": (
+        "cache_latents vae_batch_size max_data_loader_n_workers persistent_data_loader_workers lowram highvram"
+        " cache_info cache_text_encoder_outputs cache_text_encoder_outputs_to_disk skip_cache_check tokenizer_cache_dir"
+    ),
+    "--resume goes on with a run": (
+        "save_state save_state_on_train_end resume save_last_n_steps save_last_n_epochs save_n_epoch_ratio"
+    ),
+    "sample_every_n_steps is read": "sample_every_n_epochs sample_sampler sample_at_first",
+    "not done here": (
+        "vae color_aug random_crop face_crop_aug_range masked_loss alpha_mask resize_interpolation dataset_repeats"
+        " in_json caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_step token_warmup_min"
+        " caption_prefix caption_suffix keep_tokens_separator secondary_separator enable_wildcard caption_separator"
+        " network_dropout rank_dropout module_dropout scale_weight_norms network_weights dim_from_weights base_weights"
+        " base_weights_multiplier block_lr_zero_threshold down_lr_weight mid_lr_weight up_lr_weight block_dims"
+        " block_alphas conv_block_dims conv_block_alphas preset loraplus_lr_ratio split_qkv train_t5xxl use_tucker"
+        " use_scalar multires_noise_iterations multires_noise_discount adaptive_noise_scale"
+        " noise_offset_random_strength ip_noise_gamma debiased_estimation_loss min_timestep max_timestep loss_type"
+        " huber_schedule huber_c huber_scale scale_v_pred_loss_like_noise_pred v_pred_like_loss"
+        " lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_args lr_scheduler_type lr_decay_steps"
+        " lr_scheduler_min_lr_ratio full_fp16 full_bf16 fp8_base fp8_base_unet torch_compile blocks_to_swap"
+        " logging_dir log_with log_prefix log_tracker_name wandb_run_name save_model_as training_comment no_metadata"
+        " huggingface_repo_id"
+    ),
+}
+_UNUSED = {name: reason for reason, names in _UNUSED_BECAUSE.items() for name in names.split()}
+_OFF: tuple[object, ...] = (False, 0, "", "no", "none", "None", [], None)
+
+
+def translate(table: Mapping[str, Any], known: Mapping[str, str]) -> tuple[Values, list[str]]:
+    """Return the values for fields of `Config`, and a line for each name that is not read.
+
+    `known` has the type of each field by its name. TrainingError where a value asks for what would be another training.
+    """
+    notes: list[str] = []
+    given = _flat(table, notes)
+    kohyas = given.get("network_module") in {*_MODULES, "lycoris.kohya"}
+    values: Values = {}
+    for name, value in given.items():
+        _take(name, value, values, notes, known)
+    if kohyas:
+        left = {name: value for name, value in _SILENT.items() if name not in values}
+        values.update(left)
+        if left:
+            said = ", ".join(f"{name} = {_shown(value)}" for name, value in left.items())
+            notes.append(f"network_module = {given['network_module']}: kohya's defaults for what is not said: {said}")
+    if given.get("network_module") == "lycoris.kohya":
+        values.setdefault("conv_dim", values["network_dim"])
+        values.setdefault("conv_alpha", values["network_alpha"])
+    _count_warmup(values, notes)
+    return values, notes
+
+
+def _shown(value: object) -> str:
+    """Return a value as a line of TOML has it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+# --- sections ----------------------------------------------------------------------------------------------------
+
+_OF_SUBSET = ("image_dir", "num_repeats", "class_tokens", "is_reg")
+
+
+def _flat(table: Mapping[str, Any], notes: list[str]) -> Values:
+    """Return all names and values of a file, sections being only headings, and its folders as `subsets`."""
+    flat: Values = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            _add(value, flat, notes)
+        elif name != "datasets":
+            _add({name: value}, flat, notes)
+    subsets = []
+    for dataset in _tables(table.get("datasets", []), "datasets"):
+        _add({name: value for name, value in dataset.items() if name != "subsets"}, flat, notes)
+        for subset in _tables(dataset.get("subsets", []), "datasets.subsets"):
+            if "metadata_file" in subset:
+                notes.append(f"metadata_file = {_shown(subset['metadata_file'])}: not read; captions are files here")
+            if "image_dir" not in subset:
+                raise TrainingError("a [[datasets.subsets]] has no image_dir: give the folder of its pictures")
+            repeats = {"num_repeats": flat["num_repeats"]} if "num_repeats" in flat else {}
+            subsets.append({**repeats, **{name: subset[name] for name in _OF_SUBSET if name in subset}})
+            subsets[-1]["image_dir"] = Path(subsets[-1]["image_dir"])
+            others = {name: value for name, value in subset.items() if name not in (*_OF_SUBSET, "metadata_file")}
+            _add(others, flat, notes)
+    flat.pop("num_repeats", None)
+    if subsets:
+        flat["subsets"] = subsets
+        for name in ("train_data_dir", "reg_data_dir"):
+            if name in flat:
+                notes.append(f"{name} = {_shown(flat.pop(name))}: not read; the folders of [[datasets]] are")
+    return flat
+
+
+def _tables(value: object, name: str) -> list[dict[str, Any]]:
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return value
+    raise TrainingError(f"{name} is no list of tables: write [[{name}]]")
+
+
+def _add(more: Mapping[str, Any], flat: Values, notes: list[str]) -> None:
+    """Add names to those read before; of two values for one name the first counts, and it is said."""
+    for name, value in more.items():
+        if flat.setdefault(name, value) != value:
+            notes.append(
+                f"{name} = {_shown(value)}: not read; {name} = {_shown(flat[name])} was said before, and counts for all"
+            )
+
+
+# --- names and values --------------------------------------------------------------------------------------------
+
+
+def _take(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
+    """Put the field that a name of kohya's means into `values`, or say why none."""
+    name = _RENAMED.get(name, name)
+    reader = _READERS.get(name)
+    if reader is not None:
+        reader(name, value, values, notes, known)
+    elif name in known:
+        values[name] = _number(value, known[name])
+    elif name not in _UNUSED:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        notes.append(f"{name} = {_shown(value)}: not known, and not read{hint}")
+    elif value not in _OFF:
+        notes.append(f"{name} = {_shown(value)}: not read; {_UNUSED[name]}")
+
+
+def _number(value: Any, kind: str) -> Any:
+    """Return what stands for a number of a field's kind, such as "1e-4", as that number; everything else as it is."""
+    if kind not in ("int", "float", "float | None") or isinstance(value, bool):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return int(number) if kind == "int" and number.is_integer() else number
+
+
+def _resolution(name: str, value: Any, values: Values, *_: object) -> None:
+    sides = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        width, height = (int(side) for side in (sides * 2 if len(sides) == 1 else sides))
+    except (TypeError, ValueError):
+        raise TrainingError(
+            f'{name} = {value!r} cannot be: 512 or "512,768" is allowed, the width and height'
+        ) from None
+    values[name] = (width, height)
+
+
+def _module(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
+    if value in _MODULES or value in _MODULES.values():
+        values.setdefault(name, _MODULES.get(value, value))
+    elif value == "lycoris.kohya":
+        values.setdefault(name, "lora")
+    else:
+        raise TrainingError(f"{name} = {value!r} cannot be: lora, loha, lokr and kohya's names for them are allowed")
+
+
+def _network_args(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
+    for item, told in _pairs(name, value):
+        if item != "algo":
+            _take(item, told, values, notes, known)
+        elif told in _LYCORIS:
+            values["network_module"] = _LYCORIS[told]
+        else:
+            raise TrainingError(f"algo={told} in {name} cannot be trained here: {', '.join(_LYCORIS)} are allowed")
+
+
+def _pairs(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return names and values from a list of "name=value"; a value that is no number or the like is a text."""
+    pairs = []
+    for item in value if isinstance(value, list) else [value]:
+        key, sign, text = str(item).partition("=")
+        if not sign:
+            raise TrainingError(f'{name} has {item!r}: write "name=value"')
+        try:
+            told = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            told = {"true": True, "false": False}.get(text.lower(), text)
+        pairs.append((key.strip(), told))
+    return pairs
+
+
+def _optimizer(name: str, value: Any, values: Values, *_: object) -> None:
+    values[name] = _OPTIMIZERS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _optimizer_flag(name: str, value: Any, values: Values, *_: object) -> None:
+    if value:
+        values["optimizer_type"] = _OPTIMIZERS["adamw8bit" if name == "use_8bit_adam" else "lion"]
+
+
+def _optimizer_args(name: str, value: Any, values: Values, *_: object) -> None:
+    values[name] = tuple(value.items()) if isinstance(value, dict) else tuple(_pairs(name, value))
+
+
+def _train_only(name: str, value: Any, values: Values, *_: object) -> None:
+    if value:
+        values["train_text_encoder" if name == "network_train_unet_only" else "train_unet"] = False
+        values.setdefault("train_unet" if name == "network_train_unet_only" else "train_text_encoder", True)
+
+
+def _rate(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
+    """Read a rate of one part; a rate of 0 means that it is not trained, as a list has one for each text encoder."""
+    rates = [_number(item, known[name]) for item in (value if isinstance(value, list) else [value])]
+    if not rates:
+        return
+    if any(rate != rates[0] for rate in rates):
+        notes.append(f"{name} = {_shown(value)}: {rates[0]} for all text encoders; they have one rate here")
+    if rates[0] == 0:
+        values["train_unet" if name == "unet_lr" else "train_text_encoder"] = False
+    else:
+        values[name] = rates[0]
+
+
+def _extension(name: str, value: Any, values: Values, *_: object) -> None:
+    values[name] = (value,) if isinstance(value, str) else value
+
+
+def _precision(name: str, value: Any, values: Values, *_: object) -> None:
+    values[name] = _PRECISIONS.get(value, value) if isinstance(value, str) else value
+
+
+def _prompts(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
+    """Read sample prompts: a list, or the name of a text file with one in each line and `#` before remarks."""
+    if isinstance(value, str):
+        try:
+            value = Path(value).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            notes.append(f"{name} = {_shown(value)}: no prompts can be read from it ({error}); no samples are painted")
+            return
+        value = [line.strip() for line in value if line.strip() and not line.startswith("#")]
+    texts = [item.partition(" --")[0].strip() if isinstance(item, str) else item for item in value]
+    if texts != value:
+        notes.append(f"{name}: what follows ` --` in a prompt is not read; samples have the run's resolution and seed")
+    values[name] = tuple(texts)
+
+
+def _count_warmup(values: Values, notes: list[str]) -> None:
+    """Turn a warm-up that is a part of all steps, as kohya's may be, into their number."""
+    part = values.get("lr_warmup_steps")
+    if not isinstance(part, float):
+        return
+    if part >= 1 or values.get("max_train_epochs"):
+        values["lr_warmup_steps"] = int(part)
+        if part < 1 and part:
+            notes.append(f"lr_warmup_steps = {part}: not read; with max_train_epochs a number of steps is needed")
+    else:
+        values["lr_warmup_steps"] = int(part * int(values.get("max_train_steps", 1600)))
+
+
+_READERS: dict[str, Callable[[str, Any, Values, list[str], Mapping[str, str]], None]] = {
+    "resolution": _resolution,
+    "network_module": _module,
+    "network_args": _network_args,
+    "optimizer_type": _optimizer,
+    "use_8bit_adam": _optimizer_flag,
+    "use_lion_optimizer": _optimizer_flag,
+    "optimizer_args": _optimizer_args,
+    "network_train_unet_only": _train_only,
+    "network_train_text_encoder_only": _train_only,
+    "unet_lr": _rate,
+    "text_encoder_lr": _rate,
+    "caption_extension": _extension,
+    "save_precision": _precision,
+    "sample_prompts": _prompts,
+}
