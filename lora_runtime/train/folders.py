@@ -94,7 +94,7 @@ def _as_many(pictures: Sequence[Picture], count: int, notes: list[str]) -> list[
             taken.append(picture)
             missing -= picture.repeats
     if left := len(pictures) - len(taken):
-        notes.append(f"{left} of {len(pictures)} regularisation pictures are not used: the others are enough")
+        notes.append(f"{left} of {_number(len(pictures), 'regularisation picture')} not used: the others are enough")
     if missing > 0 and taken:
         each, more = divmod(missing, len(taken))
         taken = [replace(p, repeats=p.repeats + each + (place < more)) for place, p in enumerate(taken)]
@@ -130,7 +130,9 @@ def _subsets(base: Path, regularisation: bool, notes: list[str]) -> list[Subset]
         elif path.is_symlink() and not path.exists():
             notes.append(f"{path}: not read; the link leads nowhere")
     if loose:
-        notes.append(f"{base}: {loose} pictures directly in it are not read; put them in a folder such as 20_robot")
+        notes.append(
+            f"{base}: {_number(loose, 'picture')} directly in it not read; put them in a folder such as 20_robot"
+        )
     return found
 
 
@@ -145,11 +147,10 @@ def _read_folder(subset: Subset, config: Config, notes: list[str]) -> list[Pictu
     texts = {path.name: path for path in paths}
     folded = {path.name.casefold(): path for path in reversed(paths)}
     found = []
-    without = 0
+    without = within = 0
     for path in paths:
         if path.suffix.lower() not in _PICTURES:
-            if path.is_dir():
-                notes.append(f"{path}: not read; a folder within a folder of pictures")
+            within += path.is_dir()
             continue
         read = _look_at(path, config, notes)
         if read is None:
@@ -163,15 +164,21 @@ def _read_folder(subset: Subset, config: Config, notes: list[str]) -> list[Pictu
         found.append(
             Picture(path, caption, folder.name, subset.num_repeats, subset.is_reg, size, words=words, sha256=sha256)
         )
+    if within:
+        notes.append(f"{folder}: {_number(within, 'folder')} in it not read; pictures lie directly in a folder N_words")
     if not found:
         notes.append(f"{folder}: no pictures in it")
     elif without and not words:
         notes.append(
-            f"{folder}: {without} of {len(found)} pictures have no caption, and the folder no words: it is empty"
+            f"{folder}: {without} of {_number(len(found), 'picture')} without a caption, and the folder has no words"
         )
     elif 0 < without < len(found):
-        notes.append(f'{folder}: {without} of {len(found)} pictures have no caption; theirs is "{words}"')
+        notes.append(f'{folder}: {without} of {_number(len(found), "picture")} without a caption; "{words}" is theirs')
     return found
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -185,6 +192,10 @@ def _look_at(path: Path, config: Config, notes: list[str]) -> tuple[tuple[int, i
 
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        notes.append(f"{path}: cannot be read ({error.strerror or error})")
+        return None
+    try:
         with Image.open(io.BytesIO(raw)) as image:
             width, height = image.size
             if image.getexif().get(_ORIENTATION) in _SIDEWAYS:

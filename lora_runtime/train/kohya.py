@@ -12,73 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.errors import TrainingError
+from lora_runtime.train.kohya_names import (
+    LYCORIS,
+    MODULES,
+    OFF,
+    OPTIMIZERS,
+    PRECISIONS,
+    RENAMED,
+    SECRET,
+    SILENT,
+    UNUSED,
+)
 
 __all__ = ["translate"]
 
 Values = dict[str, Any]
-
-# What a run of kohya's does where its file is silent and Config's own default is another.
-_SILENT = {
-    "network_dim": 4,
-    "network_alpha": 1.0,
-    "train_text_encoder": True,
-    "enable_bucket": False,
-    "lr_scheduler": "constant",
-}
-_MODULES = {"networks.lora": "lora", "networks.lora_flux": "lora", "networks.lora_sd3": "lora"}
-_MODULES |= {"networks.loha": "loha", "networks.lokr": "lokr"}
-_LYCORIS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
-_OPTIMIZERS = {
-    "adamw": "AdamW",
-    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
-    "pagedadamw": "bitsandbytes.optim.PagedAdamW",
-    "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
-    "pagedadamw32bit": "bitsandbytes.optim.PagedAdamW32bit",
-    "lion": "lion_pytorch.Lion",
-    "lion8bit": "bitsandbytes.optim.Lion8bit",
-    "pagedlion8bit": "bitsandbytes.optim.PagedLion8bit",
-    "prodigy": "prodigyopt.Prodigy",
-    "adafactor": "transformers.optimization.Adafactor",
-    "dadaptadam": "dadaptation.DAdaptAdam",
-    "dadaptlion": "dadaptation.DAdaptLion",
-}
-_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
-# kohya's name → the name here, where the value is the same.
-_RENAMED = {"batch_size": "train_batch_size", "caption_extention": "caption_extension", "rs_lora": "use_rslora"}
-_RENAMED |= {"dora_wd": "use_dora"}
-
-# kohya's names that ask for nothing here, by why not. A value that turns its name off is not worth a line.
-_UNUSED_BECAUSE = {
-    "what the model is, is read from its own files": (
-        "v2 v_parameterization clip_skip max_token_length zero_terminal_snr no_half_vae"
-    ),
-    "torch's own attention is used": "xformers sdpa mem_eff_attn",
-    "pictures and texts are read and kept in another way here": (
-        "cache_latents vae_batch_size max_data_loader_n_workers persistent_data_loader_workers lowram highvram"
-        " cache_info cache_text_encoder_outputs cache_text_encoder_outputs_to_disk skip_cache_check tokenizer_cache_dir"
-    ),
-    "--resume goes on with a run": (
-        "save_state save_state_on_train_end resume save_last_n_steps save_last_n_epochs save_n_epoch_ratio"
-    ),
-    "sample_every_n_steps is read": "sample_every_n_epochs sample_sampler sample_at_first",
-    "not done here": (
-        "vae color_aug random_crop face_crop_aug_range masked_loss alpha_mask resize_interpolation dataset_repeats"
-        " in_json caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_step token_warmup_min"
-        " caption_prefix caption_suffix keep_tokens_separator secondary_separator enable_wildcard caption_separator"
-        " network_dropout rank_dropout module_dropout scale_weight_norms network_weights dim_from_weights base_weights"
-        " base_weights_multiplier block_lr_zero_threshold down_lr_weight mid_lr_weight up_lr_weight block_dims"
-        " block_alphas conv_block_dims conv_block_alphas preset loraplus_lr_ratio split_qkv train_t5xxl use_tucker"
-        " use_scalar multires_noise_iterations multires_noise_discount adaptive_noise_scale"
-        " noise_offset_random_strength ip_noise_gamma debiased_estimation_loss min_timestep max_timestep loss_type"
-        " huber_schedule huber_c huber_scale scale_v_pred_loss_like_noise_pred v_pred_like_loss"
-        " lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_args lr_scheduler_type lr_decay_steps"
-        " lr_scheduler_min_lr_ratio full_fp16 full_bf16 fp8_base fp8_base_unet torch_compile blocks_to_swap"
-        " logging_dir log_with log_prefix log_tracker_name wandb_run_name save_model_as training_comment no_metadata"
-        " huggingface_repo_id"
-    ),
-}
-_UNUSED = {name: reason for reason, names in _UNUSED_BECAUSE.items() for name in names.split()}
-_OFF: tuple[object, ...] = (False, 0, "", "no", "none", "None", [], None)
 
 
 def translate(table: Mapping[str, Any], known: Mapping[str, str]) -> tuple[Values, list[str]]:
@@ -88,12 +36,12 @@ def translate(table: Mapping[str, Any], known: Mapping[str, str]) -> tuple[Value
     """
     notes: list[str] = []
     given = _flat(table, notes)
-    kohyas = given.get("network_module") in {*_MODULES, "lycoris.kohya"}
+    kohyas = given.get("network_module") in {*MODULES, "lycoris.kohya"}
     values: Values = {}
     for name, value in given.items():
         _take(name, value, values, notes, known)
     if kohyas:
-        left = {name: value for name, value in _SILENT.items() if name not in values}
+        left = {name: value for name, value in SILENT.items() if name not in values}
         values.update(left)
         if left:
             said = ", ".join(f"{name} = {_shown(value)}" for name, value in left.items())
@@ -165,18 +113,21 @@ def _add(more: Mapping[str, Any], flat: Values, notes: list[str]) -> None:
 
 def _take(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
     """Put the field that a name of kohya's means into `values`, or say why none."""
-    name = _RENAMED.get(name, name)
+    name = RENAMED.get(name, name)
     reader = _READERS.get(name)
+    if value == "" and known.get(name, "str") != "str":
+        return  # kohya's tools write what is not given so
     if reader is not None:
         reader(name, value, values, notes, known)
     elif name in known:
         values[name] = _number(value, known[name])
-    elif name not in _UNUSED:
+    elif name not in UNUSED:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         notes.append(f"{name} = {_shown(value)}: not known, and not read{hint}")
-    elif value not in _OFF:
-        notes.append(f"{name} = {_shown(value)}: not read; {_UNUSED[name]}")
+    elif value not in OFF:
+        shown = "…" if name in SECRET else _shown(value)
+        notes.append(f"{name} = {shown}: not read; {UNUSED[name]}")
 
 
 def _number(value: Any, kind: str) -> Any:
@@ -202,8 +153,8 @@ def _resolution(name: str, value: Any, values: Values, *_: object) -> None:
 
 
 def _module(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
-    if value in _MODULES or value in _MODULES.values():
-        values.setdefault(name, _MODULES.get(value, value))
+    if value in MODULES or value in MODULES.values():
+        values.setdefault(name, MODULES.get(value, value))
     elif value == "lycoris.kohya":
         values.setdefault(name, "lora")
     else:
@@ -214,10 +165,10 @@ def _network_args(name: str, value: Any, values: Values, notes: list[str], known
     for item, told in _pairs(name, value):
         if item != "algo":
             _take(item, told, values, notes, known)
-        elif told in _LYCORIS:
-            values["network_module"] = _LYCORIS[told]
+        elif told in LYCORIS:
+            values["network_module"] = LYCORIS[told]
         else:
-            raise TrainingError(f"algo={told} in {name} cannot be trained here: {', '.join(_LYCORIS)} are allowed")
+            raise TrainingError(f"algo={told} in {name} cannot be trained here: {', '.join(LYCORIS)} are allowed")
 
 
 def _pairs(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -236,12 +187,12 @@ def _pairs(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _optimizer(name: str, value: Any, values: Values, *_: object) -> None:
-    values[name] = _OPTIMIZERS.get(value.lower(), value) if isinstance(value, str) else value
+    values[name] = OPTIMIZERS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _optimizer_flag(name: str, value: Any, values: Values, *_: object) -> None:
     if value:
-        values["optimizer_type"] = _OPTIMIZERS["adamw8bit" if name == "use_8bit_adam" else "lion"]
+        values["optimizer_type"] = OPTIMIZERS["adamw8bit" if name == "use_8bit_adam" else "lion"]
 
 
 def _optimizer_args(name: str, value: Any, values: Values, *_: object) -> None:
@@ -272,7 +223,7 @@ def _extension(name: str, value: Any, values: Values, *_: object) -> None:
 
 
 def _precision(name: str, value: Any, values: Values, *_: object) -> None:
-    values[name] = _PRECISIONS.get(value, value) if isinstance(value, str) else value
+    values[name] = PRECISIONS.get(value, value) if isinstance(value, str) else value
 
 
 def _prompts(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
@@ -284,7 +235,11 @@ def _prompts(name: str, value: Any, values: Values, notes: list[str], known: Map
             notes.append(f"{name} = {_shown(value)}: no prompts can be read from it ({error}); no samples are painted")
             return
         value = [line.strip() for line in value if line.strip() and not line.startswith("#")]
-    texts = [item.partition(" --")[0].strip() if isinstance(item, str) else item for item in value]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TrainingError(
+            f"{name} = {_shown(value)} cannot be: a list of texts or the name of a text file is allowed"
+        )
+    texts = [item.partition(" --")[0].strip() for item in value]
     if texts != value:
         notes.append(f"{name}: what follows ` --` in a prompt is not read; samples have the run's resolution and seed")
     values[name] = tuple(texts)

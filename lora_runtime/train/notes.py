@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from lora_runtime.families import FAMILIES
 from lora_runtime.train.batches import batches_per_epoch, epochs_of, places_of, steps_of
 from lora_runtime.train.config import Config
 from lora_runtime.train.folders import Dataset, Picture
@@ -47,7 +48,7 @@ def metadata_of(
     times are Unix time stamps, `finished` None while the run goes on.
     """
     v = prediction == "v_prediction"
-    base, architecture, implementation = _FAMILIES.get(family, (family.lower(), family.lower(), "diffusers"))
+    base, architecture, implementation = _FAMILIES.get(family) or _by_title(family)
     if family == "SD2" and v:
         base, architecture = "sd_v2_v", "stable-diffusion-v2-768-v"
     shown = [picture for picture in dataset.pictures if not picture.regularisation]
@@ -57,7 +58,6 @@ def metadata_of(
         "ss_output_name": config.output_name,
         "ss_sd_model_name": model_name,
         "ss_base_model_version": base,
-        "ss_v2": family == "SD2",
         "ss_training_started_at": started,
         "ss_training_finished_at": finished,
         "ss_steps": steps,
@@ -108,6 +108,8 @@ def metadata_of(
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": _date(started if finished is None else finished),
     }
+    if family in ("SD1", "SD2", "SDXL"):  # what readers take from it is which UNet it is
+        said["ss_v2"] = family == "SD2"
     if model_hash:
         said["ss_new_sd_model_hash"] = model_hash
     if prediction in _PREDICTIONS:
@@ -121,6 +123,12 @@ def trigger_phrase(config: Config, dataset: Dataset) -> str:
     """Return the words by which a prompt calls what was trained: the new word, then those of the pictures' folders."""
     words = [picture.words for picture in dataset.pictures if not picture.regularisation]
     return ", ".join(dict.fromkeys(filter(None, [config.token_string, *words])))
+
+
+def _by_title(family: str) -> tuple[str, str, str]:
+    """Return what kohya has no name for: the name that this library knows the family's files by."""
+    title = next((known.titles[0] for known in FAMILIES if known.name == family and known.titles), family.lower())
+    return title, title, "diffusers"
 
 
 def _optimizer(config: Config) -> str:
