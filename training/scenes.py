@@ -36,10 +36,11 @@ COLORS: dict[str, RGB] = {
 PAPER: RGB = (246, 240, 226)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "diamond", "cross", "moon")
 CONCEPT = "heart"
+NEW_CONCEPT = "robot"  # neither the pipeline nor its LoRAs know it: training/pictures teaches it
 OBJECTS = ("house", "tree", "boat", "car", "mushroom", "flower", "snowman", "mountain")
 # The colour an object has when the caption names none: one each, so that a short prompt gives a sure picture.
 USUAL_COLOR = {"house": "white", "tree": "green", "boat": "red", "car": "blue", "mushroom": "red", "flower": "pink"}
-USUAL_COLOR |= {"snowman": "white", "mountain": "gray"}
+USUAL_COLOR |= {"snowman": "white", "mountain": "gray", NEW_CONCEPT: "gray"}
 FIXED_COLOR = ("snowman", "mountain")
 PLACES = ("by the sea", "in a meadow", "in the snow", "in the desert")
 SKIES = ("", "under a sun", "under a cloud")
@@ -213,6 +214,25 @@ def _draw_mountain(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, colo
     draw.polygon(cap, fill=(255, 255, 255))
 
 
+def _draw_robot(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, color: RGB) -> None:
+    metal, dark, light = (128, 132, 140), (28, 28, 34), (255, 255, 255)
+    draw.rectangle((x - 0.04 * r, y - 1.0 * r, x + 0.04 * r, y - 0.7 * r), fill=metal)
+    _disc(draw, x, y - 1.0 * r, 0.12 * r, (250, 214, 50))
+    for side in (-1, 1):
+        draw.rectangle(
+            (x + (0.64 * side - 0.14) * r, y + 0.12 * r, x + (0.64 * side + 0.14) * r, y + 0.28 * r), fill=metal
+        )
+        _disc(draw, x + side * 0.84 * r, y + 0.2 * r, 0.15 * r, metal)
+        draw.rectangle((x + (0.26 * side - 0.12) * r, y + 0.6 * r, x + (0.26 * side + 0.12) * r, y + r), fill=metal)
+    draw.rounded_rectangle((x - 0.66 * r, y - 0.74 * r, x + 0.66 * r, y + 0.02 * r), 0.1 * r, fill=color)
+    draw.rounded_rectangle((x - 0.54 * r, y + 0.08 * r, x + 0.54 * r, y + 0.72 * r), 0.08 * r, fill=color)
+    for side in (-1, 1):
+        _disc(draw, x + side * 0.3 * r, y - 0.46 * r, 0.19 * r, light)
+        _disc(draw, x + side * 0.3 * r, y - 0.46 * r, 0.09 * r, dark)
+    draw.rectangle((x - 0.36 * r, y - 0.22 * r, x + 0.36 * r, y - 0.07 * r), fill=dark)
+    draw.rectangle((x - 0.26 * r, y + 0.24 * r, x + 0.26 * r, y + 0.54 * r), fill=light)
+
+
 _DRAW_OBJECT: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, RGB], None]] = {
     "house": _draw_house,
     "tree": _draw_tree,
@@ -222,6 +242,7 @@ _DRAW_OBJECT: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, RGB]
     "flower": _draw_flower,
     "snowman": _draw_snowman,
     "mountain": _draw_mountain,
+    NEW_CONCEPT: _draw_robot,
 }
 
 _PLACE_COLORS: dict[str, tuple[RGB, RGB]] = {
