@@ -6,7 +6,8 @@ buckets     sizes that pictures of other shapes are cut to; captions, pixels: ho
 batches     which pictures a step sees, and how: made anew from the seed and the number of the epoch
 models/     what a pipeline makes of a picture and a caption; encoding, encoded: kept, so that it is made once
 loss        what is to be made small: a pure function; randomness: the noise of a step
-layers      PEFT's, around the modules that are trained; names: what files call them; quantised: their base in 4 or 8 bits
+layers      PEFT's, around the modules that are trained; names: what files call them
+quantised   their base in 4 or 8 bits
 new_word    a word that is learnt beside them
 learning    optimiser, rates, running mean
 run         one step, and what is on the model meanwhile

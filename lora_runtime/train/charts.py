@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["loss_curve", "running_mean", "sheet"]
 
-_GAP, _LABEL = 4, 16  # pixels
+_GAP, _LABEL, _LEAST = 4, 16, 64  # pixels
 
 
 def running_mean(losses: Sequence[float], memory: float = 0.95) -> list[float]:
@@ -44,12 +44,13 @@ def loss_curve(losses: Sequence[float], path: Path) -> bool:
     return True
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str]) -> Image.Image:
-    """Return one picture of labelled rows, each with a picture for each title."""
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image | None]]], titles: Sequence[str]) -> Image.Image:
+    """Return one picture of labelled rows, each with a picture for each title; None leaves a place empty."""
     from PIL import Image, ImageDraw, ImageFont
 
-    width = max(picture.width for _, pictures in rows for picture in pictures)
-    height = max(picture.height for _, pictures in rows for picture in pictures)
+    there = [picture for _, pictures in rows for picture in pictures if picture is not None]
+    width = max(_LEAST, *(picture.width for picture in there))
+    height = max(picture.height for picture in there)
     font = ImageFont.load_default()
     made = Image.new(
         "RGB",
@@ -63,5 +64,6 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[st
         top = _LABEL + row * (height + _LABEL + _GAP)
         draw.text((_GAP, top), label, fill="black", font=font)
         for column, picture in enumerate(pictures):
-            made.paste(picture, (_GAP + column * (width + _GAP), top + _LABEL))
+            if picture is not None:
+                made.paste(picture, (_GAP + column * (width + _GAP), top + _LABEL))
     return made

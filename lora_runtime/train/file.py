@@ -12,6 +12,7 @@ from lora_runtime.train.notes import metadata_of
 
 from lora_runtime.errors import LoraError
 from lora_runtime.header import hashes
+from lora_runtime.pipelines.family import family_of
 from lora_runtime.train.batches import places_of
 from lora_runtime.train.charts import loss_curve, sheet
 from lora_runtime.train.config import Config
@@ -35,6 +36,7 @@ class Writer:
         """`started`: seconds since 1970. TrainingError where a sample's line cannot be read."""
         self.notes: list[str] = []
         self._run, self._out, self._started = run, out, started
+        self._samples = out.parent / _SAMPLES
         config, dataset = run.config, run.dataset
         size = places_of(dataset, config)[dataset.pictures[0].size].bucket
         lines = config.sample_prompts or (_usual_prompt(config, dataset),)
@@ -43,28 +45,28 @@ class Writer:
         self._model = Path(config.pretrained_model_name_or_path)
         self._hash = hashes(self._model).sha256 if self._model.is_file() else ""
 
-    def checkpoint(self, done: int, epochs: int) -> None:
-        """Write the LoRA as it is after `done` steps, in the epoch `epochs`."""
-        self._write(self._out.with_stem(f"{self._out.stem}-{done:06d}"), done, epochs)
+    def checkpoint(self, done: int, epoch: int) -> None:
+        """Write the LoRA as it is after `done` steps, in the epoch that counts `epoch` from 1."""
+        self._write(self._out.with_stem(f"{self._out.stem}-{done:06d}"), done, epoch)
 
     def sample(self, done: int) -> None:
         """Paint the samples after `done` steps."""
-        for index, picture in enumerate(self._paint()):
-            picture.save(self._sample_path(done, index))
+        self._keep(self._paint(), done)
 
-    def finish(self, losses: Sequence[float], epochs: int) -> None:
+    def finish(self, losses: Sequence[float], epoch: int) -> None:
         """Write the LoRA, and then what can fail: the pictures beside it."""
-        self._write(self._out, self._run.steps, epochs)
+        self._write(self._out, self._run.steps, epoch)
         painted = self._paint()
         if painted:
             painted[0].save(self._out.with_suffix(".png"))
         every = self._run.config.sample_every_n_steps
         if every and painted:
-            self._sheet(every, painted)
+            self._keep(painted, self._run.steps)
+            self._sheet(every)
         if not loss_curve(losses, self._out.with_stem(f"{self._out.stem}-loss").with_suffix(".png")):
             self.notes.append("no curve of the loss: matplotlib is not installed")
 
-    def _write(self, path: Path, done: int, epochs: int) -> None:
+    def _write(self, path: Path, done: int, epoch: int) -> None:
         run = self._run
         tensors = run.tensors(PRECISIONS[run.config.save_precision])
         notes = metadata_of(
@@ -72,8 +74,10 @@ class Writer:
             run.dataset,
             model_name=self._model.name,
             model_hash=self._hash,
+            family=family_of(run.model.denoiser),
+            prediction=run.model.schedule.kind,
             steps=done,
-            epochs=epochs,
+            epoch=epoch,
             started=self._started,
             finished=time.time(),
         )
@@ -93,22 +97,27 @@ class Writer:
             self._say(f"samples: {line}")
         return pictures
 
-    def _sheet(self, every: int, last: Sequence[Image.Image]) -> None:
+    def _keep(self, painted: Sequence[Image.Image], done: int) -> None:
+        self._samples.mkdir(exist_ok=True)
+        for index, picture in enumerate(painted):
+            picture.save(self._sample_path(done, index))
+
+    def _sheet(self, every: int) -> None:
         """Write all samples on one sheet: prompts down, steps across."""
         from PIL import Image
 
-        steps = [step for step in range(every, self._run.steps, every) if self._sample_path(step, 0).exists()]
+        last = self._run.steps
+        # Those of a run that was broken off, and went on with other samples, are not all there.
+        steps = [*range(every, last, every), last]
         rows = []
-        for index, (line, picture) in enumerate(zip(self._lines, last, strict=True)):
-            paths = [path for step in steps if (path := self._sample_path(step, index)).exists()]
-            rows.append((line, [*(Image.open(path).convert("RGB") for path in paths), picture]))
-        titles = [*map(str, steps), str(self._run.steps)]
-        sheet(rows, titles).save(self._out.with_stem(f"{self._out.stem}-samples").with_suffix(".png"))
+        for index, line in enumerate(self._lines):
+            paths = [self._sample_path(step, index) for step in steps]
+            rows.append((line, [Image.open(path).convert("RGB") if path.exists() else None for path in paths]))
+        made = sheet(rows, [f"step {step}" for step in steps])
+        made.save(self._out.with_stem(f"{self._out.stem}-samples").with_suffix(".png"))
 
     def _sample_path(self, done: int, index: int) -> Path:
-        folder = self._out.parent / _SAMPLES
-        folder.mkdir(exist_ok=True)
-        return folder / f"{self._out.stem}-{done:06d}-{index}.png"
+        return self._samples / f"{self._out.stem}-{done:06d}-{index}.png"
 
     def _say(self, line: str) -> None:
         if line not in self.notes:

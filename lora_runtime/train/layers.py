@@ -23,7 +23,7 @@ from lora_runtime.train.names import stems_of
 
 __all__ = ["Layers", "wrap"]
 
-_ADAPTER = "training"
+_ADAPTER = "trained"  # a module has an attribute "training" of its own
 _ATTENTION = "Transformer2DModel"
 _CONVOLVED = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _BLOCKS = re.compile(r"(.*_)?(transformer_)?blocks\.\d+\.")
@@ -62,6 +62,10 @@ class Layers:
     def __len__(self) -> int:
         """Return how many modules have one."""
         return len(self._layers)
+
+    def add(self, layers: list[_Layer]) -> None:
+        """Have these layers too, which are on their modules."""
+        self._layers += layers
 
     def parameters(self, component: str) -> dict[str, nn.Parameter]:
         """Return the tensors in training of one component, float32."""
@@ -107,38 +111,50 @@ def wrap(model: Model, config: Config) -> Layers:
 
     The numbers that they begin with follow from config.seed alone.
     """
-    from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     components: dict[str, nn.Module] = {model.component: model.denoiser} if config.train_unet else {}
     if config.train_text_encoder:
         components |= model.trainable_encoders
-    frozen: dict[nn.Parameter, bool] = {}
-    for part in (model.denoiser, *model.encoders.values(), model.autoencoder):
+    parts = (model.denoiser, *model.encoders.values(), model.autoencoder)
+    for part in parts:
         if any(isinstance(module, BaseTunerLayer) for module in part.modules()):
             raise TrainingError(f"{type(part).__name__} has layers of PEFT already: unload_lora_weights() first")
-        frozen.update((parameter, parameter.requires_grad) for parameter in part.parameters())
-        part.requires_grad_(False)
-    layers: list[_Layer] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        for component, root in components.items():
-            chosen = list(_denoiser_modules(root, config) if root is model.denoiser else _projections(root))
-            if not chosen:
-                raise TrainingError(f"{type(root).__name__} has no module that is trained")
-            stems = stems_of(model, component, root)
-            parents = {path: root.get_submodule(path.rpartition(".")[0]) for path in chosen}
-            with _marked_as_quantised(root, config):
-                inject_adapter_in_model(_peft_config(root, chosen, config), root, adapter_name=_ADAPTER)
-            del root.peft_config  # peft's note that it was here; the layers are all that there is
-            for path, parent in parents.items():
-                name = path.rpartition(".")[2]
-                wrapped = getattr(parent, name)
-                layers.append(_Layer(component, parent, name, path, stems[path], wrapped))
+    frozen = {parameter: parameter.requires_grad for part in parts for parameter in part.parameters()}
+    layers = Layers([], config.network_module, frozen)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            for part in parts:
+                part.requires_grad_(False)
+            for component, root in components.items():
+                layers.add(_wrapped(model, component, root, config))
+    except BaseException:
+        layers.take_off()
+        raise
+    return layers
+
+
+def _wrapped(model: Model, component: str, root: nn.Module, config: Config) -> list[_Layer]:
+    """Put layers on a component."""
+    from peft import inject_adapter_in_model
+
+    chosen = list(_denoiser_modules(root, config) if root is model.denoiser else _projections(root))
+    if not chosen:
+        raise TrainingError(f"{type(root).__name__} has no module that is trained")
+    stems = stems_of(model, component, root)
+    parents = {path: root.get_submodule(path.rpartition(".")[0]) for path in chosen}
+    with _marked_as_quantised(root, config):
+        inject_adapter_in_model(_peft_config(root, chosen, config), root, adapter_name=_ADAPTER)
+    del root.peft_config  # peft's note that it was here; the layers are all that there is
+    layers = []
+    for path, parent in parents.items():
+        name = path.rpartition(".")[2]
+        layers.append(_Layer(component, parent, name, path, stems[path], getattr(parent, name)))
     for layer in layers:
         for _, parameter in layer.parameters():
             parameter.data = parameter.data.float()
-    return Layers(layers, config.network_module, frozen)
+    return layers
 
 
 def _denoiser_modules(root: nn.Module, config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What learns: the optimiser with its rates, the scheduler, the running mean, and the one step that they take together."""
+"""What learns: optimiser, rates and running mean, and the one step that they take together."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _add_up(parameters: list[nn.Parameter]) -> None:
 
     flat = torch.cat([_gradient(parameter).flatten() for parameter in parameters])
     distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
 
 

@@ -25,8 +25,8 @@ _MARKS = {
 def load_pipeline(config: Config) -> Any:
     """Return the pipeline of `config.pretrained_model_name_or_path`, in the dtype of `config.mixed_precision`.
 
-    TrainingError where there is none. A single file has no configuration: diffusers takes that of the model it is of from
-    its cache, and the error says which one is lacking there.
+    TrainingError where there is none. A single file has no configuration: diffusers takes that of the model it is of
+    from its cache, and the error says which one is lacking there.
     """
     import diffusers
 
@@ -35,9 +35,7 @@ def load_pipeline(config: Config) -> Any:
     # 0.42 warns of the old name.
     dtype = {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": PRECISIONS[config.mixed_precision]}
     if not config.pretrained_model_name_or_path or not path.exists():
-        raise TrainingError(
-            f"the model {str(path)!r} does not exist; give a folder of diffusers or a .safetensors file"
-        )
+        raise TrainingError(f"the model {str(path)!r} does not exist; give a folder or a .safetensors file")
     repository = ""
     try:
         if path.is_dir():

@@ -24,7 +24,7 @@ __all__ = ["Step", "Trained", "train"]
 
 @dataclass(frozen=True)
 class Step:
-    """What is told of a step: its number, from 1, of how many, its loss, and the learning rate of each part after it."""
+    """What is told of a step: its number, from 1, of how many, its loss, and each part's learning rate after it."""
 
     number: int
     steps: int
@@ -53,11 +53,11 @@ def train(
     """Train a LoRA on a pipeline of diffusers and write it to `config.out`, with pictures and states on the way.
 
     The pipeline is moved to accelerate's device, in the dtype of `config.mixed_precision`, and quantised where
-    `config.quantize` says so; else it is afterwards what it was. `resume` goes on from the last state of a broken run, to
-    the bit on the CPU; `force` replaces what is there. `on_step` is called after each step.
+    `config.quantize` says so; else it is afterwards what it was. `resume` goes on from the last state of a broken run,
+    to the bit on the CPU; `force` replaces what is there. `on_step` is called after each step.
 
-    Raises TrainingError where pictures, numbers and model do not go together, or the state is of another run; LoraFileError
-    where a file is there already or cannot be written. What was saved before stays as it is.
+    Raises TrainingError where pictures, numbers and model do not go together, or the state is of another run;
+    LoraFileError where a file is there already or cannot be written. What was saved before stays as it is.
     """
     from accelerate import PartialState
 
@@ -89,7 +89,8 @@ def train(
             if done < run.steps and _is_due(config, done, epoch + 1 if ends else 0) and processes.is_main_process:
                 writer.checkpoint(done, epoch + 1)
                 write_state(state_path(out), State(done, tuple(losses), identity, run.learner.state()))
-            if config.sample_every_n_steps and done % config.sample_every_n_steps == 0 and processes.is_main_process:
+            every = config.sample_every_n_steps
+            if every and done % every == 0 and done < run.steps and processes.is_main_process:
                 writer.sample(done)
             processes.wait_for_everyone()
         if processes.is_main_process:

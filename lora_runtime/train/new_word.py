@@ -48,9 +48,7 @@ class NewWord:
         count = config.num_vectors_per_token
         tokens = [self._word, *(f"{self._word}_{number}" for number in range(1, count))]
         if not model.has_words:
-            raise TrainingError(
-                f"token_string: {type(model.pipe).__name__} has no words of one's own (SD1, SD2, SDXL do)"
-            )
+            raise TrainingError(f"token_string: {type(model.pipe).__name__} can learn no word; SD1, SD2 and SDXL can")
         if "." in self._word:
             raise TrainingError(f"token_string {self._word}: no dot may be in it, as a file could not name it")
         self._taught: list[_Taught] = []

@@ -1,10 +1,12 @@
-"""QLoRA's base: the linear layers of a denoiser in 4 or 8 bits, by bitsandbytes. Dettmers et al. 2023, arXiv:2305.14314.
+"""QLoRA's base: the linear layers of a denoiser in 4 or 8 bits, by bitsandbytes.
 
-The layers in training are the same as on whole weights. What is quantised stays so after the training.
+Dettmers et al. 2023, arXiv:2305.14314. The layers in training are the same as on whole weights. What is quantised stays
+so after the training.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,10 +23,9 @@ def quantise(root: nn.Module, kind: str, device: torch.device, dtype: torch.dtyp
     `dtype`: of the products. Layers that are quantised already stay. TrainingError without bitsandbytes.
     """
     try:
-        import bitsandbytes
+        layers: Any = import_module("bitsandbytes").nn
     except ImportError as error:
         raise TrainingError(f"quantize {kind} needs bitsandbytes, which is not installed: {error}") from error
-    layers = bitsandbytes.nn
     for _, module in list(root.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) is not nn.Linear:

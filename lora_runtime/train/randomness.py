@@ -20,7 +20,7 @@ __all__ = ["Drawn", "draw"]
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What is drawn for a batch: noise of its latents and for their sampling, (n, c, h, w) each, and time steps (n,)."""
+    """What is drawn for a batch: noise to sample latents and to be added, (n, c, h, w) each, and time steps (n,)."""
 
     sampling: Tensor
     noise: Tensor

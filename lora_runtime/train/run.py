@@ -48,12 +48,18 @@ class Run:
             _move(part, self.device, self._dtype)
         if config.quantize != "no":
             quantise(self.model.denoiser, config.quantize, self.device, self._dtype)
-        self._layers: Layers = wrap(self.model, config)
-        self.word = NewWord(self.model, config) if config.token_string else None
         self.steps = steps_of(dataset, config)
-        self.learner = Learner(self._groups(), config, self.steps, self.device)
-        texts_train = config.train_text_encoder or self.word is not None
-        self._encoding = Encoding(self.model, config, texts_train=texts_train)
+        self.word: NewWord | None = None
+        self._layers: Layers = wrap(self.model, config)
+        try:
+            if config.token_string:
+                self.word = NewWord(self.model, config)
+            self.learner = Learner(self._groups(), config, self.steps, self.device)
+            texts_train = config.train_text_encoder or self.word is not None
+            self._encoding = Encoding(self.model, config, texts_train=texts_train)
+        except BaseException:
+            self.close()
+            raise
 
     def _check_sizes(self) -> None:
         step = self.model.step
@@ -164,7 +170,9 @@ class Run:
 def _move(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move a component; one that a library has quantised is where it is."""
     if getattr(part, "quantization_method", None) is None:
-        part.to(device, dtype)
+        part.to(device)
+        if next(part.parameters()).dtype != dtype:
+            part.to(dtype)
 
 
 def _checkpointing(denoiser: Any, *, on: bool) -> None:

@@ -1,4 +1,4 @@
-"""Pictures on the way: prompts with tags, painted by this library's own `apply` from a file of the weights in training."""
+"""Pictures on the way: prompts with tags, painted by this library's own `apply` from the weights in training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPTION = re.compile(r"\s--([nwhdsl])\s+([^\s].*?)(?=\s+--[nwhdsl]\s|\s*$)")
 
 @dataclass(frozen=True)
 class Wish:
-    """A picture to be painted: kohya's line of a sample, `a robot <lora:robot:0.8> --n grey --w 512 --d 1 --s 28 --l 7`."""
+    """A picture to be painted; in kohya's line `a robot <lora:robot:0.8> --n grey --w 512 --d 1 --s 28 --l 7`."""
 
     prompt: str
     negative: str = ""
@@ -64,15 +64,15 @@ def paint(
 ) -> tuple[list[Image.Image], list[str]]:
     """Return a picture for each wish, and what there is to say of its tags.
 
-    `tensors` are the weights in training, which `<lora:NAME:1>` means; other names are looked for where they always are.
-    The pipeline must be without the layers in training.
+    `tensors` are the weights in training, which `<lora:NAME:1>` means; other names are looked for where they always
+    are. The pipeline must be without the layers in training.
     """
     pictures, said = [], []
     with TemporaryDirectory() as folder:
         write_file(Path(folder) / f"{name}.safetensors", tensors, {})
         catalog = LoraCatalog(folder, *LoraCatalog.default().folders)
         for wish in wishes:
-            more = {} if wish.scale is None else {"guidance_scale": wish.scale}
+            more: dict[str, Any] = {} if wish.scale is None else {"guidance_scale": wish.scale}
             if wish.negative:
                 more["negative_prompt"] = wish.negative
             with apply(pipe, wish.prompt, loras=catalog) as applied:

@@ -84,7 +84,7 @@ def check_same(path: Path, state: State, identity: Mapping[str, str]) -> None:
 
 
 def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return a value as JSON has it: ["dict", [[key, value], …]], ["list", …], ["tuple", …], ["tensor", name], or bare."""
+    """Return a value for JSON: ["dict", [[key, value], …]], ["list", …], ["tuple", …], ["tensor", name], or bare."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return ["tensor", name]

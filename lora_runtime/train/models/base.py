@@ -61,19 +61,23 @@ class Model(ABC):
         """
         autoencoder = self.autoencoder
         own = autoencoder.dtype
-        autoencoder.to(torch.float32)
+        if own != torch.float32:
+            autoencoder.to(torch.float32)
         try:
             found = autoencoder.encode(pixels[None].to(autoencoder.device)).latent_dist.parameters
         finally:
-            autoencoder.to(own)
-        return found[0].float().cpu()
+            if own != torch.float32:
+                autoencoder.to(own)
+        moments: Tensor = found[0].float().cpu()
+        return moments
 
     def latents(self, moments: Tensor, drawn: Tensor) -> Tensor:
         """Return latents (n, c, h, w) as the denoiser has them, from (n, 2c, h, w) and normal noise (n, c, h, w)."""
         mean, variance = moments.chunk(2, dim=1)
         sample = mean + (0.5 * variance.clamp(-30, 20)).exp() * drawn
         config = self.autoencoder.config
-        return (sample - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        scaled: Tensor = (sample - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        return scaled
 
     @abstractmethod
     def encode_texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
