@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_runtime.train.notes import metadata_of
-
 from lora_runtime.errors import LoraError
 from lora_runtime.header import hashes
 from lora_runtime.pipelines.family import family_of
@@ -17,6 +15,7 @@ from lora_runtime.train.batches import places_of
 from lora_runtime.train.charts import loss_curve, sheet
 from lora_runtime.train.config import Config
 from lora_runtime.train.folders import Dataset
+from lora_runtime.train.notes import metadata_of
 from lora_runtime.train.run import PRECISIONS, Run
 from lora_runtime.train.samples import Wish, paint, read_wish
 from lora_runtime.workbench.writing import write_file

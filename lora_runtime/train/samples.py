@@ -76,7 +76,7 @@ def paint(
             if wish.negative:
                 more["negative_prompt"] = wish.negative
             with apply(pipe, wish.prompt, loras=catalog) as applied:
-                said += [str(each.message) for each in applied.diagnostics]
+                said += [each.message for each in applied.diagnostics if each.severity != "info"]
                 painted = pipe(
                     applied.prompt,
                     width=wish.width,
