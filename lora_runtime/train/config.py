@@ -107,7 +107,7 @@ class Config:
     save_every_n_steps: int = 0
     save_every_n_epochs: int = 0
     sample_every_n_steps: int = 0
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: tuple[str, ...] = ()  # with kohya's --w, --h, --d, --s, --l and --n, and with tags
 
     def __post_init__(self) -> None:
         for field in fields(self):

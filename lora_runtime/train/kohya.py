@@ -29,10 +29,11 @@ __all__ = ["translate"]
 Values = dict[str, Any]
 
 
-def translate(table: Mapping[str, Any], known: Mapping[str, str]) -> tuple[Values, list[str]]:
+def translate(table: Mapping[str, Any], known: Mapping[str, str], *, whole: bool = True) -> tuple[Values, list[str]]:
     """Return the values for fields of `Config`, and a line for each name that is not read.
 
-    `known` has the type of each field by its name. TrainingError where a value asks for what would be another training.
+    `known` has the type of each field by its name. `whole`: the table is all that is said of a run, so
+    that kohya's defaults count for the rest of a file of kohya's. TrainingError where a value asks for what would be another training.
     """
     notes: list[str] = []
     given = _flat(table, notes)
@@ -40,6 +41,8 @@ def translate(table: Mapping[str, Any], known: Mapping[str, str]) -> tuple[Value
     values: Values = {}
     for name, value in given.items():
         _take(name, value, values, notes, known)
+    if not whole:
+        return values, notes
     if kohyas:
         left = {name: value for name, value in SILENT.items() if name not in values}
         values.update(left)
@@ -227,22 +230,18 @@ def _precision(name: str, value: Any, values: Values, *_: object) -> None:
 
 
 def _prompts(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
-    """Read sample prompts: a list, or the name of a text file with one in each line and `#` before remarks."""
-    if isinstance(value, str):
+    """Read sample prompts: a list, one alone, or the name of a text file with one in each line, `#` before remarks."""
+    if isinstance(value, str) and value.endswith((".toml", ".json")):
+        notes.append(f"{name} = {_shown(value)}: not read; a list or a text file with one in each line is")
+    elif isinstance(value, str) and value.endswith(".txt"):
         try:
-            value = Path(value).read_text(encoding="utf-8").splitlines()
+            lines = [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            notes.append(f"{name} = {_shown(value)}: no prompts can be read from it ({error}); no samples are painted")
-            return
-        value = [line.strip() for line in value if line.strip() and not line.startswith("#")]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TrainingError(
-            f"{name} = {_shown(value)} cannot be: a list of texts or the name of a text file is allowed"
-        )
-    texts = [item.partition(" --")[0].strip() for item in value]
-    if texts != value:
-        notes.append(f"{name}: what follows ` --` in a prompt is not read; samples have the run's resolution and seed")
-    values[name] = tuple(texts)
+            notes.append(f"{name} = {_shown(value)}: not read; no prompts are in it ({error})")
+        else:
+            values[name] = [line for line in lines if line and not line.startswith("#")]
+    else:
+        values[name] = [value] if isinstance(value, str) else value
 
 
 def _count_warmup(values: Values, notes: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lora_runtime.errors import TrainingError
 from lora_runtime.train.config import Config, Subset, read_config
+from lora_runtime.train.kohya import translate
 
 # The names that sd-scripts' train_network.py takes, as its own parser lists them (2026-02).
 KOHYAS_NAMES = """
@@ -233,6 +234,12 @@ def test_lycoris_trains_convolutions_with_the_rank_of_the_rest(write: Any) -> No
     assert (config.network_module, config.factor, config.conv_dim, config.conv_alpha) == ("lokr", 4, 16, 8.0)
 
 
+def test_numbers_said_beside_a_file_bring_no_defaults_along() -> None:
+    kinds = {"network_module": "str", "lr_warmup_steps": "int"}
+    values, notes = translate({"network_module": "networks.lora"}, kinds, whole=False)
+    assert values == {"network_module": "lora"} and notes == []
+
+
 @pytest.mark.parametrize(
     "text",
     ['network_module = "networks.oft"', 'network_module = "lycoris.kohya"\nnetwork_args = ["algo=ia3"]'],
@@ -310,10 +317,12 @@ def test_numbers_may_be_texts_and_texts_stay_texts(write: Any) -> None:
 def test_sample_prompts_come_from_a_text_file(write: Any, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("# mine\na robot --n bad --w 512\n\na red robot\n", encoding="utf-8")
     config, notes = read_config(write(f"sample_prompts = '{tmp_path / 'prompts.txt'}'"))
-    assert config.sample_prompts == ("a robot", "a red robot")
-    assert len(notes) == 1 and "what follows ` --`" in notes[0]
+    assert config.sample_prompts == ("a robot --n bad --w 512", "a red robot") and notes == []
     config, notes = read_config(write('sample_prompts = "nowhere.txt"'))
-    assert config.sample_prompts == () and "no prompts can be read" in notes[0]
+    assert config.sample_prompts == () and "not read; no prompts are in it" in notes[0]
+    config, notes = read_config(write('sample_prompts = "prompts.json"'))
+    assert config.sample_prompts == () and "not read; a list or a text file with one in each line is" in notes[0]
+    assert read_config(write('sample_prompts = "a boat"')) == (Config(sample_prompts=("a boat",)), [])
     with pytest.raises(TrainingError, match="sample_prompts = 5 cannot be"):
         read_config(write("sample_prompts = 5"))
     assert read_config(write('sample_prompts = ["a boat"]')) == (Config(sample_prompts=("a boat",)), [])
