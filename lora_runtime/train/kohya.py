@@ -32,8 +32,9 @@ Values = dict[str, Any]
 def translate(table: Mapping[str, Any], known: Mapping[str, str], *, whole: bool = True) -> tuple[Values, list[str]]:
     """Return the values for fields of `Config`, and a line for each name that is not read.
 
-    `known` has the type of each field by its name. `whole`: the table is all that is said of a run, so
-    that kohya's defaults count for the rest of a file of kohya's. TrainingError where a value asks for what would be another training.
+    `known` has the type of each field by its name. `whole`: the table is all that is said of a run, so that kohya's
+    defaults count for the rest of a file of kohya's. TrainingError where a value asks for what would be another
+    training.
     """
     notes: list[str] = []
     given = _flat(table, notes)
