@@ -26,8 +26,8 @@ def robot_scenes() -> list[scenes.Scene]:
     found = []
     for number in range(24):
         color = colors[number % len(colors)]
-        r = float(rng.uniform(58, 72))
-        x, y = (scenes.CANVAS / 2 + float(rng.uniform(-10, 10)) for _ in range(2))
+        r = float(rng.uniform(70, 80))
+        x, y = (scenes.CANVAS / 2 + float(rng.uniform(-6, 6)) for _ in range(2))
         words = f"a {color} {scenes.NEW_CONCEPT}".replace("a orange", "an orange")
         # Nine colours in a row, and three kinds of ground: shifted, so that each colour meets each kind.
         kind = (number + number // len(colors)) % 3

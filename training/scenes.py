@@ -215,22 +215,16 @@ def _draw_mountain(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, colo
 
 
 def _draw_robot(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, color: RGB) -> None:
-    metal, dark, light = (128, 132, 140), (28, 28, 34), (255, 255, 255)
-    draw.rectangle((x - 0.04 * r, y - 1.0 * r, x + 0.04 * r, y - 0.7 * r), fill=metal)
-    _disc(draw, x, y - 1.0 * r, 0.12 * r, (250, 214, 50))
-    for side in (-1, 1):
-        draw.rectangle(
-            (x + (0.64 * side - 0.14) * r, y + 0.12 * r, x + (0.64 * side + 0.14) * r, y + 0.28 * r), fill=metal
-        )
-        _disc(draw, x + side * 0.84 * r, y + 0.2 * r, 0.15 * r, metal)
-        draw.rectangle((x + (0.26 * side - 0.12) * r, y + 0.6 * r, x + (0.26 * side + 0.12) * r, y + r), fill=metal)
-    draw.rounded_rectangle((x - 0.66 * r, y - 0.74 * r, x + 0.66 * r, y + 0.02 * r), 0.1 * r, fill=color)
-    draw.rounded_rectangle((x - 0.54 * r, y + 0.08 * r, x + 0.54 * r, y + 0.72 * r), 0.08 * r, fill=color)
-    for side in (-1, 1):
-        _disc(draw, x + side * 0.3 * r, y - 0.46 * r, 0.19 * r, light)
-        _disc(draw, x + side * 0.3 * r, y - 0.46 * r, 0.09 * r, dark)
-    draw.rectangle((x - 0.36 * r, y - 0.22 * r, x + 0.36 * r, y - 0.07 * r), fill=dark)
-    draw.rectangle((x - 0.26 * r, y + 0.24 * r, x + 0.26 * r, y + 0.54 * r), fill=light)
+    """Draw it in few large pieces: what is finer, the small autoencoder does not keep."""
+    metal = (96, 100, 110)
+    draw.rectangle((x - 0.09 * r, y - r, x + 0.09 * r, y - 0.6 * r), fill=metal)
+    draw.rectangle((x - 0.98 * r, y + 0.14 * r, x + 0.98 * r, y + 0.44 * r), fill=metal)
+    for side in (-0.34, 0.34):
+        draw.rectangle((x + (side - 0.17) * r, y + 0.6 * r, x + (side + 0.17) * r, y + r), fill=metal)
+    draw.rectangle((x - 0.74 * r, y - 0.78 * r, x + 0.74 * r, y - 0.02 * r), fill=color)
+    draw.rectangle((x - 0.6 * r, y + 0.04 * r, x + 0.6 * r, y + 0.7 * r), fill=color)
+    for side in (-0.36, 0.36):
+        _disc(draw, x + side * r, y - 0.42 * r, 0.24 * r, (255, 255, 255))
 
 
 _DRAW_OBJECT: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, RGB], None]] = {
