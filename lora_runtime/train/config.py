@@ -34,6 +34,11 @@ class Subset:
     class_tokens: str = ""
     is_reg: bool = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = _as_kind(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -123,10 +123,8 @@ def _subsets(base: Path, regularisation: bool, notes: list[str]) -> list[Subset]
             match = _NUMBERED.fullmatch(path.name)
             if match is None:
                 notes.append(f"{path}: not read; its name has no number in front, such as 20_{path.name}")
-            elif (repeats := int(match[1])) < 1:
-                notes.append(f"{path}: not read; its pictures would be shown {repeats} times")
             else:
-                found.append(Subset(path, repeats, (match[2] or "").strip(), regularisation))
+                found.append(Subset(path, int(match[1]), (match[2] or "").strip(), regularisation))
         elif path.is_symlink() and not path.exists():
             notes.append(f"{path}: not read; the link leads nowhere")
     if loose:
@@ -139,6 +137,9 @@ def _subsets(base: Path, regularisation: bool, notes: list[str]) -> list[Subset]
 def _read_folder(subset: Subset, config: Config, notes: list[str]) -> list[Picture]:
     """Return the pictures of one folder."""
     folder, words = subset.image_dir, subset.class_tokens
+    if subset.num_repeats < 1:
+        notes.append(f"{folder}: not read; its pictures would be shown {subset.num_repeats} times")
+        return []
     try:
         paths = _listed(folder)
     except TrainingError as error:

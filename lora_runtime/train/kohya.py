@@ -38,23 +38,30 @@ def translate(table: Mapping[str, Any], known: Mapping[str, str], *, whole: bool
     """
     notes: list[str] = []
     given = _flat(table, notes)
-    kohyas = given.get("network_module") in {*MODULES, "lycoris.kohya"}
     values: Values = {}
     for name, value in given.items():
         _take(name, value, values, notes, known)
-    if not whole:
-        return values, notes
-    if kohyas:
-        left = {name: value for name, value in SILENT.items() if name not in values}
-        values.update(left)
-        if left:
-            said = ", ".join(f"{name} = {_shown(value)}" for name, value in left.items())
-            notes.append(f"network_module = {given['network_module']}: kohya's defaults for what is not said: {said}")
-    if given.get("network_module") == "lycoris.kohya":
-        values.setdefault("conv_dim", values["network_dim"])
-        values.setdefault("conv_alpha", values["network_alpha"])
-    _count_warmup(values, notes)
+    if whole:
+        module = given.get("network_module")
+        if module == "lycoris.kohya" or (isinstance(module, str) and module in MODULES):
+            _fill(module, values, notes)
+        _count_warmup(values, notes)
     return values, notes
+
+
+def _fill(module: str, values: Values, notes: list[str]) -> None:
+    """Give what a file of kohya's does not say the value that it has there."""
+    silent = dict(SILENT)
+    if module == "lycoris.kohya":
+        silent["conv_dim"] = values.get("network_dim", silent["network_dim"])
+        silent["conv_alpha"] = values.get("network_alpha", silent["network_alpha"])
+    elif values.get("conv_dim"):
+        silent["conv_alpha"] = 1.0
+    left = {name: value for name, value in silent.items() if name not in values}
+    values.update(left)
+    if left:
+        said = ", ".join(f"{name} = {_shown(value)}" for name, value in left.items())
+        notes.append(f"network_module = {module}: kohya's defaults for what is not said: {said}")
 
 
 def _shown(value: object) -> str:
@@ -85,7 +92,6 @@ def _flat(table: Mapping[str, Any], notes: list[str]) -> Values:
                 raise TrainingError("a [[datasets.subsets]] has no image_dir: give the folder of its pictures")
             repeats = {"num_repeats": flat["num_repeats"]} if "num_repeats" in flat else {}
             subsets.append({**repeats, **{name: subset[name] for name in _OF_SUBSET if name in subset}})
-            subsets[-1]["image_dir"] = Path(subsets[-1]["image_dir"])
             others = {name: value for name, value in subset.items() if name not in (*_OF_SUBSET, "metadata_file")}
             _add(others, flat, notes)
     flat.pop("num_repeats", None)
@@ -157,7 +163,9 @@ def _resolution(name: str, value: Any, values: Values, *_: object) -> None:
 
 
 def _module(name: str, value: Any, values: Values, notes: list[str], known: Mapping[str, str]) -> None:
-    if value in MODULES or value in MODULES.values():
+    if not isinstance(value, str):
+        values[name] = value  # for Config to refuse
+    elif value in MODULES or value in MODULES.values():
         values.setdefault(name, MODULES.get(value, value))
     elif value == "lycoris.kohya":
         values.setdefault(name, "lora")
@@ -169,7 +177,7 @@ def _network_args(name: str, value: Any, values: Values, notes: list[str], known
     for item, told in _pairs(name, value):
         if item != "algo":
             _take(item, told, values, notes, known)
-        elif told in LYCORIS:
+        elif isinstance(told, str) and told in LYCORIS:
             values["network_module"] = LYCORIS[told]
         else:
             raise TrainingError(f"algo={told} in {name} cannot be trained here: {', '.join(LYCORIS)} are allowed")
@@ -247,15 +255,14 @@ def _prompts(name: str, value: Any, values: Values, notes: list[str], known: Map
 
 def _count_warmup(values: Values, notes: list[str]) -> None:
     """Turn a warm-up that is a part of all steps, as kohya's may be, into their number."""
-    part = values.get("lr_warmup_steps")
-    if not isinstance(part, float):
+    part, steps = values.get("lr_warmup_steps"), values.get("max_train_steps", 1600)
+    if not isinstance(part, float) or not 0 < part < 1 or not isinstance(steps, int):
         return
-    if part >= 1 or values.get("max_train_epochs"):
-        values["lr_warmup_steps"] = int(part)
-        if part < 1 and part:
-            notes.append(f"lr_warmup_steps = {part}: not read; with max_train_epochs a number of steps is needed")
+    if values.get("max_train_epochs"):
+        values["lr_warmup_steps"] = 0
+        notes.append(f"lr_warmup_steps = {part}: not read; with max_train_epochs a number of steps is needed")
     else:
-        values["lr_warmup_steps"] = int(part * int(values.get("max_train_steps", 1600)))
+        values["lr_warmup_steps"] = int(part * steps)
 
 
 _READERS: dict[str, Callable[[str, Any, Values, list[str], Mapping[str, str]], None]] = {

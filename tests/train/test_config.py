@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lora_runtime.errors import TrainingError
 from lora_runtime.train.config import Config, Subset, read_config
@@ -228,6 +231,11 @@ def test_what_kohya_would_do_where_its_file_is_silent_is_done_and_said(write: An
     assert read_config(write('network_module = "lora"')) == (Config(), [])
 
 
+def test_convolutions_without_an_alpha_have_kohyas(write: Any) -> None:
+    config, notes = read_config(write('network_module = "networks.lora"\nnetwork_args = ["conv_dim=8"]'))
+    assert (config.conv_dim, config.conv_alpha) == (8, 1.0) and "conv_alpha = 1.0" in notes[0]
+
+
 def test_lycoris_trains_convolutions_with_the_rank_of_the_rest(write: Any) -> None:
     text = 'network_module = "lycoris.kohya"\nnetwork_dim = 16\nnetwork_alpha = 8\n'
     config, _ = read_config(write(text + 'network_args = ["algo=lokr", "factor=4"]'))
@@ -358,6 +366,35 @@ def test_folders_of_a_dataset_config_are_read(write: Any) -> None:
     config, notes = read_config(write(text), train_data_dir="elsewhere")
     assert config.subsets == () and config.train_data_dir == Path("elsewhere")
     assert "the folders of [[datasets]] are not read" in notes[-1]
+
+
+VALUES = st.recursive(
+    st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["0.5", "a=b", "algo=[1]", "networks.lora"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(table=st.dictionaries(st.sampled_from([*KOHYAS_NAMES.split(), "datasets", "no such name"]), VALUES, max_size=6))
+def test_any_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
+    try:
+        values, notes = translate(table, {field.name: str(field.type) for field in fields(Config)})
+        values.pop("subsets", None)
+        Config(**values)
+    except TrainingError as error:
+        assert str(error)
+    else:
+        assert all(isinstance(note, str) for note in notes)
+
+
+@pytest.mark.parametrize("subset", ["image_dir = 5", 'image_dir = "a"\nnum_repeats = "many"', 'image_dir = ""'])
+def test_a_subset_with_a_value_that_cannot_be_is_refused(write: Any, subset: str) -> None:
+    with pytest.raises(TrainingError, match=r"train\.toml: (image_dir|num_repeats) = .* cannot be"):
+        read_config(write(f"[[datasets]]\n[[datasets.subsets]]\n{subset}"))
 
 
 def test_a_subset_without_a_folder_is_refused(write: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import sys
 from collections.abc import Callable
@@ -136,9 +137,9 @@ def test_what_cannot_be_used_costs_only_itself_and_is_one_line(tmp_path: Path, d
     dataset = found(tmp_path)
     assert captions(dataset) == {"good.png": "good"}
     assert [note.replace(str(train), "") for note in dataset.notes if "(" not in note] == [
-        "/0_none: not read; its pictures would be shown 0 times",
         "/robot: not read; its name has no number in front, such as 20_robot",
         ": 1 picture directly in it not read; put them in a folder such as 20_robot",
+        "/0_none: not read; its pictures would be shown 0 times",
         "/3_empty: no pictures in it",
         "/4_x: 1 folder in it not read; pictures lie directly in a folder N_words",
     ]
@@ -294,3 +295,14 @@ def test_the_robots_of_the_repository_are_read_without_a_note() -> None:
     assert {(picture.size, picture.repeats, picture.words) for picture in dataset.pictures} == {((48, 48), 10, "robot")}
     assert all(" robot" in picture.caption for picture in dataset.pictures)
     assert sum(picture.path.stat().st_size for picture in dataset.pictures) < 150_000
+
+
+def test_the_robots_are_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    drawn = importlib.import_module("draw_pictures")
+    for number, scene in enumerate(drawn.robot_scenes()):
+        with Image.open(drawn.FOLDER / f"{number:02}.png") as image:
+            kept = np.asarray(image).astype(int)
+        # Another Pillow may round an edge otherwise.
+        assert np.abs(kept - drawn.scenes.render(scene)).mean() < 1
+        assert (drawn.FOLDER / f"{number:02}.txt").read_text(encoding="utf-8") == f"{scene.caption}\n"
