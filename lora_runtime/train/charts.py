@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["loss_curve", "running_mean", "sheet"]
 
-_GAP, _LABEL, _LEAST = 4, 16, 64  # pixels
+_GAP, _LABEL, _LEAST = 4, 16, 96  # pixels
 
 
 def running_mean(losses: Sequence[float], memory: float = 0.95) -> list[float]:
@@ -49,8 +49,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image | None]]], titles: Sequ
     from PIL import Image, ImageDraw, ImageFont
 
     there = [picture for _, pictures in rows for picture in pictures if picture is not None]
-    width = max(_LEAST, *(picture.width for picture in there))
-    height = max(picture.height for picture in there)
+    larger = max(1, _LEAST // min(picture.width for picture in there))  # times, so that labels have room
+    width, height = (larger * max(picture.size[side] for picture in there) for side in (0, 1))
     font = ImageFont.load_default()
     made = Image.new(
         "RGB",
@@ -65,5 +65,6 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image | None]]], titles: Sequ
         draw.text((_GAP, top), label, fill="black", font=font)
         for column, picture in enumerate(pictures):
             if picture is not None:
-                made.paste(picture, (_GAP + column * (width + _GAP), top + _LABEL))
+                enlarged = picture.resize((larger * picture.width, larger * picture.height))
+                made.paste(enlarged, (_GAP + column * (width + _GAP), top + _LABEL))
     return made
