@@ -65,10 +65,10 @@ def find_pictures(config: Config) -> Dataset:
     if not shown:
         where = "the folders of [[datasets]]" if config.subsets else str(config.train_data_dir)
         why = f" ({'; '.join(notes[:3])})" if notes else ""
-        raise TrainingError(
-            f"{where}: no pictures to train on{why}; put them in a folder named by how often each is shown and what it "
-            "is, such as 20_robot"
-        )
+        todo = "put them in a folder named by how often each is shown and what it is, such as 20_robot"
+        if not config.subsets and _NUMBERED.fullmatch(config.train_data_dir.name):
+            todo = f"give the folder above {config.train_data_dir.name}"
+        raise TrainingError(f"{where}: no pictures to train on{why}; {todo}")
     beside = [picture for picture in pictures if picture.regularisation]
     return Dataset((*shown, *_as_many(beside, sum(picture.repeats for picture in shown), notes)), tuple(notes))
 

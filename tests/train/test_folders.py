@@ -220,6 +220,12 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path: Path, draw: Dra
         found(tmp_path)
 
 
+def test_the_folder_of_pictures_itself_is_told_from_the_one_above_it(tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "20_robot" / "a.png")
+    with pytest.raises(TrainingError, match=r"no pictures to train on .*; give the folder above 20_robot$"):
+        find_pictures(Config(train_data_dir=tmp_path / "20_robot"))
+
+
 def test_regularisation_pictures_alone_are_nothing_to_train_on(tmp_path: Path, draw: Draw) -> None:
     (tmp_path / "train").mkdir()
     draw(tmp_path / "reg" / "1_toy" / "a.png")
