@@ -92,17 +92,40 @@ def flow_pipeline(kind: str) -> Any:
     return made
 
 
+def small() -> Any:
+    """Return a StableDiffusionPipeline with four attention blocks and no more layers than it must have."""
+    from diffusers import UNet2DConditionModel
+
+    pipe = tiny.pipeline("sd1")
+    torch.manual_seed(4)
+    pipe.unet = _still(
+        UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            norm_num_groups=2,
+            cross_attention_dim=tiny.WIDTH["sd1"],
+            block_out_channels=(4, 8),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+        )
+    )
+    return pipe
+
+
 def pipeline(kind: str) -> Any:
-    """Return a tiny pipeline: sd1, sd2, sdxl, sd3 or flux."""
+    """Return a tiny pipeline: small, sd1, sd2, sdxl, sd3 or flux."""
+    if kind == "small":
+        return small()
     return flow_pipeline(kind) if kind in ("sd3", "flux") else tiny.pipeline(kind)  # type: ignore[arg-type]
 
 
 def painted(pipe: Any, prompt: str = "a dot") -> Tensor:
-    """Return the latents that a pipeline paints in two steps, from the same noise each time."""
+    """Return the latents that a pipeline paints in one step, from the same noise each time."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         found: Tensor = pipe(
-            prompt, num_inference_steps=2, width=32, height=32, generator=generator, output_type="latent"
+            prompt, num_inference_steps=1, width=32, height=32, generator=generator, output_type="latent"
         ).images
     return found
 
