@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lora_runtime.errors import RegionError as RegionError
     from lora_runtime.errors import StrengthError as StrengthError
     from lora_runtime.errors import TagSyntaxError as TagSyntaxError
+    from lora_runtime.errors import TrainingError as TrainingError
     from lora_runtime.errors import UnknownLoraError as UnknownLoraError
     from lora_runtime.infotext import Infotext as Infotext
     from lora_runtime.infotext import read_infotext as read_infotext
@@ -71,6 +72,7 @@ _HOME = {
     "NoMatchError": "errors",
     "RegionError": "errors",
     "StrengthError": "errors",
+    "TrainingError": "errors",
 }
 
 __all__ = [*_HOME]

@@ -13,7 +13,8 @@
     │   └── NoMatchError            no key of the file belongs to this model: another file or model
     ├── MemoryBudgetError       what is asked takes more memory than is allowed: allow more, or ask for less
     ├── StrengthError           a changed weight is beyond what its dtype can hold: a lower strength
-    └── RegionError             a mask cannot be used: another file, or a box
+    ├── RegionError             a mask cannot be used: another file, or a box
+    └── TrainingError           a training cannot begin or go on as it is asked for: other numbers, or other pictures
 
 Messages say what happened, to what, why, and what to do next, in one line.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "RegionError",
     "StrengthError",
     "TagSyntaxError",
+    "TrainingError",
     "UnknownLoraError",
 ]
 
@@ -114,3 +116,7 @@ class StrengthError(LoraError):
 
 class RegionError(LoraError):
     """The region of a tag cannot be made out."""
+
+
+class TrainingError(LoraError):
+    """A training cannot begin or go on as it is asked for."""

@@ -34,6 +34,7 @@ ERRORS = {
     "NoMatchError",
     "RegionError",
     "StrengthError",
+    "TrainingError",
 }
 NAMES = {
     "apply",

@@ -1,7 +1,7 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, format, lock, venv,
-clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo, format,
+lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
@@ -128,6 +128,7 @@ def main(arguments: list[str]) -> int:
         "matrix": matrix,
         "soak": soak,
         "train": train,
+        "train-demo": train_demo,
         "format": reformat,
         "lock": lock,
         "venv": venv,
@@ -315,6 +316,12 @@ def train(arguments: list[str]) -> None:
     install("demo")
     for script in ("training/train_pipeline.py", "training/train_loras.py"):
         run(MAIN.python, script, *arguments)
+
+
+def train_demo(arguments: list[str]) -> None:
+    """Train a LoRA on the folder training/pictures, and paint without and with its tag."""
+    install("train")
+    run(MAIN.python, "training/train_demo.py", *arguments)
 
 
 def reformat(arguments: list[str]) -> None:

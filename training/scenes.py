@@ -36,10 +36,11 @@ COLORS: dict[str, RGB] = {
 PAPER: RGB = (246, 240, 226)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "diamond", "cross", "moon")
 CONCEPT = "heart"
+NEW_CONCEPT = "robot"  # neither the pipeline nor its LoRAs know it: training/pictures teaches it
 OBJECTS = ("house", "tree", "boat", "car", "mushroom", "flower", "snowman", "mountain")
 # The colour an object has when the caption names none: one each, so that a short prompt gives a sure picture.
 USUAL_COLOR = {"house": "white", "tree": "green", "boat": "red", "car": "blue", "mushroom": "red", "flower": "pink"}
-USUAL_COLOR |= {"snowman": "white", "mountain": "gray"}
+USUAL_COLOR |= {"snowman": "white", "mountain": "gray", NEW_CONCEPT: "gray"}
 FIXED_COLOR = ("snowman", "mountain")
 PLACES = ("by the sea", "in a meadow", "in the snow", "in the desert")
 SKIES = ("", "under a sun", "under a cloud")
@@ -213,6 +214,19 @@ def _draw_mountain(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, colo
     draw.polygon(cap, fill=(255, 255, 255))
 
 
+def _draw_robot(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, color: RGB) -> None:
+    """Draw it in few large pieces: what is finer, the small autoencoder does not keep."""
+    metal = (96, 100, 110)
+    draw.rectangle((x - 0.09 * r, y - r, x + 0.09 * r, y - 0.6 * r), fill=metal)
+    draw.rectangle((x - 0.98 * r, y + 0.14 * r, x + 0.98 * r, y + 0.44 * r), fill=metal)
+    for side in (-0.34, 0.34):
+        draw.rectangle((x + (side - 0.17) * r, y + 0.6 * r, x + (side + 0.17) * r, y + r), fill=metal)
+    draw.rectangle((x - 0.74 * r, y - 0.78 * r, x + 0.74 * r, y - 0.02 * r), fill=color)
+    draw.rectangle((x - 0.6 * r, y + 0.04 * r, x + 0.6 * r, y + 0.7 * r), fill=color)
+    for side in (-0.36, 0.36):
+        _disc(draw, x + side * r, y - 0.42 * r, 0.24 * r, (255, 255, 255))
+
+
 _DRAW_OBJECT: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, RGB], None]] = {
     "house": _draw_house,
     "tree": _draw_tree,
@@ -222,6 +236,7 @@ _DRAW_OBJECT: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, RGB]
     "flower": _draw_flower,
     "snowman": _draw_snowman,
     "mountain": _draw_mountain,
+    NEW_CONCEPT: _draw_robot,
 }
 
 _PLACE_COLORS: dict[str, tuple[RGB, RGB]] = {

@@ -26,6 +26,7 @@ from lora_runtime.cli import (
     resize,
     run,
     to_lora,
+    train,
 )
 from lora_runtime.cli.console import PROGRAM, CommandError, one_line
 from lora_runtime.errors import LoraError
@@ -50,6 +51,7 @@ _COMMANDS = (
     compare,
     report,
     convert,
+    train,
 )
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130

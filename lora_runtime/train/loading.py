@@ -1,0 +1,61 @@
+"""A pipeline to be trained, from a folder as diffusers saves it or from a single file, without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.errors import TrainingError
+from lora_runtime.header import read_header
+from lora_runtime.train.config import Config
+from lora_runtime.train.run import PRECISIONS
+
+__all__ = ["load_pipeline"]
+
+# By a part of a key that only files of that kind have: the pipeline, and the repository whose configuration it is.
+_MARKS = {
+    "conditioner.embedders.1.": ("StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "joint_blocks.": ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "double_blocks.": ("FluxPipeline", "black-forest-labs/FLUX.1-dev"),
+    "cond_stage_model.model.transformer.": ("StableDiffusionPipeline", "stabilityai/stable-diffusion-2-1"),
+    "cond_stage_model.transformer.": ("StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+}
+
+
+def load_pipeline(config: Config) -> Any:
+    """Return the pipeline of `config.pretrained_model_name_or_path`, in the dtype of `config.mixed_precision`.
+
+    TrainingError where there is none. A single file has no configuration: diffusers takes that of the model it is of
+    from its cache, and the error says which one is lacking there.
+    """
+    import diffusers
+
+    path = Path(config.pretrained_model_name_or_path)
+    major, minor = map(int, diffusers.__version__.split(".")[:2])
+    # 0.42 warns of the old name.
+    dtype = {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": PRECISIONS[config.mixed_precision]}
+    if not config.pretrained_model_name_or_path or not path.exists():
+        raise TrainingError(f"the model {str(path)!r} does not exist; give a folder or a .safetensors file")
+    repository = ""
+    try:
+        if path.is_dir():
+            pipe = diffusers.DiffusionPipeline.from_pretrained(str(path), local_files_only=True, **dtype)
+        else:
+            name, repository = _kind_of(path)
+            load = getattr(diffusers, name).from_single_file
+            pipe = load(str(path), config=repository, local_files_only=True, **dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
+        lacking = f"; the configuration of {repository} must be in the cache of huggingface_hub, or give a folder"
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"{path} cannot be loaded: {reason}{lacking if repository else ''}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _kind_of(path: Path) -> tuple[str, str]:
+    """Return the class of a single file's pipeline, and the repository of its configuration."""
+    keys = read_header(path).tensors
+    for mark, found in _MARKS.items():
+        if any(mark in key for key in keys):
+            return found
+    raise TrainingError(f"{path}: is no checkpoint of SD1, SD2, SDXL, SD3 or Flux, by the names of its tensors")
