@@ -61,6 +61,11 @@ class Spectrum:
         up, down = self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
         return Product(up, down) if self.around is None else Product(self.around[0] @ up, down @ self.around[1].mT)
 
+    def spaces(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return orthonormal columns (out, rank) and (columns, rank) of the first `rank` terms."""
+        left, right = self.left[:, :rank], self.right[:rank].mT
+        return (left, right) if self.around is None else (self.around[0] @ left, self.around[1] @ right)
+
     def kept(self, rank: int) -> float:
         """Return the squared Frobenius norm of the first `rank` terms."""
         return float(self.values[:rank].square().sum())

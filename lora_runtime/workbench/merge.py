@@ -20,7 +20,7 @@ from torch import Tensor
 from lora_runtime.dialects import DENOISERS, without_prefix
 from lora_runtime.errors import LoraFileError
 from lora_runtime.requests import Request
-from lora_runtime.workbench.base_model import BaseModel, open_model
+from lora_runtime.workbench.base_model import Model, open_model
 from lora_runtime.workbench.changes import Change, changes_of
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, embedding_keys, says_its_scale
 from lora_runtime.workbench.kept import Outcome
@@ -135,7 +135,7 @@ def _check_families(requests: Sequence[Request]) -> None:
 # ---- which modules are the same -------------------------------------------------------------------------------------
 
 
-def matched_modules(requests: Sequence[Request], model: BaseModel | None) -> list[Module]:
+def matched_modules(requests: Sequence[Request], model: Model | None) -> list[Module]:
     """Return what all files have, module by module, in the order of the first file that has one."""
     found: dict[tuple[str, str], Module] = {}
     names: list[set[str]] = []
@@ -153,7 +153,7 @@ def matched_modules(requests: Sequence[Request], model: BaseModel | None) -> lis
     return [*found.values()]
 
 
-def _name(stem: str, model: BaseModel | None) -> str:
+def _name(stem: str, model: Model | None) -> str:
     """Return what is equal for names of the same module: its place in the model, or the name without its prefix."""
     place = None if model is None else model.place(stem)
     if place is not None:
@@ -162,7 +162,7 @@ def _name(stem: str, model: BaseModel | None) -> str:
     return f"{'denoiser' if component is None or component in DENOISERS else component}.{rest}"
 
 
-def _check_overlap(requests: Sequence[Request], names: Sequence[set[str]], model: BaseModel | None) -> None:
+def _check_overlap(requests: Sequence[Request], names: Sequence[set[str]], model: Model | None) -> None:
     """Check that files for the same component name its modules alike: else one file would have each module twice."""
     for index in range(1, len(requests)):
         for before in range(index):
