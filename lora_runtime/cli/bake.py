@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="*", help="files with strengths, as of merge")
     parser.add_argument("--prompt", help='tags, as in "<lora:ink:0.7>"')
     loras_argument(parser)
+    parser.add_argument(
+        "--requantise",
+        action="store_true",
+        help="round weights in fp8, nf4, fp4 and int8 to codes anew, and say how many changed",
+    )
     output_arguments(parser, dtype=False)
 
 
@@ -33,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             sources,
             arguments.out,
             loras=arguments.loras,
+            requantise=arguments.requantise,
             force=arguments.force,
             progress=shows_progress(arguments),
         )
@@ -41,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(printable(f"{baked.path}: {human_size(baked.size)}, #{baked.sha256[:12]}"))
     print(f"  {baked.weights:,} of {baked.tensors:,} tensors changed")
+    if (coded := baked.requantised) is not None:
+        kinds = ", ".join(f"{count:,} in {kind}" for kind, count in coded.kinds.items())
+        print(f"  {coded.changed / coded.codes:.2%} of the codes changed ({kinds})")
+        print(f"  rounding to codes cost {coded.error:.2%} of ‖Δ‖")
     for name, (used, keys) in baked.used.items():
         print(printable(f"  {name}: {used:,} of {keys:,} keys"))
     for reason, count in baked.unused.items():

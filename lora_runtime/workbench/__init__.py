@@ -4,6 +4,7 @@ One file a verb, and the rooms that they share:
 
     sources      what a merge is made of: files with strengths, tags; methods: how changes become one
     base_model   a checkpoint's weights, one at a time, by LoRA files' names
+    codes        weights in 8 bits and less, to values and back, one file a kind; requantise: what bake does with them
     changes      what a file changes in a module: factors where there are some, else ΔW
     low_rank     the algebra of factors; sizes: how many ranks stay
     meetings     how the changes of two files meet in a module, in figures and in words
@@ -16,7 +17,7 @@ One file a verb, and the rooms that they share:
 from __future__ import annotations
 
 from lora_runtime.workbench.average import Averaged, average
-from lora_runtime.workbench.bake import Baked, bake
+from lora_runtime.workbench.bake import Baked, Requantised, bake
 from lora_runtime.workbench.balance import balanced
 from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.compare import Compared, Meeting, compare
@@ -44,6 +45,7 @@ __all__ = [
     "Model",
     "Outcome",
     "Reported",
+    "Requantised",
     "average",
     "bake",
     "balanced",

@@ -25,6 +25,7 @@ from lora_runtime.merge import region_of, rows_of
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.targets import Target, Targets
 from lora_runtime.tensors import DTYPES, read_one
+from lora_runtime.workbench.codes import Codes, codes_in
 
 __all__ = ["BaseModel", "Model", "Stored", "open_model", "weights_of"]
 
@@ -34,15 +35,21 @@ _INDEX = ".safetensors.index.json"
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies on the disk, and its name there."""
+    """Where a tensor lies on the disk, and its name there; with `codes` it is what these stand for."""
 
     path: Path
     key: str
     info: TensorInfo
+    codes: Codes | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of what is read."""
+        return torch.Size(self.info.shape) if self.codes is None else self.codes.shape
 
     def read(self) -> Tensor:
-        """Return the tensor."""
-        return read_one(self.path, self.info)
+        """Return the tensor, of codes float32."""
+        return read_one(self.path, self.info) if self.codes is None else self.codes.values()
 
 
 class Model(ABC):
@@ -118,7 +125,7 @@ class BaseModel(Model):
     def sizes(self, place: Target, name: str) -> torch.Size | None:
         """Return the shape that the header tells."""
         own = place.module._parameters.get(name)
-        return None if own is None else torch.Size(self.stored(own).info.shape)
+        return None if own is None else self.stored(own).shape
 
     def value(self, place: Target, name: str) -> Tensor | None:
         """Return the tensor as it is stored."""
@@ -130,8 +137,10 @@ class BaseModel(Model):
         return self._stored[id(parameter)]
 
 
-def open_model(path: str | os.PathLike[str]) -> BaseModel:
+def open_model(path: str | os.PathLike[str], *, decoded: bool = False) -> BaseModel:
     """Return the model in a folder as diffusers or transformers save it, or in one checkpoint (.safetensors).
+
+    `decoded`: weights that are stored as codes (`codes.py`) are read as the values that these stand for.
 
     Only headers are read. LoraFileError where there are no weights, or it is not told which of several are meant.
     """
@@ -140,15 +149,15 @@ def open_model(path: str | os.PathLike[str]) -> BaseModel:
     if not path.is_dir():
         if not path.exists():
             raise LoraFileError(f"{path}: no such file or folder; give a checkpoint, or a folder as diffusers saves it")
-        return BaseModel(path, _modules([read_header(path)], stored), stored)
+        return BaseModel(path, _modules([read_header(path)], stored, decoded), stored)
     if not (path / "model_index.json").is_file():
-        root = _modules([read_header(file) for file in weights_of(path)], stored)
+        root = _modules([read_header(file) for file in weights_of(path)], stored, decoded)
         named = path.name in DENOISERS or path.name.startswith("text_encoder")
         return BaseModel(path, _Pipeline({path.name: root}) if named else root, stored)
     components = {}
     for folder in sorted(each for each in path.iterdir() if each.is_dir()):
         if any(file.suffix.lower() == SUFFIX for file in folder.iterdir()):
-            components[folder.name] = _modules([read_header(file) for file in weights_of(folder)], stored)
+            components[folder.name] = _modules([read_header(file) for file in weights_of(folder)], stored, decoded)
     if not components:
         raise LoraFileError(f"{path}: no component in it has its weights as safetensors")
     return BaseModel(path, _Pipeline(components), stored)
@@ -180,11 +189,16 @@ class _Pipeline:
         self.components = components
 
 
-def _modules(headers: list[Header], stored: dict[int, Stored]) -> nn.Module:
+def _modules(headers: list[Header], stored: dict[int, Stored], decoded: bool) -> nn.Module:
     """Return modules with a parameter for each tensor, and note where each lies."""
     tree: dict[str, Any] = {}
     for header in headers:
+        codes = codes_in(header)
+        # What belongs to codes is no parameter of its own, where it is read with them or is called as a part of them.
+        within = {key for each in codes.values() for key in each.beside if decoded or key.startswith(f"{each.key}.")}
         for key, info in header.tensors.items():
+            if key in within:
+                continue
             *path, name = key.split(".")
             branch = tree
             for part in path:
@@ -192,7 +206,7 @@ def _modules(headers: list[Header], stored: dict[int, Stored]) -> nn.Module:
                 if not isinstance(branch, dict):
                     raise LoraFileError(f"{header.path}: {key} lies inside of a tensor of that name")
             if info.dtype in DTYPES:
-                branch[name] = Stored(header.path, key, info)
+                branch[name] = Stored(header.path, key, info, codes.get(key) if decoded else None)
     return _grown(tree, stored)
 
 
@@ -203,7 +217,8 @@ def _grown(tree: Mapping[str, Any], stored: dict[int, Stored]) -> nn.Module:
         if isinstance(branch, dict):
             module._modules[name] = _grown(branch, stored)
             continue
-        outline = torch.empty((), dtype=DTYPES[branch.info.dtype]).expand(branch.info.shape)
+        dtype = DTYPES[branch.info.dtype] if branch.codes is None else torch.float32
+        outline = torch.empty((), dtype=dtype).expand(branch.shape)
         parameter = module._parameters[name] = nn.Parameter(outline, requires_grad=False)
         stored[id(parameter)] = branch
     return module
