@@ -15,7 +15,7 @@ from lora_runtime.routes.storage import layer_shape
 from lora_runtime.scopes import PATCHER
 from lora_runtime.targets import Target
 from lora_runtime.workbench import Model, Reported, report
-from lora_runtime.workbench.merge import matched_modules
+from lora_runtime.workbench.matching import matched_modules
 
 from ..prompts.notices import Notice
 from .judging import Source, cannot

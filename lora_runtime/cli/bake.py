@@ -6,9 +6,11 @@ import argparse
 from dataclasses import asdict
 
 from lora_runtime.cli.console import CommandError, human_size, print_json, printable
-from lora_runtime.cli.outcome import loras_argument, output_arguments, refusing, shows_progress
+from lora_runtime.cli.outcome import given, loras_argument, output_arguments, refusing
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("loras", "requantise")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not sources:
         raise CommandError("give what to bake: --prompt with tags, or files")
     with refusing():
-        baked = bake(
-            arguments.checkpoint,
-            sources,
-            arguments.out,
-            loras=arguments.loras,
-            requantise=arguments.requantise,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        baked = bake(arguments.checkpoint, sources, arguments.out, **given(arguments, *_OPTIONS))
     if arguments.json:
         print_json({**asdict(baked), "path": str(baked.path)})
         return 0

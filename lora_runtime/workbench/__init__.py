@@ -3,6 +3,7 @@
 One file a verb, and the rooms that they share:
 
     sources      what a merge is made of: files with strengths, tags; methods: how changes become one
+    matching     which modules of several files are the same; parallel: modules side by side
     base_model   a checkpoint's weights, one at a time, by LoRA files' names
     codes        weights in 8 bits and less, to values and back, one file a kind; requantise: what bake does with them
     changes      what a file changes in a module: factors where there are some, else ΔW

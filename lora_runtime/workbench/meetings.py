@@ -19,7 +19,7 @@ from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.changes import Change
 from lora_runtime.workbench.kept import OTHER, block_of_name
 from lora_runtime.workbench.low_rank import Product, Spectrum, concatenated, significant, spectrum_of, taken_apart
-from lora_runtime.workbench.merge import Module
+from lora_runtime.workbench.matching import Module
 
 __all__ = ["Met", "Pair", "Side", "balance_of", "fights", "met"]
 

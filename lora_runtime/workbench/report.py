@@ -14,8 +14,8 @@ from lora_runtime.prompt.strength import Curve
 from lora_runtime.requests import Request
 from lora_runtime.workbench.base_model import Model, open_model
 from lora_runtime.workbench.kept import in_order
+from lora_runtime.workbench.matching import Module, matched_modules
 from lora_runtime.workbench.meetings import Met, Pair, balance_of, fights, met
-from lora_runtime.workbench.merge import Module, matched_modules
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sources import Source, read_sources
 
