@@ -31,7 +31,9 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], *, alone:
         yield from map(work, items)
         return
     waiting: deque[Future[_Result]] = deque()
-    # The number is each thread's own; what other threads begin with is put back.
+    # Of who asks too, until all is done: threads that have shared one operation wait for the next one, and take the
+    # processor from those that work.
+    torch.set_num_threads(1)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for item in items:
