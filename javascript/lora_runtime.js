@@ -288,6 +288,9 @@
             const number = (value) => value.toLocaleString("en");
             line.textContent = this.shown < this.total
                 ? `${number(this.shown)} of ${number(this.total)}` : number(this.total);
+            if (!parts.controls.querySelector(".lora-runtime-ask")) {
+                parts.controls.insertBefore(reportButton(this.tab), parts.controls.querySelector("small"));
+            }
         }
 
         /** Fetch more when the last card comes near. */
@@ -439,7 +442,81 @@
         }
     }
 
-    /** Give our lines under the picture the colour of what they say; the WebUI has one for all. */
+    // --- the report ------------------------------------------------------------------------------------------------
+
+    /** Return a button that shows what the LoRAs of a tab's prompt do together. */
+    function reportButton(tab) {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "lora-runtime-ask";
+        button.textContent = "LoRA report";
+        button.title = "What the LoRAs of the prompt do together, block by block";
+        button.addEventListener("click", () => showReport(tab));
+        return button;
+    }
+
+    let closeReport = () => {};
+
+    /** Ask for the report on a tab's prompt and show it over the page, until it is closed. */
+    async function showReport(tab) {
+        closeReport();
+        const area = promptArea(tab, false);
+        if (!area) return;
+        const panel = document.createElement("div");
+        panel.className = "lora-runtime-report";
+        const close = document.createElement("button");
+        close.type = "button";
+        close.className = "lora-runtime-close";
+        close.textContent = "Close";
+        const body = document.createElement("div");
+        body.textContent = "The LoRAs of the prompt are being compared …";
+        panel.append(close);
+        panel.append(body);
+        gradioApp().append(panel);
+        closeReport = () => {
+            panel.remove();
+            closeReport = () => {};
+        };
+        close.addEventListener("click", () => closeReport());
+        try {
+            const answer = await fetch("./lora-runtime/report", {
+                method: "POST",
+                headers: {"Content-Type": "application/json"},
+                body: JSON.stringify({prompt: area.value}),
+            });
+            const found = await answer.json().catch(() => ({}));
+            if (!answer.ok) throw new Error(typeof found.detail === "string" ? found.detail : `${answer.status} ${answer.statusText}`);
+            body.innerHTML = found.html;
+            if (found.balanced) panel.append(balanceButton(area, area.value, found.balanced));
+        } catch (error) {
+            console.error("LoRA Runtime:", error);
+            body.textContent = `There is no report (${error.message}).`;
+        }
+    }
+
+    /** Return a button that writes the strengths that keep the norm into the prompt that was asked about. */
+    function balanceButton(area, asked, balanced) {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "lora-runtime-balance";
+        button.textContent = "Write these strengths into the prompt";
+        button.addEventListener("click", () => {
+            if (area.value !== asked) { // it would be lost
+                button.textContent = "The prompt is another by now: ask for the report again";
+                return;
+            }
+            area.value = balanced;
+            updateInput(area);
+            closeReport();
+        });
+        return button;
+    }
+
+    document.addEventListener("keydown", (event) => {
+        if (event.key === "Escape") closeReport();
+    });
+
+    /** Give our lines under the picture the colour of what they say; the WebUI has one for all. A button goes with them. */
     function colourNotices(tab) {
         const log = byId(`html_log_${tab}`);
         for (const comments of log ? log.querySelectorAll(".comments") : []) {
@@ -450,6 +527,7 @@
                 line.className = `lora-runtime-said lora-runtime-said-${severity}`;
                 line.textContent = node.textContent;
                 comments.replaceChild(line, node);
+                if (!comments.querySelector(".lora-runtime-ask")) comments.append(reportButton(tab));
             }
         }
     }

@@ -1,6 +1,6 @@
-"""Paints the pictures of docs/workbench.md with the embedded pipeline: docs/workbench.png, docs/workbench-report.png.
+"""Paints the pictures of docs/workbench.md with the embedded pipeline: docs/workbench*.png.
 
-    python tools/workbench_pictures.py [files report]
+    python tools/workbench_pictures.py [files balance report]
 
 The heat map needs matplotlib (extra `plot`). Seeds are fixed, so a run repeats the pictures (on another processor, up
 to rounding).
@@ -9,8 +9,9 @@ to rounding).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,23 +24,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import lora_runtime  # noqa: E402
+from lora_runtime import workbench  # noqa: E402
 from lora_runtime.cli import main as command  # noqa: E402
 from lora_runtime.demo.scene_pipeline import LORAS, load_pipeline  # noqa: E402
 from lora_runtime.demo.sheet import compose  # noqa: E402
-from lora_runtime.workbench import merge, resize  # noqa: E402
+from lora_runtime.workbench import balanced, merge, resize  # noqa: E402
 
 PROMPTS = (("a boat on the sea under a sun", 4), ("a green tree", 3), ("a house by the sea under a sun", 2))
 FIRST, SECOND = "<lora:watercolor:0.8>", "<lora:night:0.6>"
 RANK = 2  # of the small file
+MANY = ("watercolor", "stripes", "outline", "night")
 REPORT = "<lora:watercolor:1><lora:night:0.8><lora:outline:0.7>"
 STEPS = 20
 GUIDANCE = 4.0
-TILE = 128
+TILE, SMALL = 128, 88
 LARGEST = 300_000  # bytes of a PNG
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Paint the pictures that are asked for, or both."""
+    """Paint the pictures that are asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"of {', '.join(PICTURES)} (default: all)")
     names = parser.parse_args(arguments).pictures
@@ -79,6 +82,29 @@ def files(out: Path) -> None:
     compose(painted, [prompt for prompt, _ in PROMPTS], [*columns], tile=TILE).save(out, optimize=True)
 
 
+def balance(out: Path) -> None:
+    """Four LoRAs alone, together, with the strengths that keep the norm, and each at the strength of one norm."""
+    pipe = load_pipeline()
+    together = _tags(dict.fromkeys(MANY, 1.0))
+    found = workbench.report([together], loras=[LORAS])
+    norms = dict(zip(MANY, found.total.norms, strict=True))
+    mean = math.prod(norms.values()) ** (1 / len(norms))
+    alike = {name: round(mean / norm, 2) for name, norm in norms.items()}
+    columns = {
+        "no LoRA": "",
+        **{f"{name}\nnorm {norm:.1f}": _tags({name: 1.0}) for name, norm in norms.items()},
+        f"all at 1\nnorm {found.total.together:.1f}": together,
+        f"all at {found.balance:.2f}\nnorm {max(norms.values()):.1f}": balanced(together, loras=[LORAS]),
+        "each of one norm\n" + " ".join(f"{strength:g}" for strength in alike.values()): _tags(alike),
+    }
+    painted = [_paint(pipe, tags, [LORAS]) for tags in columns.values()]
+    compose(painted, [prompt for prompt, _ in PROMPTS], [*columns], tile=SMALL).save(out, optimize=True)
+
+
+def _tags(strengths: Mapping[str, float]) -> str:
+    return "".join(f"<lora:{name}:{strength:g}>" for name, strength in strengths.items())
+
+
 def _paint(pipe: Any, tags: str, folders: Sequence[Any]) -> list[Image.Image]:
     """Return a picture for each prompt with these tags, all in one batch."""
     prompts = [prompt + tags for prompt, _ in PROMPTS]
@@ -102,6 +128,7 @@ def report(out: Path) -> None:
 
 PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "files": ("workbench.png", files),
+    "balance": ("workbench-balance.png", balance),
     "report": ("workbench-report.png", report),
 }
 

@@ -2,7 +2,7 @@
 
     the page's (cards, pictures)   the login of --gradio-auth, where there is one
     /sdapi/v1/…                    as the WebUI's own there: --api-auth; where it has no API, the login
-    /lora-runtime/explain          either of the two, where there are any
+    /lora-runtime/explain, report  either of the two, where there are any
 
 A refresh is a POST without a body, which a page of another site could have a browser send. The WebUI's own refreshes
 are the same, and no worse comes of it than a look at the folders; with a login the browser leaves the cookie out.

@@ -1,4 +1,4 @@
-"""Our routes: the HTTP API of the built-in extension, `explain`, and what the page in the browser fetches."""
+"""Our routes: the HTTP API of the built-in extension, `explain`, `report`, and what the page in the browser fetches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from ..prompts.notices import Notice
 from ..whole import shown_path, whole
 from .card_routes import add_card_routes, replace_routes
 from .guards import Guards
+from .report_route import ReportOn, report_json
 
-__all__ = ["Explain", "add_routes"]
+__all__ = ["Explain", "ReportOn", "add_routes"]
 
 # What a prompt is read as, the requests for its files, what these would do to the model, and what there is to say.
 Explain = Callable[[str], tuple[Prompt, list[Request], Report, list[Notice]]]
 
 # FastAPI has 40 threads for all routes of the program: those who ask for this one must not take all of them.
 _AT_ONCE = 2
+_REPORTS_AT_ONCE = 1  # it reads files and multiplies matrices, for seconds
 _SECONDS_IN_LINE = 2.0
 _LONGEST_PROMPT = 100_000
 _PROMPT = f"a text of at most {_LONGEST_PROMPT:,} characters"
@@ -37,7 +39,7 @@ _PROMPT = f"a text of at most {_LONGEST_PROMPT:,} characters"
 _BODY = Body(..., embed=True, description=_PROMPT)
 
 
-def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> None:
+def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain, report_on: ReportOn) -> None:
     """Add the routes to the program's app, in place of any others at the same paths.
 
     All or none: where one cannot be added, the app has those that it had. `page` shows the cards of `shelf`.
@@ -66,25 +68,36 @@ def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain) -> No
 
     def explain(prompt: Any = _BODY) -> Any:
         """Say how a prompt is read and what it would do to the checkpoint that is loaded, without painting."""
-        if not isinstance(prompt, str) or len(prompt) > _LONGEST_PROMPT:
-            return JSONResponse({"detail": f"prompt: {_PROMPT} is expected"}, status_code=422)
-        if not asking.acquire(timeout=_SECONDS_IN_LINE):
-            return JSONResponse({"detail": "other prompts are being explained; ask again"}, status_code=503)
-        try:
-            return JSONResponse(_explanation(explain_prompt, prompt))
-        finally:
-            asking.release()
+        return _in_turn(asking, prompt, "explained", lambda text: _explanation(explain_prompt, text))
+
+    reporting = threading.BoundedSemaphore(_REPORTS_AT_ONCE)
+
+    def report(prompt: Any = _BODY) -> Any:
+        """Say what the LoRAs of a prompt do together on the checkpoint that is loaded, in figures and as a picture."""
+        return _in_turn(reporting, prompt, "reported on", lambda text: report_json(report_on, text))
 
     guards = Guards(app)
     before = list(app.router.routes)
     try:
         replace_routes(app, "GET", {"/sdapi/v1/loras": get_loras}, guards.api)
         replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
-        replace_routes(app, "POST", {"/lora-runtime/explain": explain}, guards.explain)
+        replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
     except Exception:
         app.router.routes[:] = before
         raise
+
+
+def _in_turn(turns: threading.BoundedSemaphore, prompt: Any, done: str, answer: Callable[[str], Any]) -> JSONResponse:
+    """Return the answer for a prompt, or that it is none, or that others are first."""
+    if not isinstance(prompt, str) or len(prompt) > _LONGEST_PROMPT:
+        return JSONResponse({"detail": f"prompt: {_PROMPT} is expected"}, status_code=422)
+    if not turns.acquire(timeout=_SECONDS_IN_LINE):
+        return JSONResponse({"detail": f"other prompts are being {done}; ask again"}, status_code=503)
+    try:
+        return JSONResponse(answer(prompt))
+    finally:
+        turns.release()
 
 
 def _explanation(explain: Explain, text: str) -> dict[str, Any]:

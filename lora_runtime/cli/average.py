@@ -6,9 +6,11 @@ import argparse
 from dataclasses import asdict
 
 from lora_runtime.cli.console import human_size, print_json, printable
-from lora_runtime.cli.outcome import limit_arguments, output_arguments, refusing, show, shows_progress
+from lora_runtime.cli.outcome import given, limit_arguments, output_arguments, refusing, show
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("ema", "rank", "energy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,15 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import average
 
     with refusing():
-        found = average(
-            arguments.files,
-            arguments.out,
-            ema=arguments.ema,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        found = average(arguments.files, arguments.out, **given(arguments, *_OPTIONS))
     if found.outcome is not None:
         show(found.outcome, arguments, weights=found.weights)
         return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from lora_runtime.cli.outcome import output_arguments, refusing, show, shows_progress
+from lora_runtime.cli.outcome import given, output_arguments, refusing, show
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("to", "model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import convert
 
     with refusing():
-        outcome = convert(
-            arguments.file,
-            arguments.out,
-            to=arguments.to,
-            model=arguments.model,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        outcome = convert(arguments.file, arguments.out, **given(arguments, *_OPTIONS))
     show(outcome, arguments)
     return 0

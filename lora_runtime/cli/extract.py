@@ -5,9 +5,30 @@ from __future__ import annotations
 import argparse
 
 from lora_runtime.cli.console import whole
-from lora_runtime.cli.outcome import byte_count, limit_arguments, output_arguments, refusing, show, shows_progress
+from lora_runtime.cli.outcome import (
+    byte_count,
+    device_argument,
+    given,
+    limit_arguments,
+    output_arguments,
+    refusing,
+    show,
+)
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = (
+    "rank",
+    "energy",
+    "conv_rank",
+    "size",
+    "textual_inversion",
+    "include",
+    "exclude",
+    "dtype",
+    "exact",
+    "device",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="modules that are left out")
     parser.add_argument("--exact", action="store_true", help="full SVDs, not sketches")
+    device_argument(parser)
     output_arguments(parser)
 
 
@@ -40,21 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import extract
 
     with refusing():
-        outcome = extract(
-            arguments.tuned,
-            arguments.base,
-            arguments.out,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            conv_rank=arguments.conv_rank,
-            size=arguments.size,
-            textual_inversion=arguments.textual_inversion,
-            include=arguments.include,
-            exclude=arguments.exclude,
-            dtype=arguments.dtype,
-            exact=arguments.exact,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        outcome = extract(arguments.tuned, arguments.base, arguments.out, **given(arguments, *_OPTIONS))
     show(outcome, arguments)
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from lora_runtime.cli.outcome import (
+    device_argument,
+    given,
     limit_arguments,
     loras_argument,
     model_argument,
@@ -12,10 +14,11 @@ from lora_runtime.cli.outcome import (
     refusing,
     share,
     show,
-    shows_progress,
 )
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("method", "rank", "energy", "density", "epsilon", "seed", "model", "loras", "dtype", "exact", "device")
 
 _METHODS = ("sum", "svd", "orthogonal", "ties", "dare", "della")
 
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser, "for DoRA, OFT and others that depend on its weights, and to match names")
     loras_argument(parser)
     parser.add_argument("--exact", action="store_true", help="full SVDs where there are no factors, not sketches")
+    device_argument(parser)
     output_arguments(parser)
 
 
@@ -46,21 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import merge
 
     with refusing():
-        outcome = merge(
-            arguments.sources,
-            arguments.out,
-            method=arguments.method,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            density=arguments.density,
-            epsilon=arguments.epsilon,
-            seed=arguments.seed,
-            model=arguments.model,
-            loras=arguments.loras,
-            dtype=arguments.dtype,
-            exact=arguments.exact,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        outcome = merge(arguments.sources, arguments.out, **given(arguments, *_OPTIONS))
     show(outcome, arguments)
     return 0

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "byte_count",
+    "device_argument",
+    "given",
     "limit_arguments",
     "loras_argument",
     "model_argument",
@@ -94,6 +96,18 @@ def refusing() -> Iterator[None]:
         yield
     except ValueError as error:
         raise CommandError(one_line(error)) from error
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """Define `--device`."""
+    what = "where factorisations are made, in float32: cuda (default: the CPU, float64)"
+    parser.add_argument("--device", metavar="DEVICE", help=what)
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return arguments by the names that the workbench's functions have for them too, with those that all have."""
+    options = {name: getattr(arguments, name) for name in names}
+    return {**options, "force": arguments.force, "progress": shows_progress(arguments)}
 
 
 def shows_progress(arguments: argparse.Namespace) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 
 from lora_runtime.cli.console import whole
-from lora_runtime.cli.outcome import byte_count, output_arguments, refusing, share, show, shows_progress
+from lora_runtime.cli.outcome import byte_count, device_argument, given, output_arguments, refusing, share, show
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("rank", "energy", "ratio", "size", "dtype", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--ratio", metavar="X", type=float, help="singular values down to the greatest divided by this")
     how.add_argument("--size", metavar="BYTES", type=byte_count, help="a file of at most this size, such as 64MB")
+    device_argument(parser)
     output_arguments(parser)
 
 
@@ -28,16 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import resize
 
     with refusing():
-        outcome = resize(
-            arguments.file,
-            arguments.out,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            ratio=arguments.ratio,
-            size=arguments.size,
-            dtype=arguments.dtype,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        outcome = resize(arguments.file, arguments.out, **given(arguments, *_OPTIONS))
     show(outcome, arguments)
     return 0

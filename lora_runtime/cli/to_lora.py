@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from lora_runtime.cli.outcome import limit_arguments, model_argument, output_arguments, refusing, show, shows_progress
+from lora_runtime.cli.outcome import (
+    device_argument,
+    given,
+    limit_arguments,
+    model_argument,
+    output_arguments,
+    refusing,
+    show,
+)
 
 __all__ = ["add_arguments", "run"]
+
+_OPTIONS = ("rank", "energy", "model", "dtype", "exact", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limit_arguments(parser)
     model_argument(parser, "for what depends on its weights, such as DoRA, OFT and IA³")
     parser.add_argument("--exact", action="store_true", help="full SVDs, not sketches")
+    device_argument(parser)
     output_arguments(parser)
 
 
@@ -23,16 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.workbench import to_lora
 
     with refusing():
-        outcome = to_lora(
-            arguments.file,
-            arguments.out,
-            rank=arguments.rank,
-            energy=arguments.energy,
-            model=arguments.model,
-            dtype=arguments.dtype,
-            exact=arguments.exact,
-            force=arguments.force,
-            progress=shows_progress(arguments),
-        )
+        outcome = to_lora(arguments.file, arguments.out, **given(arguments, *_OPTIONS))
     show(outcome, arguments)
     return 0

@@ -3,10 +3,13 @@
 One file a verb, and the rooms that they share:
 
     sources      what a merge is made of: files with strengths, tags; methods: how changes become one
+    matching     which modules of several files are the same; parallel: modules side by side
     base_model   a checkpoint's weights, one at a time, by LoRA files' names
+    codes        weights in 8 bits and less, to values and back, one file a kind; requantise: what bake does with them
     changes      what a file changes in a module: factors where there are some, else ΔW
     low_rank     the algebra of factors; sizes: how many ranks stay
     meetings     how the changes of two files meet in a module, in figures and in words
+    balance      a prompt with its strengths written anew; heat_map and tables: a report as people see it
     draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
     new_words    rows that a table of tokens has more than its base, of extract
     writing      safetensors, tensor by tensor, all or nothing; progress: a bar
@@ -15,11 +18,14 @@ One file a verb, and the rooms that they share:
 from __future__ import annotations
 
 from lora_runtime.workbench.average import Averaged, average
-from lora_runtime.workbench.bake import Baked, bake
+from lora_runtime.workbench.bake import Baked, Requantised, bake
+from lora_runtime.workbench.balance import balanced
+from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.compare import Compared, Meeting, compare
 from lora_runtime.workbench.convert import SPELLINGS, convert
 from lora_runtime.workbench.doctor import Diagnosis, Finding, doctor
 from lora_runtime.workbench.extract import extract
+from lora_runtime.workbench.heat_map import heat_map
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.merge import METHODS, merge
 from lora_runtime.workbench.report import Between, Block, Reported, report
@@ -37,14 +43,18 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "Meeting",
+    "Model",
     "Outcome",
     "Reported",
+    "Requantised",
     "average",
     "bake",
+    "balanced",
     "compare",
     "convert",
     "doctor",
     "extract",
+    "heat_map",
     "merge",
     "report",
     "resize",

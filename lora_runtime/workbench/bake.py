@@ -24,12 +24,14 @@ from lora_runtime.requests import Request
 from lora_runtime.routes.storage import how_stored, scale_of
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
+from lora_runtime.workbench.codes import codes_in
 from lora_runtime.workbench.notes import MADE_FROM
 from lora_runtime.workbench.progress import steps
+from lora_runtime.workbench.requantise import Coding, Requantised
 from lora_runtime.workbench.sources import Source, asked_of, read_sources, strength_for
 from lora_runtime.workbench.writing import Blank, check_free, write_stream
 
-__all__ = ["Baked", "bake"]
+__all__ = ["Baked", "Requantised", "bake"]
 
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
@@ -39,7 +41,7 @@ class Baked:
     """A checkpoint that was written. `weights`: how many of its tensors the files changed.
 
     `used`: by file, how many of its keys had a place, and of how many; `unused` maps the reasons why others had none to
-    their number.
+    their number. `requantised`: what rounding to codes has done, where weights are stored as codes.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Baked:
     used: Mapping[str, tuple[int, int]]
     unused: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    requantised: Requantised | None = None
 
 
 def bake(
@@ -58,6 +61,7 @@ def bake(
     out: str | os.PathLike[str],
     *,
     loras: Sequence[str | os.PathLike[str]] | None = None,
+    requantise: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Baked:
@@ -65,10 +69,12 @@ def bake(
 
     `checkpoint`: one safetensors file, a whole model in original names or one component of a pipeline. `sources`: a
     prompt with tags, files with strengths ("ink.safetensors:0.7@IN=0"), or Requests; names are looked up in `loras`.
-    One tensor at a time is in memory, beside the LoRAs.
+    One tensor at a time is in memory, beside the LoRAs. `requantise`: weights in fp8, with or without a scale, and in
+    nf4, fp4 and int8 as bitsandbytes stores them are rounded to codes anew; scales stay where they can.
 
-    Raises LoraFileError where a file cannot be read or written, weights are stored in 8 bits or less, or a strength
-    varies; NoMatchError where no key of a file has a place; StrengthError where a weight would overflow its dtype.
+    Raises LoraFileError where a file cannot be read or written, weights are stored in 8 bits or less and this is not
+    asked for or not of a kind that it knows, or a strength varies; NoMatchError where no key of a file has a place;
+    StrengthError where a weight would overflow its dtype.
     """
     path = check_free(out, force=force)
     source = Path(checkpoint)
@@ -77,9 +83,9 @@ def bake(
     requests = read_sources(sources, loras)
     if not requests:
         raise ValueError("there is nothing to bake: give a prompt with tags, or files")
-    model = open_model(source)
+    model = open_model(source, decoded=requantise)
     header = read_header(source)
-    _check(requests, model)
+    _check(requests, model, requantise)
     plan = make_plan(requests, model.targets, model.view.description)
     modules = [module for root in model.view.components.values() for module in root.modules()]
     keeper = HostKeeper(modules, lambda module, name: model.stored(_parameter(module, name)).read())
@@ -98,16 +104,20 @@ def bake(
         blanks[key] = Blank(DTYPES[info.dtype], info.shape)
         places[key] = Stored(source, key, info)
     turns = steps([*blanks], "bake", show=progress)
+    coding = Coding({key: each for key, each in codes_in(header).items() if key in patches}, patches)
 
     def tensor_of(key: str) -> Tensor:
         next(turns, None)
+        if (found := coding.tensor(key)) is not None:
+            return found
         tensor = places[key].read()
         return patches[key].merged(tensor) if key in patches else tensor
 
     file = write_stream(path, blanks, tensor_of, _notes(header.metadata, source, requests))
     unused = Counter(reason for report in plan.report.loras for reason in report.unused.values())
     used = {report.name: (report.used, report.keys) for report in plan.report.loras}
-    return Baked(file.path, file.size, file.sha256, len(blanks), len(patches), used, dict(unused), (*_said(requests),))
+    said, done = (*_said(requests),), coding.done if coding.done.codes else None
+    return Baked(file.path, file.size, file.sha256, len(blanks), len(patches), used, dict(unused), said, done)
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:
@@ -116,7 +126,7 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
     return found
 
 
-def _check(requests: Sequence[Request], model: BaseModel) -> None:
+def _check(requests: Sequence[Request], model: BaseModel, requantise: bool) -> None:
     """Check that each strength is a number, and that no weight would have to be made of codes anew."""
     stored: Counter[str] = Counter()
     for request in requests:
@@ -135,9 +145,13 @@ def _check(requests: Sequence[Request], model: BaseModel) -> None:
                         stored[kind] += 1
     if stored:
         (kind, _), *_ = stored.most_common(1)
+        why = (
+            "in a way that only its own library writes" if requantise else "and would have to be rounded to codes anew"
+        )
+        how = "" if requantise else ", or give --requantise (requantise=True)"
         raise LoraFileError(
             f"{model}: {sum(stored.values()):,} of the weights that would change are stored in 8 bits or less "
-            f"({kind}), and would have to be rounded to codes anew: bake into the model in 16 bits, or keep the tags"
+            f"({kind}), {why}: bake into the model in 16 bits, or keep the tags{how}"
         )
 
 

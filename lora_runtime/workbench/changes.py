@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_runtime.adapters import Adapter, Factors, LowRank
 from lora_runtime.errors import LoraFileError
 from lora_runtime.lora import Lora
-from lora_runtime.workbench.base_model import BaseModel
+from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.low_rank import Product, concatenated
 
 __all__ = ["Change", "changes_of", "kernel"]
@@ -28,7 +28,7 @@ class Change:
     stem: str  # the file's name for the module
     parameter: str  # "weight" or "bias"
     adapters: tuple[Adapter, ...]
-    model: BaseModel | None = None
+    model: Model | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -60,6 +60,13 @@ class Change:
             return None
         has = self.model.shape(self.stem, self.parameter) is not None
         return None if has else f"for a {self.parameter} that this module does not have"
+
+    def has_place(self) -> bool:
+        """Return whether the model has a parameter that this could change, as far as one is given."""
+        if self.model is None:
+            return True
+        shape = None if self.model.place(self.stem) is None else self.model.shape(self.stem, self.parameter)
+        return shape is not None and all(adapter.misfit(shape) is None for adapter in self.adapters)
 
     def terms(self, dyn: int | None = None) -> list[tuple[float, Product]] | None:
         """Return scales and factors (out, r) and (r, in·k…) whose sum the change is, or None where it takes W₀.
@@ -129,7 +136,7 @@ class Change:
         )
 
 
-def changes_of(lora: Lora, model: BaseModel | None = None) -> Iterator[Change]:
+def changes_of(lora: Lora, model: Model | None = None) -> Iterator[Change]:
     """Yield what a file changes, module by module, weights before biases."""
     for stem, adapters in lora.adapters.items():
         for parameter in ("weight", "bias"):

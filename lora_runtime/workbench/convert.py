@@ -14,23 +14,28 @@ Paths have no alpha. Where it is not the rank it is multiplied into the factor o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NoReturn, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_runtime.adapters import LowRank
 from lora_runtime.dialects import WHOLE
+from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.errors import LoraFileError
 from lora_runtime.key_endings import ending_of
 from lora_runtime.lora import Lora, load_lora
+from lora_runtime.merge import region_of
+from lora_runtime.targets import Target
 from lora_runtime.workbench.base_model import BaseModel, open_model
 from lora_runtime.workbench.changes import Change, changes_of
-from lora_runtime.workbench.draft import Draft, embedding_keys, roles_of
+from lora_runtime.workbench.draft import ZERO, Draft, embedding_keys, roles_of
 from lora_runtime.workbench.extract import kohya_prefix, renamed
+from lora_runtime.workbench.fusing import Pair, cut_apart, put_together
 from lora_runtime.workbench.kept import Outcome
-from lora_runtime.workbench.low_rank import energy_of
+from lora_runtime.workbench.low_rank import Product, energy_of
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.writing import check_free
 
@@ -54,59 +59,158 @@ def convert(
     """Write a LoRA with its modules named as `to` says, in the layout of `model`, to `out`.
 
     Tensors stay bit for bit; only a scale that the new names cannot say is multiplied into a factor, and told. So do
-    metadata, but for those of a configuration, which the new keys say themselves.
+    metadata, but for those of a configuration, which the new keys say themselves. What the model has in one weight and
+    the file in several, or the other way round, is put together or cut to rows, exactly (`fusing.py`).
 
-    Raises ValueError for another spelling; LoraFileError where a file cannot be read or written, or a module is no
-    whole weight of this model, is of an algorithm other than LoRA, or has no name in the spelling.
+    Raises ValueError for another spelling; LoraFileError where a file cannot be read or written, or a module has
+    no place in this model, is of an algorithm other than LoRA, or has no name in the spelling.
     """
     if to not in SPELLINGS:
         raise ValueError(f"to {to}: give one of {', '.join(SPELLINGS)}")
     path = check_free(out, force=force)
     lora, base = load_lora(file), open_model(model)
-    names = _Names(base, to)
+    names, made = _Names(base, to), _Made(base)
+    for change in changes_of(lora):
+        made.add(change)
     draft, folded = Draft(), 0
-    for change in steps([*changes_of(lora)], "convert", show=progress):
-        stem = names.of(change)
-        for adapter in change.adapters:
-            if not isinstance(adapter, LowRank) or adapter.mid is not None or "up" not in roles_of(adapter):
-                raise LoraFileError(
-                    f"{lora.path}: {change.stem} ({change.algorithms}) has no names that both programs read: "
-                    "to-lora makes factors of it"
-                )
-            tensors, whole = _spelled(stem, adapter, to, lora)
-            folded += not whole
-            draft.put(tensors, lora.path)
-            draft.alphas.add(float(adapter.rank if adapter.alpha is None else adapter.alpha))
-        product = change.product()
-        assert product is not None, change.stem
-        energy = energy_of(product)
-        draft.tally.add(change.stem, energy, energy, rank=change.adapters[0].rank)
-        draft.tally.unchanged[_RENAMED] += 1
+    for place, pair, origin in steps([*made.pairs()], "convert", show=progress):
+        stem = names.of(place, origin)
+        tensors, whole = _spelled(stem, pair, to, lora)
+        folded += not whole
+        draft.put(tensors, lora.path)
+        draft.alphas.add(float(pair.scale * pair.rank))
+        energy = energy_of(Product(pair.up.flatten(1).double(), pair.down.flatten(1).double())) * pair.scale**2
+        draft.tally.add(stem, energy, energy, rank=pair.rank)
+        draft.tally.unchanged[_RENAMED] += whole
     draft.copy(lora, embedding_keys(lora))
-    draft.tally.left_out.update(lora.unused)
+    draft.tally.left_out.update({**lora.unused, **made.zero})
     if folded:
-        draft.tally.unchanged[_RENAMED] -= folded
         draft.tally.notes.append(_FOLDED.format(folded, f"names of {to}"))
+    draft.tally.notes.extend(made.notes())
     return draft.write(path, [(lora, {})], "convert", {"to": to})
 
 
-def _spelled(stem: str, adapter: LowRank, to: Spelling, lora: Lora) -> tuple[Mapping[str, Tensor], bool]:
-    """Return an adapter's tensors by their new keys, and whether they are those of the file."""
+def _spelled(stem: str, pair: Pair, to: Spelling, lora: Lora) -> tuple[Mapping[str, Tensor], bool]:
+    """Return factors by their new keys, and whether they are those of the file."""
     kind = "kohya" if to == "kohya" else "peft"
-    up, down = adapter.up, adapter.down
     keys = {role: stem + ending_of("lora", f"{kind}/{role}") for role in ("up", "down")}
     if to == "kohya":
         # In the dtype of the factors, as kohya's trainer writes it, where that can hold it.
-        alpha = torch.tensor(adapter.scale * adapter.rank, dtype=torch.float32)
-        own = alpha.to(up.dtype)
-        return {
-            **dict(zip(keys.values(), (up, down), strict=True)),
-            f"{stem}.alpha": own if own == alpha else alpha,
-        }, True
-    scaled = up if adapter.scale == 1 else (up.double() * adapter.scale).to(up.dtype)
+        alpha = torch.tensor(pair.scale * pair.rank, dtype=torch.float32)
+        own = alpha.to(pair.up.dtype)
+        tensors = {keys["up"]: pair.up, keys["down"]: pair.down, f"{stem}.alpha": own if own == alpha else alpha}
+        return tensors, pair.exact
+    scaled = pair.up if pair.scale == 1 else (pair.up.double() * pair.scale).to(pair.up.dtype)
     if not bool(torch.isfinite(scaled).all()):
-        raise LoraFileError(f"{lora.path}: {stem}: times its scale {adapter.scale:g} it is beyond {up.dtype}")
-    return {keys["up"]: scaled, keys["down"]: down}, adapter.scale == 1
+        raise LoraFileError(f"{lora.path}: {stem}: times its scale {pair.scale:g} it is beyond {pair.up.dtype}")
+    return {keys["up"]: scaled, keys["down"]: pair.down}, pair.exact and pair.scale == 1
+
+
+class _Made:
+    """The factors of a file by the weights of a model, which may have several of the file's in one or the contrary."""
+
+    def __init__(self, model: BaseModel) -> None:
+        self._model = model
+        # Files have the names of transformers for text encoders, whatever layout the rest of their names is of.
+        self._texts = {
+            (name, path, part.index, part.count): theirs
+            for name, root in model.view.components.items()
+            if name.startswith("text_encoder")
+            for path, theirs, part in OPEN_CLIP.translations(_paths(root))
+        }
+        self._places: dict[tuple[str, str], list[tuple[Target, Pair, str]]] = {}
+        self.zero: dict[str, str] = {}
+        self._cut = self._joined = 0
+
+    def add(self, change: Change) -> None:
+        """Take what a file changes in one of its modules; LoraFileError where it cannot be this model's."""
+        target = self._model.targets.find(change.stem)
+        where = f"{change.lora.path}: {change.stem}"
+        if target is None:
+            raise LoraFileError(f"{where}: {self._model.reason(change.stem)} ({self._model})")
+        if len(change.adapters) != 1 or not change.is_plain:
+            self._refuse(change)
+        (adapter,) = change.adapters
+        if not isinstance(adapter, LowRank) or adapter.mid is not None or "up" not in roles_of(adapter):
+            self._refuse(change)
+        assert isinstance(adapter, LowRank)
+        if any(place.part.inputs is not None for place in target.places):
+            raise LoraFileError(f"{where} is for {target}, of which this layout has other inputs: another model")
+        whole = Pair(adapter.up, adapter.down, adapter.scale)
+        rows = [self._rows(place) for place in target.places]
+        if sum(rows) != len(adapter.up):
+            raise LoraFileError(f"{where} has {len(adapter.up):,} rows, and {target} has {sum(rows):,}: another model")
+        pairs: list[Pair | None] = [whole]
+        if len(rows) > 1:
+            self._cut += 1
+            pairs = cut_apart(whole, rows)
+        for place, pair in zip(target.places, pairs, strict=True):
+            if pair is None:
+                self.zero[str(place)] = ZERO
+                continue
+            turned = pair.turned() if place.part.swapped else pair
+            theirs = self._texts.get((place.component, place.path, place.part.index, place.part.count))
+            if theirs is not None:
+                place = replace(place, path=theirs, part=WHOLE)
+            self._places.setdefault((place.component, place.path), []).append((place, turned, where))
+
+    def pairs(self) -> Iterator[tuple[Target, Pair, str]]:
+        """Yield each weight with its factors, and what of the file they are."""
+        for found in self._places.values():
+            place, pair, where = found[0]
+            if len(found) > 1 or place.part.count > 1:
+                pair = self._together(found)
+                self._joined += 1
+            yield place, pair, where
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was cut and put together."""
+        if self._cut:
+            yield f"{self._cut:,} modules are several weights of the model: their rows were cut apart, which is exact"
+        if self._joined:
+            yield f"{self._joined:,} weights of the model are several modules: they were put together, which is exact"
+
+    def _together(self, found: Sequence[tuple[Target, Pair, str]]) -> Pair:
+        """Return the factors of a weight of which modules have parts; rows that none has are zero."""
+        first, _, where = found[0]
+        shape = self._model.sizes(first, first.parameter)
+        assert shape is not None
+        parts: list[Pair | None] = []
+        rows: list[int] = []
+        for place, pair, own in sorted(found, key=lambda item: item[0].part.index / item[0].part.count):
+            start = shape[0] * place.part.index // place.part.count
+            if start < sum(rows):
+                raise LoraFileError(f"{own} and {where} are for the same rows of {first.component}.{first.path}")
+            if start > sum(rows):
+                parts.append(None)
+                rows.append(start - sum(rows))
+            parts.append(pair)
+            rows.append(len(pair.up))
+        if sum(rows) < shape[0]:
+            parts.append(None)
+            rows.append(shape[0] - sum(rows))
+        return put_together(parts, rows)
+
+    def _rows(self, place: Target) -> int:
+        shape = self._model.sizes(place, place.parameter)
+        assert shape is not None, place
+        return int(region_of(torch.empty(shape, device="meta"), place.part).shape[0])
+
+    @staticmethod
+    def _refuse(change: Change) -> NoReturn:
+        raise LoraFileError(
+            f"{change.lora.path}: {change.stem} ({change.algorithms}) has no names that both programs read: "
+            "to-lora makes factors of it"
+        )
+
+
+def _paths(root: nn.Module) -> list[str]:
+    """Return what the parameters of a component are called by files: by their module, where it has the one weight."""
+    paths = []
+    for own, _ in root.named_parameters():
+        module, _, last = own.rpartition(".")
+        paths.append(module if last in ("weight", "in_proj_weight") else own)
+    return list(dict.fromkeys(paths))
 
 
 class _Names:
@@ -118,17 +222,9 @@ class _Names:
         self._alone = sum(name.startswith("text_encoder") for name in model.view.components) == 1
         self._others = {name: renamed(name, model) for name in model.view.components}
 
-    def of(self, change: Change) -> str:
+    def of(self, place: Target, where: str) -> str:
         """Return the new name of a module; LoraFileError where it has none."""
-        target = self._model.targets.find(change.stem)
-        where = f"{change.lora.path}: {change.stem}"
-        if target is None:
-            raise LoraFileError(f"{where}: {self._model.reason(change.stem)} ({self._model})")
-        if target.rest or target.part != WHOLE:
-            raise LoraFileError(
-                f"{where} is for {target}, a part of a weight or several: names alone make no file for this layout"
-            )
-        component, path = target.component, target.path
+        component, path = place.component, place.path
         if self._to == "kohya":
             return kohya_prefix(component, self._alone) + self._others[component].get(path, path).replace(".", "_")
         if self._to == "diffusers":

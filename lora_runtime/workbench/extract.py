@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lora_runtime.dialects import ANY, DENOISERS, WHOLE
 from lora_runtime.errors import LoraFileError
@@ -23,6 +22,8 @@ from lora_runtime.header import hashes
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
 from lora_runtime.workbench.changes import kernel
+from lora_runtime.workbench.devices import device_named
+from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import Product
@@ -63,6 +64,20 @@ class _Pair:
     component: str
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How matrices are cut, kernels among them, and where that is computed."""
+
+    limit: Limit
+    kernels: Limit
+    exact: bool
+    device: torch.device | None
+
+    def limit_for(self, shape: torch.Size) -> Limit:
+        """Return the limit for a weight of that shape."""
+        return self.kernels if len(shape) > 2 and shape[2:].numel() > 1 else self.limit
+
+
 def extract(
     tuned: str | os.PathLike[str],
     base: str | os.PathLike[str],
@@ -77,6 +92,7 @@ def extract(
     exclude: Sequence[str] = (),
     dtype: str | torch.dtype | None = None,
     exact: bool = False,
+    device: str | torch.device | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Outcome:
@@ -88,7 +104,8 @@ def extract(
     and the models are read twice. `textual_inversion`: take new rows of CLIP's tables of tokens along as words, which
     the tokenizer beside them names, or, given as a text, as that one word.
     `include` and `exclude`: patterns with `*` for names of modules ("lora_unet_*attn*"). `exact`: full SVDs, not
-    sketches. `dtype`: float32, float16 or bfloat16; that of the tuned weights unless given.
+    sketches. `device`: where these are computed, in float32; the CPU in float64 unless given. `dtype`: float32, float16
+    or bfloat16; that of the tuned weights unless given.
 
     Raises ValueError where a number is out of its range; LoraFileError where a model cannot be read, the two have not a
     module in common, or nothing changed.
@@ -99,6 +116,7 @@ def extract(
     if not limit.cuts:
         limit = Limit(rank=_DEFAULT if size is None else _MOST)
     kernels = limit if conv_rank is None else limit_of(conv_rank)
+    how = _Asked(limit, kernels, exact, device_named(device))
     path, wanted = check_free(out, force=force), dtype_named(dtype)
     models = open_model(tuned), open_model(base)
     draft, chosen = Draft(wanted), []
@@ -122,66 +140,66 @@ def extract(
     ranks = None
     if size is not None:
         header = header_size({}, notes_of(parents, "extract", options, [1, 2], [1.0, 2.0])) + _HASHES
-        ranks = _ranks_for(draft, chosen, limit, kernels, exact, size - header, progress)
+        ranks = _ranks_for(draft, chosen, how, size - header, progress)
     for pair in steps(chosen, "extract", show=progress):
-        _add(draft, pair, limit, kernels, exact, ranks)
+        _add(draft, pair, how, ranks)
     return draft.write(path, parents, "extract", options)
 
 
-def _add(draft: Draft, pair: _Pair, limit: Limit, kernels: Limit, exact: bool, ranks: Mapping[str, int] | None) -> None:
-    delta = _delta(pair)
-    if isinstance(delta, str):
-        draft.tally.left_out.setdefault(pair.stem, delta)
+def _add(draft: Draft, pair: _Pair, asked: _Asked, ranks: Mapping[str, int] | None) -> None:
+    found = _difference(pair, asked.device)
+    if isinstance(found, str):
+        draft.tally.left_out.setdefault(pair.stem, found)
         return
     draft.tally.left_out.pop(pair.stem, None)  # of a module whose weight stayed and whose bias did not
+    shape = pair.tuned.shape
     before, draft.dtype = draft.dtype, _dtype(draft, pair)
     try:
-        if not _is_matrix(pair, delta):
-            draft.difference(pair.tuned.path, pair.stem, pair.parameter, (), delta)
+        if not _is_matrix(pair):
+            draft.difference(pair.tuned.path, pair.stem, pair.parameter, (), found.whole().reshape(shape))
             return
-        chosen = kernels if _is_kernel(delta) else limit
+        chosen = asked.limit_for(shape)
         if ranks is not None:
             if ranks[pair.stem] == 0:
-                draft.tally.drop(pair.stem, float(delta.square().sum()), NO_ROOM)
+                draft.tally.drop(pair.stem, found.energy(), NO_ROOM)
                 return
             chosen = Limit(rank=ranks[pair.stem])
-        spectrum = spectrum_within(delta.flatten(1), chosen, exact=exact)
+        spectrum = spectrum_within(found, chosen, exact=asked.exact)
         cut = spectrum.cut(chosen.of(spectrum.values, spectrum.energy))
-        draft.factors(pair.tuned.path, pair.stem, (), cut, delta.shape, spectrum.energy)
+        draft.factors(pair.tuned.path, pair.stem, (), cut, shape, spectrum.energy)
     finally:
         draft.dtype = before
 
 
-def _delta(pair: _Pair) -> Tensor | str:
-    """Return what was changed, float64, or why there is nothing to be taken."""
+def _difference(pair: _Pair, device: torch.device | None) -> Difference | str:
+    """Return what was changed, as a matrix or a column, or why there is nothing to be taken."""
     assert pair.base is not None
     tensor, original, kind = pair.tuned.read(), pair.base.read(), pair.tuned.info.dtype
     if not tensor.is_floating_point():
         return ZERO if torch.equal(tensor, original) else f"holds whole numbers ({kind})"
     if tensor.dtype.itemsize == 1:
         return f"stored in 8 bits ({kind}), and what they stand for a scale may tell"
-    delta = tensor.double().sub_(original)
-    return delta if bool(delta.any()) else ZERO
+    if tensor.dtype == original.dtype and torch.equal(tensor, original):
+        return ZERO
+    if _is_matrix(pair):
+        found = Difference(tensor.flatten(1), original.flatten(1), device)
+    else:
+        found = Difference(tensor.reshape(-1, 1), original.reshape(-1, 1))
+    return found if found.any() else ZERO
 
 
 def _dtype(draft: Draft, pair: _Pair) -> torch.dtype:
     return DTYPES[pair.tuned.info.dtype] if draft.dtype is None else draft.dtype
 
 
-def _is_matrix(pair: _Pair, delta: Tensor) -> bool:
-    return pair.parameter == "weight" and delta.ndim >= 2
-
-
-def _is_kernel(delta: Tensor) -> bool:
-    return delta.ndim > 2 and delta[0, 0].numel() > 1
+def _is_matrix(pair: _Pair) -> bool:
+    return pair.parameter == "weight" and len(pair.tuned.shape) >= 2
 
 
 # ---- a file of some size --------------------------------------------------------------------------------------------
 
 
-def _ranks_for(
-    draft: Draft, pairs: Sequence[_Pair], limit: Limit, kernels: Limit, exact: bool, room: int, progress: bool
-) -> dict[str, int]:
+def _ranks_for(draft: Draft, pairs: Sequence[_Pair], asked: _Asked, room: int, progress: bool) -> dict[str, int]:
     """Return ranks by module with which the tensors and their part of the header have at most `room` bytes.
 
     Of each module only the singular values are kept, so that the factors are made when the ranks are known.
@@ -190,21 +208,22 @@ def _ranks_for(
     blanks = {key: Blank(tensor.dtype, tuple(tensor.shape)) for key, tensor in draft.tensors.items()}  # new words
     taken = sum(blank.nbytes for blank in blanks.values())
     for pair in steps(pairs, "extract (singular values)", show=progress):
-        delta = _delta(pair)
-        if isinstance(delta, str):
+        found, shape = _difference(pair, asked.device), pair.tuned.shape
+        if isinstance(found, str):
             continue
         dtype = _dtype(draft, pair)
-        if not _is_matrix(pair, delta):
-            (key,) = difference_keys(pair.stem, pair.parameter, (), delta)
-            blanks[key] = Blank(dtype, tuple(delta.shape))
+        if not _is_matrix(pair):
+            (key,) = difference_keys(pair.stem, pair.parameter, (), torch.empty(shape, device="meta"))
+            blanks[key] = Blank(dtype, tuple(shape))
             taken += blanks[key].nbytes
             continue
-        matrix, own = delta.flatten(1), kernels if _is_kernel(delta) else limit
-        spectra[pair.stem] = spectrum_within(matrix, own, exact=exact).values[: own.rank]
-        costs[pair.stem] = sum(matrix.shape) * dtype.itemsize
+        own, sizes = asked.limit_for(shape), found.shape
+        spectra[pair.stem] = spectrum_within(found, own, exact=asked.exact).values[: own.rank]
+        costs[pair.stem] = sum(sizes) * dtype.itemsize
         # Names, shapes and places in the header, with a rank that is at least as long as the one to come.
-        widest = Product(matrix.new_empty(matrix.shape[0], _WIDEST), matrix.new_empty(_WIDEST, matrix.shape[1]))
-        for key, tensor in factor_keys(pair.stem, (), *kernel(widest, delta.shape), 1.0).items():
+        empty = torch.empty((), device="meta")
+        widest = Product(empty.new_empty(sizes[0], _WIDEST), empty.new_empty(_WIDEST, sizes[1]))
+        for key, tensor in factor_keys(pair.stem, (), *kernel(widest, shape), 1.0).items():
             blanks[key] = Blank(dtype if tensor.ndim else torch.float32, tuple(tensor.shape))
         taken += 4
     taken += header_size(blanks, {})

@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from string import ascii_uppercase, digits
 
 import torch
 from torch import Tensor
 
 from lora_runtime.requests import Request
-from lora_runtime.workbench.base_model import BaseModel
+from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.changes import Change
 from lora_runtime.workbench.kept import OTHER, block_of_name
-from lora_runtime.workbench.low_rank import Product, Spectrum, concatenated, spectrum_of, taken_apart
-from lora_runtime.workbench.merge import Module
+from lora_runtime.workbench.low_rank import Product, Spectrum, concatenated, significant, spectrum_of, taken_apart
+from lora_runtime.workbench.matching import Module
 
 __all__ = ["Met", "Pair", "Side", "balance_of", "fights", "met"]
 
@@ -36,8 +37,23 @@ class Side:
     """What one file changes in a module at its strength: factors, ‖Δ‖², and the effective rank."""
 
     product: Product
-    energy: float
+    spectrum: Spectrum
     rank: float
+
+    @property
+    def energy(self) -> float:
+        """‖Δ‖², the squared Frobenius norm."""
+        return self.spectrum.energy
+
+    @cached_property
+    def spaces(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal columns of its outputs (out, r) and of its inputs (columns, r)."""
+        return self.spectrum.spaces(significant(self.spectrum))
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """The signs of Δ's elements, int8; of float32, in which those next to zero may be the other."""
+        return (self.product.up.float() @ self.product.down.float()).sign().char()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +65,7 @@ class Met:
     base: float | None
 
 
-def met(module: Module, requests: Sequence[Request], model: BaseModel | None) -> Met | None:
+def met(module: Module, requests: Sequence[Request], model: Model | None) -> Met | None:
     """Return what the files change in a module, in the order of the requests; None where all of it is zero."""
     sides: list[Side | None] = [None] * len(requests)
     for part in module.parts:
@@ -57,12 +73,12 @@ def met(module: Module, requests: Sequence[Request], model: BaseModel | None) ->
         product = _product_of(part.change, part.request, part.strength) if part.strength != 0 else None
         if product is not None:
             spectrum = spectrum_of(product)
-            sides[index] = Side(product, spectrum.energy, _effective_rank(spectrum.values))
+            sides[index] = Side(product, spectrum, _effective_rank(spectrum.values))
     if not any(sides):
         return None
     stem = module.parts[0].change.stem
     weight = None if model is None else model.read(stem)
-    base = None if weight is None else float(torch.linalg.vector_norm(weight.double()))
+    base = None if weight is None else float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return Met(block_of_name(stem), tuple(sides), base)
 
 
@@ -112,10 +128,9 @@ class Pair:
             return cls()
         a, b = one.product, other.product
         inner = float(((a.up.mT @ b.up) * (a.down @ b.down.mT)).sum())
-        outputs, inputs = _overlap(a.up, b.up), _overlap(a.down.mT, b.down.mT)
-        left, right = a.up @ a.down, b.up @ b.down
-        conflicts = int((left.sign() * right.sign() < 0).sum())
-        return cls(1, inner, one.energy, other.energy, *outputs, *inputs, conflicts, left.numel())
+        outputs, inputs = (_overlap(p, q) for p, q in zip(one.spaces, other.spaces, strict=True))
+        conflicts = int((one.signs * other.signs < 0).sum())
+        return cls(1, inner, one.energy, other.energy, *outputs, *inputs, conflicts, one.signs.numel())
 
     def __add__(self, other: Pair) -> Pair:
         return Pair(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
@@ -152,17 +167,9 @@ class Pair:
         return None if self.cosine is None else self.conflicts / self.elements
 
 
-def _overlap(left: Tensor, right: Tensor) -> tuple[float, int]:
-    """Return ‖PᵀQ‖² of orthonormal bases of two column spaces, and the most that it can be: the lesser dimension."""
-    p, q = _basis(left), _basis(right)
+def _overlap(p: Tensor, q: Tensor) -> tuple[float, int]:
+    """Return ‖PᵀQ‖² of orthonormal bases of two spaces, and the most that it can be: the lesser dimension."""
     return float((p.mT @ q).square().sum()), min(p.shape[1], q.shape[1])
-
-
-def _basis(columns: Tensor) -> Tensor:
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    floor = values[:1] * max(columns.shape) * torch.finfo(columns.dtype).eps
-    found: Tensor = left[:, values > floor]
-    return found
 
 
 # ---- in words -------------------------------------------------------------------------------------------------------

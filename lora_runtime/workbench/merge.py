@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lora_runtime.dialects import DENOISERS, without_prefix
 from lora_runtime.errors import LoraFileError
 from lora_runtime.requests import Request
-from lora_runtime.workbench.base_model import BaseModel, open_model
-from lora_runtime.workbench.changes import Change, changes_of
+from lora_runtime.workbench.base_model import open_model
+from lora_runtime.workbench.changes import Change
+from lora_runtime.workbench.devices import device_named
+from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, embedding_keys, says_its_scale
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import Product, concatenated, energy_of, spectrum_of
+from lora_runtime.workbench.matching import Module, Part, check_families, matched_modules
 from lora_runtime.workbench.methods import DENSE, Settings, orthogonalised
+from lora_runtime.workbench.parallel import in_order
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sizes import Limit, limit_of, spectrum_within
-from lora_runtime.workbench.sources import Source, asked_of, read_sources, strength_for
+from lora_runtime.workbench.sources import Source, asked_of, read_sources
 from lora_runtime.workbench.spelling import has_alpha
 from lora_runtime.workbench.writing import check_free
 
-__all__ = ["METHODS", "matched_modules", "merge"]
+__all__ = ["METHODS", "merge"]
 
 Method = Literal["sum", "svd", "orthogonal", "ties", "dare", "della"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -42,22 +46,6 @@ _WHOLE = (
     "of no low rank, and so kept as whole differences (.diff), which the WebUI and this library read, and "
     "diffusers and PEFT do not: give a rank or an energy"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What one file has for a module, and the strength that is asked for there."""
-
-    request: Request
-    strength: float
-    change: Change
-
-
-@dataclass
-class Module:
-    """What all files have for one parameter; the first file's names and keys are those of the new one."""
-
-    parts: list[Part] = field(default_factory=list)
 
 
 def merge(
@@ -74,6 +62,7 @@ def merge(
     loras: Sequence[str | os.PathLike[str]] | None = None,
     dtype: str | torch.dtype | None = None,
     exact: bool = False,
+    device: str | torch.device | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Outcome:
@@ -84,7 +73,8 @@ def merge(
     module; without them the ranks add up. `density`, `epsilon` and `seed` are those of ties, dare and della. `model`: a
     folder of diffusers or a checkpoint; needed where a change depends on its weights (DoRA, OFT …), and wherever it is
     given, modules are matched by their places in it, whatever the files call them. `exact`: full SVDs of what has no
-    low rank, in place of sketches. `dtype`: float32, float16 or bfloat16; that of the files unless given.
+    low rank, in place of sketches. `device`: where factorisations are made, in float32; the CPU in float64 unless
+    given. `dtype`: float32, float16 or bfloat16; that of the files unless given.
 
     Raises ValueError where arguments do not go together; LoraFileError where a file cannot be read, written, or merged;
     TagSyntaxError and CatalogError for a source that cannot be read or found.
@@ -102,10 +92,14 @@ def merge(
     if not requests:
         raise ValueError("there is nothing to merge: give at least one file")
     base = None if model is None else open_model(model)
-    _check_families(requests)
-    making = _Making(Draft(wanted), method, limit, settings, exact)
-    for module in steps(matched_modules(requests, base), "merge", show=progress):
-        making.add(module)
+    check_families(requests)
+    place = device_named(device)
+    making = _Making(Draft(wanted), method, limit, settings, exact, place)
+    modules = matched_modules(requests, base)
+    for _, add in zip(
+        steps(modules, "merge", show=progress), in_order(making.prepared, modules, alone=place is not None), strict=True
+    ):
+        add()
     _add_the_rest(making.draft, requests, copied=_is_a_copy(requests, making))
     options = {"method": method, **{name: v for name, v in (("rank", rank), ("energy", energy)) if v is not None}}
     if method in DENSE:
@@ -123,70 +117,12 @@ def _checked(settings: Settings, method: str) -> Settings:
     return settings
 
 
-def _check_families(requests: Sequence[Request]) -> None:
-    known = [request.lora for request in requests if request.lora.family != "unknown"]
-    for lora in known[1:]:
-        if lora.family != known[0].family:
-            raise LoraFileError(
-                f"{lora.path}: made for {lora.family}, and {known[0].path} for {known[0].family}: no file is for both"
-            )
-
-
-# ---- which modules are the same -------------------------------------------------------------------------------------
-
-
-def matched_modules(requests: Sequence[Request], model: BaseModel | None) -> list[Module]:
-    """Return what all files have, module by module, in the order of the first file that has one."""
-    found: dict[tuple[str, str], Module] = {}
-    names: list[set[str]] = []
-    for request in requests:
-        own: set[str] = set()
-        for change in changes_of(request.lora, model):
-            name = _name(change.stem, model)
-            own.add(name)
-            module = found.setdefault((name, change.parameter), Module())
-            if any(part.request is request for part in module.parts):
-                raise LoraFileError(f"{request.lora.path}: has the module {change.stem} under two names")
-            module.parts.append(Part(request, strength_for(request, change.stem, model), change))
-        names.append(own)
-    _check_overlap(requests, names, model)
-    return [*found.values()]
-
-
-def _name(stem: str, model: BaseModel | None) -> str:
-    """Return what is equal for names of the same module: its place in the model, or the name without its prefix."""
-    place = None if model is None else model.place(stem)
-    if place is not None:
-        return place
-    component, rest = without_prefix(stem)
-    return f"{'denoiser' if component is None or component in DENOISERS else component}.{rest}"
-
-
-def _check_overlap(requests: Sequence[Request], names: Sequence[set[str]], model: BaseModel | None) -> None:
-    """Check that files for the same component name its modules alike: else one file would have each module twice."""
-    for index in range(1, len(requests)):
-        for before in range(index):
-            for component in {_component(name) for name in names[index]} & {_component(name) for name in names[before]}:
-                own, other = (
-                    {name for name in each if _component(name) == component} for each in (names[index], names[before])
-                )
-                if not own & other and model is None:
-                    raise LoraFileError(
-                        f"{requests[index].lora.path}: names none of the modules of its {component} as "
-                        f"{requests[before].lora.path} does; if both are for the same model, give it, so that they are "
-                        "matched: --model DIR or FILE (model=…)"
-                    )
-    places = set().union(*names)
-    fused = {piece for name in places if " + " in name for piece in name.split(" + ")}
-    if fused & places:
-        raise LoraFileError(f"{min(fused & places)}: one file changes it by itself, and another fused with others")
-
-
-def _component(name: str) -> str:
-    return name.partition(".")[0]
-
-
 # ---- one module -----------------------------------------------------------------------------------------------------
+
+
+Add = Callable[[], None]
+"""Adds what was computed of one parameter to the draft."""
+Terms = Sequence[tuple[float, Product]]
 
 
 @dataclass
@@ -196,49 +132,45 @@ class _Making:
     limit: Limit
     settings: Settings
     exact: bool
+    device: torch.device | None
     whole: int = 0  # weights kept as whole differences
     # Of orthogonal: what each file has of ‖Δ‖², by itself and beside those before it.
     before: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
 
-    def add(self, module: Module) -> None:
-        """Add what the files do together to one parameter."""
+    def prepared(self, module: Module) -> Add:
+        """Compute what the files do together to one parameter; return what adds it to the draft.
+
+        The computing may be done on any thread, and changes nothing here.
+        """
         first = module.parts[0].change
         if (reason := first.misplaced()) is not None:
-            self.draft.tally.drop(first.stem, 0.0, reason)
-            return
+            return partial(self.draft.tally.drop, first.stem, 0.0, reason)
         parts = [part for part in module.parts if part.strength != 0]
         if not parts:
-            self.draft.tally.drop(first.stem, 0.0, _ASKED_FOR_NOTHING)
-            return
+            return partial(self.draft.tally.drop, first.stem, 0.0, _ASKED_FOR_NOTHING)
         _check_shapes(parts)
         if self._is_taken_over(parts):
             change = parts[0].change
             product = change.product() if change.is_plain else None
             size = 0.0 if product is None else energy_of(product)
-            self.draft.copy_module(change.lora, change.stem, change.adapters, size, _AS_IT_IS)
-        elif self.method in DENSE:
+            return partial(self.draft.copy_module, change.lora, change.stem, change.adapters, size, _AS_IT_IS)
+        if self.method in DENSE:
             names = [f"{part.request.lora.sha256} {first.stem} {first.parameter}" for part in parts]
             deltas, strengths = [_dense(part, first.shape()) for part in parts], [part.strength for part in parts]
-            self._add_dense(first, DENSE[self.method](deltas, strengths, names, self.settings), self.limit)
-        else:
-            terms = [part.change.terms(part.request.dyn) for part in parts]
-            own = [each for each in terms if each is not None]
-            if len(own) == len(parts):
-                self._add_products(first, parts, own)
-            elif (
-                self.method == "orthogonal"
-                and len(parts) > 1
-                and first.parameter == "weight"
-                and len(first.shape()) > 1
-            ):
-                raise LoraFileError(
-                    f"{first.lora.path}: {first.stem} ({', '.join(part.change.algorithms for part in parts)}): "
-                    "orthogonal takes products of two factors; make them of all files with to-lora first"
-                )
-            else:
-                total = torch.stack([_dense(part, first.shape()) * part.strength for part in parts]).sum(0)
-                self._add_dense(first, total, self._limit_for([a.rank for p in parts for a in p.change.adapters]))
+            return self._of_dense(first, DENSE[self.method](deltas, strengths, names, self.settings), self.limit)
+        terms = [part.change.terms(part.request.dyn) for part in parts]
+        own = [each for each in terms if each is not None]
+        if len(own) == len(parts):
+            return self._of_products(first, parts, own)
+        several = len(parts) > 1 and first.parameter == "weight" and len(first.shape()) > 1
+        if self.method == "orthogonal" and several:
+            raise LoraFileError(
+                f"{first.lora.path}: {first.stem} ({', '.join(part.change.algorithms for part in parts)}): "
+                "orthogonal takes products of two factors; make them of all files with to-lora first"
+            )
+        total = torch.stack([_dense(part, first.shape()) * part.strength for part in parts]).sum(0)
+        return self._of_dense(first, total, self._limit_for([a.rank for p in parts for a in p.change.adapters]))
 
     def _is_taken_over(self, parts: Sequence[Part]) -> bool:
         """Return whether the tensors of the one file can be those of the new one, bit for bit."""
@@ -256,50 +188,57 @@ class _Making:
             return Limit(rank=max(ranks))
         return self.limit
 
-    def _add_products(
-        self, first: Change, parts: Sequence[Part], own: Sequence[Sequence[tuple[float, Product]]]
-    ) -> None:
+    def _of_products(self, first: Change, parts: Sequence[Part], own: Sequence[Terms]) -> Add:
+        limit = self._limit_for([sum(product.rank for _, product in each) for each in own])
         if self.method == "orthogonal":
             products = [concatenated(terms) for terms in own]
             apart = orthogonalised(products)
-            for part, product, rest in zip(parts, products, apart, strict=True):
-                self.before[part.request.lora.name] += energy_of(product)  # type: ignore[assignment]
-                self.left[part.request.lora.name] += energy_of(rest)  # type: ignore[assignment]
-            terms = [(part.strength, product) for part, product in zip(parts, apart, strict=True)]
-        else:
-            terms = [
-                (part.strength * scale, product)
-                for part, each in zip(parts, own, strict=True)
-                for scale, product in each
+            counts = [
+                (part.request.lora.name, energy_of(product), energy_of(rest))
+                for part, product, rest in zip(parts, products, apart, strict=True)
             ]
-        whole, shape = concatenated(terms), first.shape()
-        limit = self._limit_for([sum(product.rank for _, product in each) for each in own])
+            add = self._of_terms(first, [(part.strength, rest) for part, rest in zip(parts, apart, strict=True)], limit)
+            return partial(self._add_apart, counts, add)
+        terms = [
+            (part.strength * scale, each) for part, several in zip(parts, own, strict=True) for scale, each in several
+        ]
+        return self._of_terms(first, terms, limit)
+
+    def _of_terms(self, first: Change, terms: Terms, limit: Limit) -> Add:
+        path, stem, adapters, shape = first.lora.path, first.stem, first.adapters, first.shape()
+        whole = concatenated(terms)
         if limit.energy is not None or (limit.rank is not None and limit.rank < whole.rank):
-            spectrum = spectrum_of(whole)
+            spectrum = spectrum_of(whole, self.device)
             if spectrum.energy > 0:
                 cut = spectrum.cut(limit.of(spectrum.values, spectrum.energy))
-                self.draft.factors(first.lora.path, first.stem, first.adapters, cut, shape, spectrum.energy)
-                return
+                return partial(self.draft.factors, path, stem, adapters, cut, shape, spectrum.energy)
         if not (bool(whole.up.any()) and bool(whole.down.any())):
-            self.draft.tally.drop(first.stem, 0.0, ZERO)
-            return
+            return partial(self.draft.tally.drop, stem, 0.0, ZERO)
         scale, energy = 1.0, energy_of(whole)
-        if len({abs(factor) for factor, _ in terms}) == 1 and has_alpha(first.stem, first.adapters):
+        if len({abs(factor) for factor, _ in terms}) == 1 and has_alpha(stem, adapters):
             # The factors stay bit for bit, and alpha says the scale.
             scale = abs(terms[0][0])
             whole = concatenated([(factor / scale, product) for factor, product in terms])
-        self.draft.factors(first.lora.path, first.stem, first.adapters, whole, shape, energy, scale)
+        return partial(self.draft.factors, path, stem, adapters, whole, shape, energy, scale)
 
-    def _add_dense(self, first: Change, total: Tensor, limit: Limit) -> None:
+    def _add_apart(self, counts: Sequence[tuple[str, float, float]], add: Add) -> None:
+        for name, before, left in counts:
+            self.before[name] += before  # type: ignore[assignment]
+            self.left[name] += left  # type: ignore[assignment]
+        add()
+
+    def _of_dense(self, first: Change, total: Tensor, limit: Limit) -> Add:
+        path, stem, adapters = first.lora.path, first.stem, first.adapters
         if not bool(total.any()):
-            self.draft.tally.drop(first.stem, 0.0, ZERO)
-            return
+            return partial(self.draft.tally.drop, stem, 0.0, ZERO)
         matrix = first.parameter == "weight" and total.ndim > 1
         if matrix and limit.cuts:
-            spectrum = spectrum_within(total.flatten(1), limit, exact=self.exact)
+            spectrum = spectrum_within(Difference(total.flatten(1), device=self.device), limit, exact=self.exact)
             cut = spectrum.cut(limit.of(spectrum.values, spectrum.energy))
-            self.draft.factors(first.lora.path, first.stem, first.adapters, cut, total.shape, spectrum.energy)
-            return
+            return partial(self.draft.factors, path, stem, adapters, cut, total.shape, spectrum.energy)
+        return partial(self._add_whole, first, total, matrix)
+
+    def _add_whole(self, first: Change, total: Tensor, matrix: bool) -> None:
         self.whole += matrix
         self.draft.difference(first.lora.path, first.stem, first.parameter, first.adapters, total)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,10 +12,10 @@ from itertools import combinations
 from lora_runtime.errors import LoraFileError
 from lora_runtime.prompt.strength import Curve
 from lora_runtime.requests import Request
-from lora_runtime.workbench.base_model import open_model
+from lora_runtime.workbench.base_model import Model, open_model
 from lora_runtime.workbench.kept import in_order
+from lora_runtime.workbench.matching import Module, matched_modules
 from lora_runtime.workbench.meetings import Met, Pair, balance_of, fights, met
-from lora_runtime.workbench.merge import matched_modules
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sources import Source, read_sources
 
@@ -71,27 +72,34 @@ class Reported:
 def report(
     sources: Sequence[Source],
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | Model | None = None,
     loras: Sequence[str | os.PathLike[str]] | None = None,
+    seconds: float | None = None,
     progress: bool = False,
 ) -> Reported:
     """Return what the LoRAs of a prompt do together.
 
     `sources`: a prompt with tags, whose names are looked up in the folders `loras`; files with strengths
-    ("ink.safetensors:0.7@IN=0"); or Requests. `model`: a folder of diffusers or a checkpoint, for norms beside those of
-    the weights, for names of two kinds, and for what depends on its weights.
+    ("ink.safetensors:0.7@IN=0"); or Requests. `model`: a folder of diffusers, a checkpoint or a Model, for norms beside
+    those of the weights, for names of two kinds, and for what depends on its weights. `seconds`: how long it may take.
 
     Raises LoraFileError where a file or the model cannot be read or is needed, or no matrix is changed; TagSyntaxError
-    and CatalogError for a source that cannot be read or found; ValueError where there is none.
+    and CatalogError for a source that cannot be read or found; ValueError where there is none; TimeoutError.
     """
     requests = read_sources(sources, loras)
     if not requests:
         raise ValueError("there is nothing to report of: give a prompt with tags, or files")
     names = tuple(request.lora.name for request in requests)
-    base = None if model is None else open_model(model)
+    base = model if model is None or isinstance(model, Model) else open_model(model)
+    until = math.inf if seconds is None else time.monotonic() + seconds
     found: dict[str, _Sums] = {}
     modules = [m for m in matched_modules(requests, base) if m.parts[0].change.parameter == "weight"]
+    if base is not None and base.whole:
+        fitting = ([part for part in module.parts if part.change.has_place()] for module in modules)
+        modules = [Module(parts) for parts in fitting if parts]
     for module in steps(modules, "report", show=progress):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{len(modules):,} modules of {len(names)} files take longer than {seconds:g} s")
         # Of each module only the figures stay: the factors of a large file in float64 are four times the file.
         if (each := met(module, requests, base)) is not None:
             found.setdefault(each.block, _Sums(len(names))).add(each)

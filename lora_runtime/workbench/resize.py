@@ -11,6 +11,7 @@ from lora_runtime.adapters.lora import BiasOfLowRank
 from lora_runtime.errors import LoraFileError
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.workbench.changes import Change, changes_of
+from lora_runtime.workbench.devices import device_named
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, dtype_of, embedding_keys, says_its_scale
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import energy_of, spectrum_of
@@ -33,6 +34,7 @@ def resize(
     ratio: float | None = None,
     size: int | None = None,
     dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Outcome:
@@ -43,6 +45,8 @@ def resize(
     all modules where they keep most. A module of no higher rank, and what is no LoRA in the file, stays bit for bit.
     `dtype`: float32, float16 or bfloat16; that of the file unless given.
 
+    `device`: where factorisations are made, in float32; the CPU in float64 unless given.
+
     Raises ValueError where not one of these is given or a number is out of its range; LoraFileError where a file cannot
     be read or written.
     """
@@ -50,12 +54,13 @@ def resize(
     if limit.cuts == (size is not None):
         raise ValueError("give one of rank, energy, ratio and size")
     path, wanted = check_free(out, force=force), dtype_named(dtype)
+    place = device_named(device)
     lora = load_lora(file)
     draft = Draft(wanted)
     changes = [*changes_of(lora)]
     rest = _keys_outside(lora, changes)
     draft.copy(lora, rest)
-    ranks = None if size is None else _ranks_for(lora, changes, rest, size, wanted, progress)
+    ranks = None if size is None else _ranks_for(lora, changes, rest, size, wanted, place, progress)
     cut: set[str] = set()
     for change in steps(changes, "resize", show=progress):
         product = change.product() if change.is_plain else None
@@ -72,7 +77,7 @@ def resize(
             reason = _NO_PRODUCT.format(change.algorithms)
             draft.copy_module(lora, change.stem, change.adapters, 0.0, reason)
             continue
-        spectrum = spectrum_of(product)
+        spectrum = spectrum_of(product, place)
         if spectrum.energy == 0:
             draft.tally.drop(change.stem, 0.0, ZERO)
             continue
@@ -98,14 +103,20 @@ def _keys_outside(lora: Lora, changes: list[Change]) -> list[str]:
 
 
 def _ranks_for(
-    lora: Lora, changes: list[Change], rest: list[str], size: int, dtype: torch.dtype | None, progress: bool
+    lora: Lora,
+    changes: list[Change],
+    rest: list[str],
+    size: int,
+    dtype: torch.dtype | None,
+    place: torch.device | None,
+    progress: bool,
 ) -> dict[str, int]:
     """Return ranks by module with which the file has at most `size` bytes."""
     spectra, costs, alphas = {}, {}, 0
     for change in steps(changes, "resize (singular values)", show=progress):
         product = change.product() if change.is_plain else None
         if product is not None:
-            spectra[change.stem] = spectrum_of(product).values
+            spectra[change.stem] = spectrum_of(product, place).values
             width = (dtype or dtype_of(change.adapters)).itemsize
             costs[change.stem] = (product.up.shape[0] + product.down.shape[1]) * width
             alphas += 4

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.low_rank import Spectrum, taken_apart
 
 __all__ = ["NO_ROOM", "Limit", "limit_of", "shared_out", "spectrum_within"]
@@ -57,7 +58,7 @@ def limit_of(
     return Limit(rank, energy, ratio)
 
 
-def spectrum_within(matrix: Tensor, limit: Limit, *, exact: bool = False) -> Spectrum:
+def spectrum_within(matrix: Tensor | Difference, limit: Limit, *, exact: bool = False) -> Spectrum:
     """Return as much of the SVD of a matrix (out, columns) as the limit needs: by sketches, or with `exact` in full.
 
     Where no rank is asked for, sketches grow until they have all that is.

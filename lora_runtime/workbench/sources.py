@@ -22,7 +22,7 @@ from lora_runtime.folder import SUFFIX
 from lora_runtime.lora import load_lora
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.requests import Request, request_of
-from lora_runtime.workbench.base_model import BaseModel
+from lora_runtime.workbench.base_model import Model
 from lora_runtime.workbench.kept import path_of_name
 
 __all__ = ["Source", "asked_of", "read_sources", "strength_for"]
@@ -55,7 +55,7 @@ def read_sources(sources: Sequence[Source], loras: Sequence[str | os.PathLike[st
     return found
 
 
-def strength_for(request: Request, stem: str, model: BaseModel | None) -> float:
+def strength_for(request: Request, stem: str, model: Model | None) -> float:
     """Return what a request asks of a module by its name in the file; LoraFileError where that is no one number.
 
     With a model, block weights go by the module's own path; without, by what its name tells of its block.

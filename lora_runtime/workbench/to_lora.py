@@ -13,6 +13,8 @@ import torch
 from lora_runtime.lora import load_lora
 from lora_runtime.workbench.base_model import open_model
 from lora_runtime.workbench.changes import changes_of
+from lora_runtime.workbench.devices import device_named
+from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named, embedding_keys, says_its_scale
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import energy_of, significant, spectrum_of
@@ -35,6 +37,7 @@ def to_lora(
     model: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
     exact: bool = False,
+    device: str | torch.device | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Outcome:
@@ -43,13 +46,15 @@ def to_lora(
     Each module gets at most `rank`, or the least rank that keeps the share `energy` of ‖Δ‖² (from 0 to 1); without
     either as many as it has beyond the rounding of float64, so that nothing is lost. `model`: a folder of diffusers or
     a checkpoint, for what depends on its weights. `exact`: full SVDs where a rank is asked for, not sketches.
-    `dtype`: float32, float16 or bfloat16; that of the file unless given.
+    `device`: where factorisations are made, in float32; the CPU in float64 unless given. `dtype`: float32, float16 or
+    bfloat16; that of the file unless given.
 
     Raises ValueError where a number is out of its range; LoraFileError where a file cannot be read or written, or a
     change depends on a model that is not given.
     """
     limit = limit_of(rank, energy)
     path, wanted = check_free(out, force=force), dtype_named(dtype)
+    place = device_named(device)
     lora = load_lora(file)
     base = None if model is None else open_model(model)
     draft, vectors = Draft(wanted), 0
@@ -63,7 +68,7 @@ def to_lora(
             draft.copy_module(lora, stem, adapters, energy_of(product), _PLAIN)
             continue
         if product is not None:
-            spectrum, shape = spectrum_of(product), change.shape()
+            spectrum, shape = spectrum_of(product, place), change.shape()
         else:
             delta = change.dense()
             shape = delta.shape
@@ -74,7 +79,7 @@ def to_lora(
                 draft.difference(lora.path, stem, change.parameter, adapters, delta)
                 vectors += 1
                 continue
-            spectrum = spectrum_within(delta.flatten(1), limit, exact=exact)
+            spectrum = spectrum_within(Difference(delta.flatten(1), device=place), limit, exact=exact)
         count = limit.of(spectrum.values, spectrum.energy) if limit.cuts else significant(spectrum)
         if count == 0:
             draft.tally.drop(stem, 0.0, ZERO)

@@ -34,7 +34,7 @@ function page() {
     const prompt = new Element();
     const negative = new Element();
     const ids = {};
-    Object.assign(found, {prompt, negative, ids, told: [], closed: 0});
+    Object.assign(found, {prompt, negative, ids, told: [], closed: 0, over: [], posted: []});
     found.refresh = () => { // the WebUI makes the page's elements anew
         const mark = new Element();
         const folders = ["", "style"].map((name) => Object.assign(new Element(), {dataset: {folder: name}}));
@@ -51,7 +51,7 @@ function page() {
     };
     found.refresh();
     const listeners = {};
-    const application = {getElementById: (id) => ids[id] || null, querySelector: (id) => id.startsWith("#txt2img") ? (id.includes("neg_prompt") ? negative : prompt) : null};
+    const application = {append: (element) => { found.over.push(element); element.parent = {get added() { return found.over; }, set added(left) { found.over = left; }}; }, getElementById: (id) => ids[id] || null, querySelector: (id) => id.startsWith("#txt2img") ? (id.includes("neg_prompt") ? negative : prompt) : null};
     found.opts = {sd_model_checkpoint: "a", extra_networks_add_text_separator: " ", extra_networks_default_multiplier: 1};
     found.window = {};
     const context = vm.createContext({
@@ -65,7 +65,12 @@ function page() {
             disconnect() { found.near = null; }
         },
         extraNetworksApplyFilter: {txt2img_lora: () => {}}, extraNetworksApplySort: {},
-        fetch: async (url) => {
+        fetch: async (url, how) => {
+            if (how) {
+                found.posted.push([url, how.method, how.headers["Content-Type"], JSON.parse(how.body)]);
+                const [status, body] = await found.report();
+                return {ok: status === 200, status, statusText: "Said so", json: async () => body};
+            }
             found.asked.push(Object.fromEntries(new URL(url, "http://host/").searchParams));
             const answer = await found.answer();
             if (!answer) return {ok: false, status: 500, statusText: "Internal Server Error"};
@@ -74,6 +79,7 @@ function page() {
     });
     vm.runInContext(fs.readFileSync(process.argv[2], "utf8"), context);
     found.editor = found.window.loraRuntime;
+    found.press = (key) => listeners.keydown({key});
     found.click = (target) => listeners.click({target});
     found.tick = async () => { found.ticks.forEach((f) => f()); await found.settled(); };
     found.settled = () => new Promise((resolve) => setImmediate(resolve));
@@ -161,7 +167,39 @@ const cases = {
         page.ids.html_log_txt2img = Object.assign(new Element(), {querySelectorAll: () => [line]});
         await page.tick();
         await page.tick();
-        return {lines: line.childNodes.map((node) => [node.className || "", node.textContent])};
+        const button = line.querySelector(".lora-runtime-ask");
+        return {buttons: line.added.length, button: button.textContent, lines: line.childNodes.map((node) => [node.className || "", node.textContent])};
+    },
+    async report(page) {
+        await page.tick();
+        const button = page.ids.txt2img_lora_controls.querySelector(".lora-runtime-ask");
+        page.prompt.value = "a <lora:ink:1><lora:wash:1>";
+        const steps = [];
+        const shown = () => page.over.map((panel) => panel.added.map((part) => part.html || part.textContent));
+        const ask = async (answer) => {
+            page.report = async () => answer;
+            button.listeners.click();
+            await page.settled();
+            await page.settled();
+        };
+        await ask([200, {html: "<h4>", balanced: "a <lora:ink:0.7><lora:wash:0.7>"}]);
+        steps.push(shown());
+        page.prompt.value += " and a cat";
+        page.over[0].added[2].listeners.click(); // what was written since is not lost
+        steps.push([shown(), page.prompt.value]);
+        page.prompt.value = "a <lora:ink:1><lora:wash:1>";
+        page.over[0].added[2].listeners.click();
+        steps.push([shown(), page.prompt.value, [...page.told]]);
+        await ask([200, {html: "<p>", balanced: null}]);
+        steps.push(shown());
+        await ask([503, {detail: "other prompts are being reported on; ask again"}]);
+        steps.push(shown());
+        await ask([401, {}]);
+        steps.push(shown());
+        page.press("a");
+        page.press("Escape");
+        steps.push(shown());
+        return {steps, posted: page.posted[0], count: page.posted.length};
     },
     async saved(page) {
         page.answer = () => ({total: 1, shown: 1, html: "<div class=card data-tag=ink>new"});

@@ -20,13 +20,13 @@ PAGE = (
     "/lora-runtime/cover?name=ink",
 )
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
-EXPLAIN = "/lora-runtime/explain"
+EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"
 LOGIN, CREDENTIALS = ("ann", "secret"), ("bob", "hidden")
 
 
 def opened(client: Any, path: str, **how: Any) -> bool:
     """Return whether a route answers; any other answer than "who are you" counts."""
-    if path == EXPLAIN:
+    if path in (EXPLAIN, REPORT):
         answer = client.post(path, json={"prompt": "a <lora:ink>"}, **how)
     elif path.endswith("refresh-loras"):
         answer = client.post(path, **how)
@@ -49,7 +49,7 @@ def begin(start: Callable[..., WebUI], request: pytest.FixtureRequest) -> Iterat
         loras.write(webui.loras / "ink.safetensors", plain())
         if request.param == "after Reload UI":
             webui.reload_ui()
-        assert sorted(our_paths(webui)) == sorted([*(path.partition("?")[0] for path in PAGE), *API, EXPLAIN])
+        assert sorted(our_paths(webui)) == sorted([*(path.partition("?")[0] for path in PAGE), *API, EXPLAIN, REPORT])
         return webui.client()
 
     return with_files
@@ -62,40 +62,41 @@ def log_in(client: Any) -> None:
 
 def test_without_any_protection_all_are_open(begin: Callable[..., Any]) -> None:
     client = begin(api=True)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [True] * 7
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 8
 
 
 def test_with_a_login_they_ask_for_it(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN)
     assert client.get("/config").status_code == 401  # the program's own
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [False] * 7
-    assert [opened(client, path, auth=LOGIN) for path in (*PAGE, *API, EXPLAIN)] == [False] * 7
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
+    assert [opened(client, path, auth=LOGIN) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [True] * 7
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 8
 
 
 def test_with_credentials_of_the_api_its_routes_ask_for_them(begin: Callable[..., Any]) -> None:
     client = begin(api=True, api_auth=":".join(CREDENTIALS))
     assert client.post("/sdapi/v1/refresh-vae").status_code == 401  # the program's own
-    assert [opened(client, path) for path in (*API, EXPLAIN)] == [False] * 3
-    assert [opened(client, path, auth=("bob", "wrong")) for path in (*API, EXPLAIN)] == [False] * 3
-    assert [opened(client, path, auth=CREDENTIALS) for path in (*API, EXPLAIN)] == [True] * 3
+    assert [opened(client, path) for path in (*API, EXPLAIN, REPORT)] == [False] * 4
+    assert [opened(client, path, auth=("bob", "wrong")) for path in (*API, EXPLAIN, REPORT)] == [False] * 4
+    assert [opened(client, path, auth=CREDENTIALS) for path in (*API, EXPLAIN, REPORT)] == [True] * 4
     assert [opened(client, path) for path in PAGE] == [True] * 4  # as the page that shows them
 
 
-def test_with_both_each_asks_for_its_own_and_explain_takes_either(begin: Callable[..., Any]) -> None:
+def test_with_both_each_asks_for_its_own_and_explain_and_report_take_either(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN, api=True, api_auth=":".join(CREDENTIALS))
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [False] * 7
-    assert [opened(client, path, auth=CREDENTIALS) for path in (*PAGE, *API, EXPLAIN)] == [False] * 4 + [True] * 3
-    assert not opened(client, EXPLAIN, auth=("bob", "wrong"))
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
+    assert [opened(client, path, auth=CREDENTIALS) for path in PAGE] == [False] * 4
+    assert [opened(client, path, auth=CREDENTIALS) for path in (*API, EXPLAIN, REPORT)] == [True] * 4
+    assert not any(opened(client, path, auth=("bob", "wrong")) for path in (EXPLAIN, REPORT))
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [True] * 4 + [False] * 2 + [True]
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 4 + [False] * 2 + [True] * 2
 
 
 def test_with_a_login_and_an_open_api_only_the_api_is_open(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN, api=True)
     assert client.post("/sdapi/v1/refresh-vae").status_code == 200  # the program's own
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [False] * 4 + [True] * 2 + [False]
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 4 + [True] * 2 + [False] * 2
 
 
 def test_where_logins_are_kept_elsewhere_nobody_is_let_in(start: Callable[..., WebUI]) -> None:
@@ -106,4 +107,4 @@ def test_where_logins_are_kept_elsewhere_nobody_is_let_in(start: Callable[..., W
     webui.module("script_callbacks").app_started_callback(None, webui.app)
     client = webui.client()
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN)] == [False] * 7
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8

@@ -231,6 +231,27 @@ def test_lines_under_the_picture_have_the_colour_of_what_they_say() -> None:
     ]
 
 
+def test_a_button_goes_with_them_once() -> None:
+    found = page("notices")
+    assert (found["buttons"], found["button"]) == (1, "LoRA report")
+
+
+def test_the_report_is_shown_over_the_page_and_its_strengths_can_be_written_into_the_prompt() -> None:
+    found = page("report")
+    write = "Write these strengths into the prompt"
+    asked, balanced = "a <lora:ink:1><lora:wash:1>", "a <lora:ink:0.7><lora:wash:0.7>"
+    assert found["posted"] == ["./lora-runtime/report", "POST", "application/json", {"prompt": asked}]
+    assert found["steps"] == [
+        [["Close", "<h4>", write]],
+        [[["Close", "<h4>", "The prompt is another by now: ask for the report again"]], f"{asked} and a cat"],
+        [[], balanced, [balanced]],
+        [["Close", "<p>"]],
+        [["Close", "There is no report (other prompts are being reported on; ask again)."]],
+        [["Close", "There is no report (401 Said so)."]],
+        [],
+    ]
+
+
 def test_every_severity_of_a_notice_has_a_colour() -> None:
     from extension_package import module
 

@@ -132,11 +132,85 @@ def test_a_file_of_flux_goes_to_the_original_names_and_back(tmp_path: Path) -> N
     paths = convert(kohyas.path, tmp_path / "d.safetensors", to="diffusers", model=diffusers)
     assert {key.partition(".lora_")[0] for key in load_file(paths.path)} == {f"transformer.{own}" for own in FLUX_NAMES}
     assert same(path, convert(paths.path, tmp_path / "e.safetensors", to="kohya", model=diffusers).path)
-    q = factors(
-        "lora_unet_transformer_blocks_0_attn_to_q", 2, shape=state["transformer_blocks.0.attn.to_q.weight"].shape
-    )
-    with pytest.raises(LoraFileError, match="a part of a weight or several: names alone make no file for this layout"):
-        convert(written(tmp_path / "q.safetensors", q), tmp_path / "x.safetensors", to="kohya", model=original)
+
+
+def flux_models(folder: Path) -> tuple[dict[str, torch.Tensor], Path, Path]:
+    """Return a narrow Flux in diffusers' names, and where it lies in both layouts: a folder and a file."""
+    state = tiny_dit.narrow_state(tiny_dit.meta_model("FluxTransformer2DModel", num_layers=1, num_single_layers=1))
+    (folder / "transformer").mkdir()
+    diffusers = written(folder / "transformer" / "diffusion_pytorch_model.safetensors", state).parent
+    return state, diffusers, written(folder / "flux.safetensors", tiny_dit.original_state(state, FLUX))
+
+
+QKV = [f"transformer_blocks.0.attn.to_{name}" for name in "qkv"]
+SINGLE = [*(f"single_transformer_blocks.0.attn.to_{name}" for name in "qkv"), "single_transformer_blocks.0.proj_mlp"]
+
+
+def product(tensors: dict[str, torch.Tensor], stem: str) -> torch.Tensor:
+    up, down = (tensors[f"{stem}.lora_{name}.weight"].double() for name in ("up", "down"))
+    return up @ down * float(tensors[f"{stem}.alpha"]) / len(down)
+
+
+@pytest.mark.parametrize("modules", [QKV, SINGLE, QKV[::2]], ids=["q, k and v", "with the MLP", "q and v alone"])
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "one inner factor"])
+def test_what_the_original_has_in_one_weight_is_put_together_and_cut_apart_again(
+    modules: list[str], shared: bool, tmp_path: Path
+) -> None:
+    state, diffusers, original = flux_models(tmp_path)
+    tensors: dict[str, torch.Tensor] = {}
+    for seed, own in enumerate(modules):
+        stem = "lora_unet_" + own.replace(".", "_")
+        tensors |= factors(stem, 3, alpha=1.0, seed=seed, shape=state[f"{own}.weight"].shape)
+        if shared:
+            tensors[f"{stem}.lora_down.weight"] = tensors[f"lora_unet_{modules[0].replace('.', '_')}.lora_down.weight"]
+    path = written(tmp_path / "a.safetensors", tensors)
+    there = convert(path, tmp_path / "b.safetensors", to="kohya", model=original)
+    whole = load_file(there.path)
+    name = "lora_unet_single_blocks_0_linear1" if modules is SINGLE else "lora_unet_double_blocks_0_img_attn_qkv"
+    assert {key.partition(".")[0] for key in whole} == {name}
+    assert len(whole[f"{name}.lora_down.weight"]) == 3 if shared else 3 * len(modules)
+    # The rows of the original are those of q, k, v and the MLP one below the other.
+    order = SINGLE if modules is SINGLE else QKV
+    judged = [
+        product(tensors, "lora_unet_" + own.replace(".", "_"))
+        if own in modules
+        else torch.zeros(state[f"{own}.weight"].shape, dtype=torch.float64)
+        for own in order
+    ]
+    torch.testing.assert_close(product(whole, name), torch.cat(judged), rtol=1e-6, atol=1e-9)
+    assert there.notes == ("1 weights of the model are several modules: they were put together, which is exact",)
+    back = convert(there.path, tmp_path / "c.safetensors", to="kohya", model=diffusers)
+    assert same(path, back.path)
+    assert same(there.path, convert(back.path, tmp_path / "d.safetensors", to="kohya", model=original).path)
+
+
+def test_a_file_that_was_trained_fused_goes_to_diffusers_and_back(tmp_path: Path) -> None:
+    state, diffusers, original = flux_models(tmp_path)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    columns = state[f"{QKV[0]}.weight"].shape[1]
+    rows = sum(state[f"{own}.weight"].shape[0] for own in QKV)
+    path = written(tmp_path / "a.safetensors", factors(name, 4, alpha=4.0, shape=torch.Size((rows, columns))))
+    there = convert(path, tmp_path / "b.safetensors", to="diffusers", model=diffusers)
+    apart, whole = load_file(there.path), load_file(path)
+    assert {key.partition(".lora_")[0] for key in apart} == {f"transformer.{own}" for own in QKV}
+    for own, up in zip(QKV, whole[f"{name}.lora_up.weight"].chunk(3), strict=True):
+        assert torch.equal(apart[f"transformer.{own}.lora_B.weight"], up)
+        assert torch.equal(apart[f"transformer.{own}.lora_A.weight"], whole[f"{name}.lora_down.weight"])
+    assert same(path, convert(there.path, tmp_path / "c.safetensors", to="kohya", model=original).path)
+
+
+def test_the_second_text_encoder_of_sdxl_goes_both_ways(tmp_path: Path) -> None:
+    pipe = tiny.pipeline("sdxl")
+    pipe.save_pretrained(tmp_path / "diffusers")
+    original = written(tmp_path / "original.safetensors", tiny_ldm.state(tiny_ldm.model("sdxl", hijacked=False)))
+    path = tmp_path / "a.safetensors"
+    tiny.write_kohya_lora(path, pipe, rank=2, alpha=2.0, dtype=torch.float16, components=["text_encoder_2"])
+    there = convert(path, tmp_path / "b.safetensors", to="kohya", model=original)
+    # Files have transformers' names for text encoders, also where they have the original ones for the UNet.
+    assert same(path, there.path)
+    paths = convert(path, tmp_path / "c.safetensors", to="diffusers", model=tmp_path / "diffusers")
+    back = convert(paths.path, tmp_path / "d.safetensors", to="kohya", model=original)
+    assert same(path, back.path)
 
 
 def test_the_new_file_does_the_same_and_diffusers_reads_it(folder: Path) -> None:
@@ -170,16 +244,12 @@ def test_what_names_alone_cannot_make_is_told(folder: Path) -> None:
     nowhere = written(folder / "nowhere.safetensors", factors("lora_unet_x", shape=torch.Size((4, 4))))
     dora = factors(to_q, shape=torch.Size((12, 12))) | {f"{to_q}.dora_scale": torch.ones(12, 1)}
     both = kohya(folder / "both.safetensors", components=["unet", "text_encoder"])
-    xl = written(folder / "xl.safetensors", tiny_ldm.state(tiny_ldm.model("sdxl", hijacked=False)))
-    part = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
-    clip = written(folder / "clip.safetensors", factors(part, shape=torch.Size((8, 8))))
     tuned = written(folder / "dora.safetensors", dora)
     for path, to, model, reason in [
         (nowhere, "kohya", diffusers, "no module of that name in unet"),
         (tuned, "diffusers", diffusers, r"\(dora\) has no names that both programs"),
         (both, "peft", diffusers, "a file of PEFT is for one model, and this one is for several components"),
         (both, "comfy", original, "names of comfy are for denoisers; of text encoders it reads kohya's"),
-        (clip, "kohya", xl, "a part of a weight or several: names alone make no file for this layout"),
     ]:
         with pytest.raises(LoraFileError, match=reason):
             convert(path, out, to=to, model=model)  # type: ignore[arg-type]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from workbench.files import CONV_IN, SHAPES, TEXT, TO_K, TO_Q, delta, factors, w
 
 from lora_runtime.errors import LoraFileError
 from lora_runtime.lora import load_lora
-from lora_runtime.workbench import report
+from lora_runtime.workbench import Reported, balanced, heat_map, report
 
 STEMS = (TO_Q, CONV_IN, TEXT, TO_K)
 BLOCKS = {TO_Q: "IN01", CONV_IN: "IN00", TEXT: "BASE", TO_K: "OUT03"}
@@ -136,7 +136,12 @@ def test_a_model_gives_the_norms_of_its_weights(folder: Path) -> None:
     assert found.blocks["IN00"].base is None
 
 
-def test_the_command_prints_tables_and_writes_a_picture(command: Command, folder: Path) -> None:
+def test_it_takes_no_longer_than_it_may(folder: Path) -> None:
+    with pytest.raises(TimeoutError, match=r"4 modules of 3 files take longer than 0 s"):
+        report([PROMPT], loras=[folder], seconds=0)
+
+
+def test_the_command_prints_tables_and_the_balanced_prompt(command: Command, folder: Path) -> None:
     result = command("report", PROMPT, "--loras", folder)
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
@@ -144,91 +149,75 @@ def test_the_command_prints_tables_and_writes_a_picture(command: Command, folder
     assert lines[1].split() == ["block", "‖Δ1‖", "‖Δ2‖", "‖Δ3‖", "together", "rank", "1", "rank", "2", "rank", "3"]
     assert [line.split()[0] for line in lines[2:7]] == ["BASE", "IN00", "IN01", "OUT03", "all"]
     assert [line for line in lines if " and " in line][:3] == ["ink and wash", "ink and oil", "wash and oil"]
+    assert lines[-1].strip() == balanced(PROMPT, loras=[folder])
     assert json.loads(command("report", PROMPT, "--loras", folder, "--json").out)["names"] == ["ink", "wash", "oil"]
     wrong = command("report", PROMPT, "--loras", folder, "--picture", folder / "map.txt")
     assert (wrong.status, "--picture" in wrong.err) == (2, True)
 
 
-class Image:
-    """What `report` reads of what imshow gives: a colour by the value, dark below a half."""
-
-    cmap = staticmethod(lambda value: (value, value, value, 1.0))
-
-    def __init__(self, ends: tuple[float, float]) -> None:
-        self.norm = lambda value: (value - ends[0]) / (ends[1] - ends[0])
+def panels_of(found: Reported) -> list[Any]:
+    """Return what is drawn, without the scales of colours: matplotlib's Axes."""
+    figure = heat_map(found)
+    figure.canvas.draw()  # as a file would have it
+    return [axes for axes in figure.axes if axes.get_title()]
 
 
-class Panel:
-    """Keeps the rows that are drawn, the cells' texts with their colours, and the names of both sides."""
-
-    def __init__(self) -> None:
-        self.cells: dict[tuple[int, int], tuple[str, str]] = {}
-        self.names: dict[str, list[str]] = {}
-
-    def imshow(self, rows: list[list[float]], **options: Any) -> Image:
-        self.rows = rows
-        return Image((options["vmin"], options["vmax"]))
-
-    def text(self, x: int, y: int, shown: str, *, color: str, **_options: Any) -> None:
-        self.cells[x, y] = (shown, color)
-
-    def set_title(self, title: str) -> None:
-        self.title = title
-
-    def set_xticks(self, _places: range, names: list[str], **_options: Any) -> None:
-        self.names["x"] = names
-
-    def set_yticks(self, _places: range, names: list[str], **_options: Any) -> None:
-        self.names["y"] = names
+def drawn_at(axes: Any) -> dict[tuple[int, int], Any]:
+    """Return the texts of the cells by their places."""
+    return {(round(text.get_position()[0]), round(text.get_position()[1])): text for text in axes.texts}
 
 
-class Figure:
-    """What `report` uses of matplotlib's Figure."""
-
-    last: Figure
-
-    def __init__(self, **_options: Any) -> None:
-        Figure.last = self
-
-    def subplots(self, _rows: int, columns: int, **_options: Any) -> list[list[Panel]]:
-        self.panels = [Panel() for _ in range(columns)]
-        return [self.panels]
-
-    def colorbar(self, _image: Image, *, ax: Panel) -> None:
-        assert ax in self.panels
-
-    def savefig(self, path: Path) -> None:
-        path.write_bytes(b"a picture")
-
-
-def test_the_picture_has_a_cell_for_each_block_and_file(
-    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure = ModuleType("matplotlib.figure")
-    figure.Figure = Figure  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", figure)
-    result = command("report", PROMPT, "--loras", folder, "--picture", folder / "map.png")
-    assert (result.status, result.err) == (0, "")
-    assert result.out.splitlines()[-1] == str(folder / "map.png")
-    norms, cosines = Figure.last.panels
-    assert (norms.title, cosines.title) == ("‖Δ‖", "cosine")
-    assert norms.names == {"x": ["ink", "wash", "oil", "together"], "y": ["BASE", "IN00", "IN01", "OUT03"]}
-    assert cosines.names["x"] == ["ink\nwash", "ink\noil", "wash\noil"]
+def test_the_picture_has_a_cell_for_each_block_and_file(folder: Path) -> None:
+    norms, cosines = panels_of(report([PROMPT], loras=[folder]))
+    assert (norms.get_title(), cosines.get_title()) == ("‖Δ‖", "cosine")
+    assert [label.get_text() for label in norms.get_xticklabels()] == ["ink", "wash", "oil", "together"]
+    assert [label.get_text() for label in norms.get_yticklabels()] == ["BASE", "IN00", "IN01", "OUT03"]
+    assert [label.get_text() for label in cosines.get_xticklabels()] == ["ink\nwash", "ink\noil", "wash\noil"]
     dense = [changes(folder, name, strength)[TO_Q] for name, strength in STRENGTHS.items()]
-    assert norms.rows[2] == pytest.approx([float(each.norm()) for each in (*dense, sum(dense))], rel=1e-9)
-    assert norms.cells[0, 2][0] == f"{float(dense[0].norm()):.3g}"
-    # White where it is dark: the least and the greatest of all.
-    assert (norms.cells[1, 0], norms.cells[3, 2][1]) == (("0", "white"), "black")
-    assert cosines.cells[0, 0] == ("–", "black")  # BASE, which wash has not
+    expected = [float(each.norm()) for each in (*dense, sum(dense))]
+    assert norms.images[0].get_array()[2].tolist() == pytest.approx(expected, rel=1e-9)
+    assert drawn_at(norms)[0, 2].get_text() == f"{expected[0]:.3g}"
+    ink, wash = dense[:2]
+    assert drawn_at(cosines)[0, 2].get_text() == f"{float((ink * wash).sum() / ink.norm() / wash.norm()):+.2f}"
+    assert drawn_at(cosines)[0, 0].get_text() == "–"  # BASE, which wash has not
 
 
-def test_matplotlib_writes_the_picture(command: Command, folder: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the picture is matplotlib's (extra: plot)")
-    out = folder / "map.svg"
-    assert command("report", PROMPT, "--loras", folder, "--picture", out).status == 0
-    drawn = re.findall(r"<!-- (.*?) -->", out.read_text(encoding="utf-8"))
-    assert {"BASE", "IN00", "IN01", "OUT03", "together", "cosine"} <= set(drawn)
+def test_numbers_in_the_picture_can_be_read_on_their_colour(folder: Path) -> None:
+    from matplotlib.colors import to_rgb
+
+    for axes in panels_of(report([PROMPT], loras=[folder])):
+        (image,) = axes.images
+        for (x, y), text in drawn_at(axes).items():
+            value = image.get_array().filled(math.nan)[y][x]
+            if math.isnan(value):
+                continue
+            # WCAG 2 asks for a contrast of 4.5.
+            light, dark = sorted((luminance(image.cmap(image.norm(value))), luminance(to_rgb(text.get_color()))))[::-1]
+            assert (light + 0.05) / (dark + 0.05) > 4.5, (axes.get_title(), value)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Return the relative luminance of sRGB, as WCAG 2 defines it."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_command_writes_the_picture(command: Command, folder: Path, ending: str) -> None:
+    out = folder / f"map.{ending}"
+    result = command("report", PROMPT, "--loras", folder, "--picture", out)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[-1] == str(out)
+    assert out.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending])
+    if ending == "svg":
+        drawn = re.findall(r"<!-- (.*?) -->", out.read_text(encoding="utf-8"))
+        assert {"BASE", "IN00", "IN01", "OUT03", "together", "cosine"} <= set(drawn)
+
+
+def test_a_name_with_a_dollar_is_drawn_as_it_is(folder: Path) -> None:
+    written(folder / "a$b$.safetensors", FILES["ink"])
+    axes, *_ = panels_of(report(["<lora:a$b$:1><lora:wash:1>"], loras=[folder]))
+    assert axes.get_xticklabels()[0].get_text() == r"a\$b\$"
 
 
 def test_a_prompt_without_a_tag_has_nothing_to_report_of(command: Command, folder: Path) -> None:

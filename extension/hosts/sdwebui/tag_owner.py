@@ -18,12 +18,14 @@ from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
+from lora_runtime.workbench import Reported
 
 from ...console import say
 from ...engine.explaining import explain
 from ...engine.judging import Source
 from ...engine.loading import Loader
 from ...engine.models import OWN_WEIGHTS, Models
+from ...engine.reporting import reported
 from ...engine.shown import identity
 from ...library.patience import Patience
 from ...prompts.always_on import add_always_on
@@ -35,6 +37,7 @@ from .settings import Settings
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
 _SECONDS_A_LOOK_LASTS = 5.0
+_MOST_IN_A_REPORT = 8  # files that are read whole, each of which is compared with all others
 
 
 class TagOwner(extra_networks.ExtraNetwork):
@@ -201,6 +204,21 @@ class TagOwner(extra_networks.ExtraNetwork):
             return prompt, requests, Report(), [*notices, Notice("warning", "no checkpoint is loaded yet")]
         report, more = explain(model, requests, lambda _: text, self.models)
         return prompt, requests, report, notices + more
+
+    def reported(self, text: str) -> tuple[Prompt, Reported | None, list[Notice]]:
+        """Return how a prompt is read, and what its files do together to the checkpoint that is loaded."""
+        prompt = self._parse(text)
+        notices = [notice_of(diagnostic, text) for diagnostic in _worth_saying(prompt)]
+        model = self.loaded_model()
+        if model is None:
+            return prompt, None, [*notices, Notice("warning", "no checkpoint is loaded yet")]
+        tags = prompt.tags[:_MOST_IN_A_REPORT]
+        if len(tags) < len(prompt.tags):
+            notices.append(Notice("note", f"only the first {_MOST_IN_A_REPORT} tags are in the report"))
+        patience = Patience(time.monotonic() - _SECONDS_A_LOOK_LASTS, seconds_to_hash=1.0, suggestions=3)
+        requests, more = self.loader.load(tags, text, patience=patience)
+        found, said = reported(model, requests, lambda _: text, self.models)
+        return prompt, found, [*notices, *more, *said]
 
     # --- the way of a prompt ---
 
