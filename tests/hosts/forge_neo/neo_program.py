@@ -11,7 +11,7 @@ from hosts.running import REPOSITORY, Painted, Program, folder_of, run_script, w
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ["--cpu", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-python-version-check"]
-OPTIONS += ["--skip-version-check", "--nowebui", "--api", "--no-prompt-history", "--server-name", "127.0.0.1"]
+OPTIONS += ["--skip-version-check", "--api", "--no-prompt-history", "--server-name", "127.0.0.1"]
 
 
 def forge_folder() -> Path | None:
@@ -37,8 +37,10 @@ class Forge(Program):
 
     name, variable = "Forge Neo", "FORGE_NEO_DIR"
 
-    def __init__(self, forge: Path, data: Path, *, ours: bool = True) -> None:
+    def __init__(self, forge: Path, data: Path, *, ours: bool = True, page: bool = False) -> None:
+        """`page`: with its UI, of which the others have no need."""
         super().__init__(forge, data)
+        self._page = page
         extensions = data / "extensions"
         extensions.mkdir(parents=True, exist_ok=True)
         for path in extensions.iterdir():
@@ -50,11 +52,11 @@ class Forge(Program):
 
     def arguments(self) -> Sequence[str | Path]:
         """Return what it is started with."""
-        return [self.folder / "launch.py", *OPTIONS, "--data-dir", self.data]
+        return [self.folder / "launch.py", *OPTIONS, *([] if self._page else ["--nowebui"]), "--data-dir", self.data]
 
     def is_ready(self) -> bool:
         """Return whether it serves its API."""
-        return "Uvicorn running" in self.log
+        return ("Startup time" if self._page else "Uvicorn running") in self.log
 
     def began(self) -> None:
         """Choose a checkpoint: else it takes the first that the system lists."""
