@@ -190,9 +190,12 @@ class _Book:
         if not self._words:
             _books.pop(tokenizer, None)
             return
+        from transformers import AddedToken
+
         state.update(vars(copy.deepcopy(tokenizer)))
         for words in self._words:
-            tokenizer.add_tokens(list(words.tokens))
+            # As written: normalised, a word with capitals would not be known by its name, nor its other tokens at all.
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in words.tokens])
             words.first = tokenizer.convert_tokens_to_ids(words.tokens[0])
 
 

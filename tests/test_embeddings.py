@@ -74,6 +74,18 @@ def test_a_word_means_what_diffusers_reads_it_as(layout: str, count: int, tmp_pa
     assert all(torch.equal(*pair) for pair in zip(encoded(pipe, prompt), plain, strict=True))
 
 
+def test_a_word_with_capitals_has_all_its_vectors(tmp_path: Path) -> None:
+    """The tokenizer reads all else in small letters. The judge knows the same vectors by a name without capitals."""
+    pipe, judge = tiny.pipeline("sd1"), tiny.pipeline("sd1")
+    vector = vectors(3, width_of(pipe))
+    judge.load_textual_inversion(vector, token=WORD)
+    before, loras = everything(pipe), bundle(tmp_path, {"emb_params": vector}, word="InkWord")
+    with lora_runtime.apply(pipe, "a InkWord cat <lora:pivotal>", loras=loras) as applied:
+        found, expected = encoded(pipe, applied.prompt), encoded(judge, f"a {WORD} cat ")
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert unchanged(pipe, before)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_both_encoders_of_sdxl_learn_the_word(count: int, tmp_path: Path) -> None:
     pipe, judge = tiny.pipeline("sdxl"), tiny.pipeline("sdxl")

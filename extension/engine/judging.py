@@ -14,7 +14,7 @@ from lora_runtime.requests import Request
 
 from ..prompts.notices import Notice, notice_of
 
-__all__ = ["Source", "about_embeddings", "cannot", "judged", "nowhere", "told"]
+__all__ = ["Source", "cannot", "judged", "nowhere", "told"]
 
 # The prompt in which the span of a request's tag is.
 Source = Callable[[Request], str]
@@ -67,16 +67,3 @@ def _as_predicate(reason: str) -> str:
 def told(error: Exception) -> str:
     """Return what an error says; its kind too where it is none of ours, whose messages speak for themselves."""
     return str(error) if isinstance(error, LoraError) else f"{type(error).__name__}: {error}"
-
-
-def about_embeddings(requests: Sequence[Request], program: str) -> list[Notice]:
-    """Say of each file with words of its own that these are not read in a program that takes none from here."""
-    found = dict.fromkeys(request.lora.name for request in requests if request.lora.embeddings)
-    return [
-        Notice(
-            "warning",
-            f'"{name}" brings an embedding along, which LoRA Runtime cannot hand to {program}: its word has no meaning',
-            "save the embedding as a file of its own in the folder of embeddings",
-        )
-        for name in found
-    ]

@@ -30,6 +30,7 @@ _NEEDED_OF_NEO = (
     "backend.patcher.base.LowVramPatch",
     "backend.patcher.unet.UnetPatcher.add_conditioning_modifier",
     "backend.patcher.lora.weight_adapter.WeightAdapterBase.calculate_weight",
+    "backend.text_processing.textual_inversion.EmbeddingDatabase.register_embedding_by_name",
 )
 # Of SD.Next, by full names.
 _NEEDED_OF_SDNEXT = (

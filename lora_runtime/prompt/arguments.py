@@ -22,6 +22,7 @@ from lora_runtime.prompt.conditions import (
 )
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.keyframes import read_strength
+from lora_runtime.prompt.strength import Curve
 from lora_runtime.prompt.tags import Dialect
 from lora_runtime.prompt.values import BadValueError, Reading, parse_float
 
@@ -90,9 +91,18 @@ BY_POSITION: Mapping[Dialect, tuple[str, ...]] = {
 }
 
 
+def _is_by_share(strength: Any) -> bool:
+    return isinstance(strength, Curve) and strength.keys[0].position.unit == "share"
+
+
 def with_defaults(values: Mapping[str, Any], dialect: Dialect) -> tuple[Any, Any, int | None]:
-    """Return the strengths te and unet and the rank: of what may come by position the second is as the first."""
+    """Return the strengths te and unet and the rank: of what may come by position the second is as the first.
+
+    Keyframes in brackets are the denoiser's, and the text encoders' strength is then 0, as in Forge Neo.
+    """
     first, second, _ = BY_POSITION[dialect]
+    if "te" not in values and _is_by_share(values.get("unet")):
+        return 0.0, values["unet"], values.get("dyn")
     given = {first: values.get(first, 1.0)}
     given[second] = values.get(second, given[first])
     return given["te"], given["unet"], values.get("dyn")

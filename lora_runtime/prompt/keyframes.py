@@ -1,7 +1,8 @@
 """Strengths as people write them: a number, or keyframes such as 0.2@0,1@0.5,0@1.
 
 The keyframes are those of sd-webui-loractl, with its rule for positions without a unit: all are fractions of the run
-if the greatest is at most 1, and steps otherwise. Positions may have a unit: 50%, 10s, 7.5sigma.
+if the greatest is at most 1, and steps otherwise. Positions may have a unit: 50%, 10s, 7.5sigma. In brackets,
+[0.2@0,1@0.5], they are those of Forge Neo's own LoRA Control (September 2026): shares of the steps that are done.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from lora_runtime.prompt.strength import Curve, Key, Position, Strength, Unit
 from lora_runtime.prompt.tags import Span
 from lora_runtime.prompt.values import BadValueError, Reading, Remark, parse_float, read_number
 
+__all__ = ["MOST_KEYS", "in_brackets", "read_position", "read_strength"]
+
 MOST_KEYS = 1000
 
 _AT = re.compile("[@~]")
 _UNITS: tuple[tuple[str, Unit], ...] = (("%", "fraction"), ("sigma", "sigma"), ("s", "step"))
 _POSITION_HINT = "write a fraction such as 0.5 or 50%, a step such as 10s, or a noise level such as 7.5sigma"
+
+
+def in_brackets(text: str) -> bool:
+    """Return whether a text was meant as keyframes in brackets."""
+    return text.strip().startswith("[") and _AT.search(text) is not None
 
 
 class _Item(NamedTuple):
@@ -41,10 +49,14 @@ def read_strength(text: str, reading: Reading) -> Strength:
     """
     if _AT.search(text) is None:
         return read_number(text)
+    brackets = in_brackets(text)
+    if brackets:
+        text = _inside(text)
     spans = _spans(text)
     if len(spans) > MOST_KEYS:
         raise BadValueError(f"has {len(spans)} keyframes", f"a strength may have up to {MOST_KEYS}")
-    items = _with_units([_item(text, span, index, reading) for index, span in enumerate(spans)], reading)
+    items = [_item(text, span, index, reading) for index, span in enumerate(spans)]
+    items = _as_shares(items, text, reading) if brackets else _with_units(items, reading)
     keys = tuple(Key(item.value, Position(item.place, item.unit or "step")) for item in _in_order(items, reading))
     return keys[0].value if len(keys) == 1 else Curve(keys)
 
@@ -99,6 +111,34 @@ def _without_position(value: float, index: int, span: Span, reading: Reading) ->
     return _Item(value, 1.0, None, span)
 
 
+def _inside(text: str) -> str:
+    """Return what stands in brackets, at its places in the text."""
+    start, end = text.index("["), len(text.rstrip()) - 1
+    if text[end] != "]":
+        raise BadValueError('has no "]" at its end', "write the keyframes as in [0@0,1@0.5]", (end + 1, end + 1))
+    return f"{text[:start]} {text[start + 1 : end]} {text[end + 1 :]}"
+
+
+def _as_shares(items: Sequence[_Item], text: str, reading: Reading) -> list[_Item]:
+    """Return the items of a list in brackets, whose positions have no unit; each has to have one, and there are two."""
+    for item in items:
+        if item.unit is not None or _AT.search(text, *item.span) is None:
+            reading.remarks.clear()
+            raise BadValueError("has a keyframe in brackets that is not VALUE@SHARE", "write [0@0,1@0.5]", item.span)
+        _note_outside(item, reading)
+    if len(items) < 2:
+        raise BadValueError("has one keyframe in brackets", "write two or more, as in [0@0,1@0.5], or the number alone")
+    return [item._replace(unit="share") for item in items]
+
+
+def _note_outside(item: _Item, reading: Reading) -> None:
+    """Say of a share or a fraction, or of whatever is below 0, that no step is there."""
+    if item.place < 0:
+        reading.remarks.append(Remark("warning", item.span, "this keyframe lies before the first step"))
+    if item.unit in ("fraction", None) and item.place > 1:
+        reading.remarks.append(Remark("warning", item.span, "this keyframe lies after the last step"))
+
+
 def _with_units(items: Sequence[_Item], reading: Reading) -> list[_Item]:
     """Return the items with a unit each: a position without one is a fraction if the greatest of them is at most 1."""
     bare = [item for item in items if item.unit is None]
@@ -113,10 +153,7 @@ def _with_units(items: Sequence[_Item], reading: Reading) -> list[_Item]:
             reading.remarks.append(Remark("warning", item.span, message, f"write {item.place * 100:g}% for a fraction"))
     items = [item if item.unit else item._replace(unit=unit) for item in items]
     for item in items:
-        if item.place < 0:
-            reading.remarks.append(Remark("warning", item.span, "this keyframe lies before the first step"))
-        if item.unit == "fraction" and item.place > 1:
-            reading.remarks.append(Remark("warning", item.span, "this keyframe lies after the last step"))
+        _note_outside(item, reading)
     return items
 
 

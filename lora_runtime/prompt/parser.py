@@ -23,6 +23,7 @@ from lora_runtime.prompt.brackets import MOST_LEVELS, parts, scopes
 from lora_runtime.prompt.conditions import EXPERTS, conditions_of, has_curve, with_shape
 from lora_runtime.prompt.excerpt import line_and_column, quote, visible
 from lora_runtime.prompt.grammar import Field, Piece, split_fields, split_prompt
+from lora_runtime.prompt.keyframes import in_brackets
 from lora_runtime.prompt.presets import common_presets
 from lora_runtime.prompt.quotes import unquoted
 from lora_runtime.prompt.tags import Diagnostic, Dialect, LoraTag, OtherTag, Prompt, Scope, Severity, Span
@@ -339,6 +340,7 @@ class _Reader:
         plain: list[_Given] = []
         named: list[_Given] = []
         order = BY_POSITION[self.dialect]
+        position = 0
         extra: list[Span] = []
         for span in unkeyed:
             text = self.source[slice(*span)]
@@ -347,8 +349,10 @@ class _Reader:
             elif is_block_list(text, self.presets):
                 self.note("info", span, f"{quote(text)} is read as block weights", f"write lbw={visible(text.strip())}")
                 named.append(_Given(BY_NAME["lbw"], text, span))
-            elif len(plain) < len(order):
-                plain.append(_Given(BY_NAME[order[len(plain)]], text, span))
+            elif position < len(order):
+                both = position < 2 and in_brackets(text)  # it says what both strengths are
+                plain.append(_Given(BY_NAME["unet" if both else order[position]], text, span))
+                position = 2 if both else position + 1
             else:
                 extra.append(span)
         if extra:

@@ -29,7 +29,7 @@ __all__ = [
     "at",
 ]
 
-Unit = Literal["fraction", "step", "sigma"]
+Unit = Literal["fraction", "step", "sigma", "share"]
 Shape = Literal["linear", "hold", "ease", "ease-in", "ease-out"]
 
 # How far a value has gone from one key to the next, by how far the time has.
@@ -61,14 +61,17 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the run: a fraction (0 the first step, 1 the last), a number of steps done, or a noise level."""
+    """A place in the run: a fraction (0 the first step, 1 the last), a number of steps done, or a noise level.
+
+    A share is Forge Neo's fraction: of N steps the one after i others is at i/N, so that no step is at 1.
+    """
 
     value: float
     unit: Unit = "fraction"
 
     def text(self, bare: bool = False, spec: str = "") -> str:
-        """Return the position as a tag has it, "50%", "10s" or "7.5sigma", with its unit unless `bare`."""
-        if bare:
+        """Return the position as a tag has it, "50%", "10s" or "7.5sigma", with its unit unless `bare` or a share."""
+        if bare or self.unit == "share":
             return number(self.value, spec)
         if self.unit == "fraction":
             percent = Decimal(repr(self.value)).scaleb(2)
@@ -77,7 +80,8 @@ class Position:
 
     def in_steps(self, steps: int) -> float:
         """Return the position as a number of steps done, for a run of `steps`; a sigma has none."""
-        return self.value * (steps - 1) if self.unit == "fraction" else self.value
+        whole = {"fraction": steps - 1, "share": steps}
+        return self.value * whole.get(self.unit, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,14 @@ class Curve:
         return format(self, "")
 
     def __format__(self, spec: str) -> str:
-        """Return the keyframes as a tag has them, "0.2@0,1@0.5", each number formatted by `spec`."""
+        """Return the keyframes as a tag has them, "0.2@0,1@0.5", numbers by `spec`, shares in brackets."""
         units = {key.position.unit for key in self.keys}
         places = [key.position.value for key in self.keys]
         # Bare numbers are fractions if the greatest is not above 1, and steps otherwise.
         steps = max(places) > 1 and not any(0 < place < 1 for place in places)
         bare = (units == {"fraction"} and max(places) <= 1) or (units == {"step"} and steps)
-        return ",".join(f"{number(key.value, spec)}@{key.position.text(bare, spec)}" for key in self.keys)
+        text = ",".join(f"{number(key.value, spec)}@{key.position.text(bare, spec)}" for key in self.keys)
+        return f"[{text}]" if units == {"share"} else text
 
     def at(self, moment: Moment) -> float:
         """Return the value at a step, rounded to 0.001. By sigma, a sampler without noise levels gives the first."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_runtime.prompt import Curve, Moment, Strength, at, parse_prompt
+from lora_runtime.prompt import Curve, Moment, Strength, at, format_tag, parse_prompt
 from lora_runtime.prompt.strength import CURVES, Key, Position
 
 
@@ -211,3 +211,52 @@ def test_a_curve_reads_back_from_its_text(places: list[float], unit: str) -> Non
     curve = Curve(tuple(Key(index / 3, Position(place, unit)) for index, place in enumerate(places)))  # type: ignore[arg-type]
     assert strength(str(curve)) == curve
     assert math.isfinite(at(curve, Moment(3, 9, 1.0)))
+
+
+# --- in brackets, as in Forge Neo ---
+
+
+def of_neo(schedule: list[tuple[float, float]], step: int, steps: int) -> float:
+    """Return what Forge Neo's LoRA Control makes of a list that begins at 0: linear over step / steps."""
+    return float(np.interp(step / steps, [place for _, place in schedule], [value for value, _ in schedule]))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 20])
+@pytest.mark.parametrize(
+    "schedule", [[(1.0, 0.0), (0.0, 0.25)], [(0.0, 0.0), (1.0, 1.0)], [(0.2, 0.0), (1.0, 0.5), (0.4, 0.75)]]
+)
+def test_keyframes_in_brackets_are_by_the_share_of_steps_done(schedule: list[tuple[float, float]], steps: int) -> None:
+    curve = strength(f"[{', '.join(f'{value}@{place}' for value, place in schedule)}]")
+    for step in range(steps):
+        assert at(curve, Moment(step, steps)) == pytest.approx(of_neo(schedule, step, steps), abs=5e-4)
+
+
+def test_keyframes_in_brackets_are_the_denoiser_s_alone_unless_the_text_encoder_s_are_given() -> None:
+    for text, te in (("[0@0,1@1]", 0), ("[0@0,1@1]:te=0.5", 0.5), ("unet=[0@0,1@1]", 0), ("0.3:[0@0,1@1]", 0.3)):
+        prompt = parse_prompt(f"<lora:x:{text}>")
+        assert [(tag.te, str(tag.unet)) for tag in prompt.tags] == [(te, "[0@0,1@1]")]
+        assert [d for d in prompt.diagnostics if d.severity != "info"] == []
+        assert parse_prompt(format_tag(prompt.tags[0])).tags[0].unet == prompt.tags[0].unet
+    (tag,) = parse_prompt("<lora:x:[0@0,1@1]:8>", dialect="comfy").tags
+    assert (tag.te, str(tag.unet), tag.dyn) == (0, "[0@0,1@1]", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[0@0]", "[0@0]"),
+        ("[0@0,1@50%]", "1@50%]"),
+        ("[0@0,1]", "1]"),
+        ("[0.5,1@1]", "[0.5"),
+        ("[0@0,1@1", ""),
+        ("[0@0,1@1]x", ""),
+        ("[0@0,x@1]", "x"),
+    ],
+)
+def test_what_is_no_list_in_brackets_is_said_at_its_place(text: str, place: str) -> None:
+    assert parse_prompt(f"<lora:x:{text}>").tags == ()
+    assert findings(f"<lora:x:{text}>") == [("error", place)]
+
+
+def test_keyframes_in_brackets_that_no_step_reaches_are_said() -> None:
+    assert findings("<lora:x:[0@-1,1@2]>") == [("warning", "[0@-1"), ("warning", "1@2]")]

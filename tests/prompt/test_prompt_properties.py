@@ -13,7 +13,7 @@ WORDS = """
     , \\ [ ](| 🐱 猫 <lora:x:1> <lyco:y> AND
     <loractl: @ ~ ; % s sigma - 0@0,1@1 1@50%,0@9s 1@9sigma,0@1sigma curve= ease hr= hrte= hrunet= in= mid= out=
     lbw= w= lbwe= OUTALL ATTNDEEPOFF IN04;attn;0 IN04-08= OUT= *attn*= NOT R U X X+1 x= start= stop= step= 1-5 25%-0.5
-    module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1
+    module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1 [0@0,1@0.5]
 """
 CODES = [" ", "\n", "\r\n", "\t", "\0", "\x1c", "\x85", "\u2028", "\ufeff", "\ud83d", "\udc31", "e\u0301", "< lora"]
 FRAGMENTS = st.sampled_from([*WORDS.split(), *CODES])
@@ -51,7 +51,9 @@ def full_tags(draw: st.DrawFn) -> str:
     number = st.sampled_from(["0", "1", "-0.5", "0.25", "1e-3"])
     place = st.sampled_from(["0", "0.5", "1", "10", "50%", "10s"])
     keys = st.lists(st.tuples(number, place).map("@".join), min_size=2, max_size=4).map(",".join)
-    strength = number | keys
+    share = st.sampled_from(["0", "0.25", "0.5", "1"])
+    shares = st.lists(st.tuples(number, share).map("@".join), min_size=2, max_size=4).map(",".join)
+    strength = number | keys | shares.map("[{}]".format)
     edge = st.sampled_from(["3", "0.25", "50%", "10s", "7.5sigma"])
     ratio = strength | st.sampled_from(["R", "U", "X", "X-0.5"])
     numbers = st.sampled_from([12, 17, 20, 26, 61]).flatmap(

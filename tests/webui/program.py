@@ -1,28 +1,17 @@
-"""The real WebUI as a subprocess: started in a data folder of the tests, driven over HTTP."""
+"""The real WebUI as a subprocess."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import loras
-import numpy as np
-from PIL import Image
+from hosts.running import REPOSITORY, Painted, Program, folder_of, run_script
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
-START_SECONDS = 180
 COMMON = ["--skip-prepare-environment", "--skip-python-version-check", "--skip-torch-cuda-test", "--use-cpu", "all"]
 COMMON += ["--api", "--no-download-sd-model", "--do-not-download-clip", "--no-prompt-history"]
 COMMON += ["--disable-console-progressbars"]
@@ -30,38 +19,20 @@ FULL = ("--no-half", "--precision", "full")
 
 
 def webui_folder() -> Path | None:
-    """Return the installed WebUI that the tests may run, from SD_WEBUI_DIR."""
-    named = os.environ.get("SD_WEBUI_DIR")
-    return Path(named).resolve() if named else None
-
-
-def webui_python(folder: Path) -> str:
-    """Return the Python that has the WebUI's packages: SD_WEBUI_PYTHON, else that of its own venv."""
-    named = os.environ.get("SD_WEBUI_PYTHON")
-    found = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
-    return named or next((str(path) for path in found if path.exists()), "python")
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a run without hub and without GPU."""
-    return {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": "1",
-    }
+    """Return the installed WebUI that the tests may run."""
+    return folder_of(WebUI.variable)
 
 
 def make_checkpoints(webui: Path, data: Path) -> None:
     """Write the tiny checkpoints into a data folder, once."""
     if not (data / "models" / "Stable-diffusion" / "sdxl.yaml").exists():
-        command = [webui_python(webui), str(HERE / "make_checkpoints.py"), str(webui), str(data)]
-        subprocess.run(command, check=True, env=environment(), capture_output=True, text=True)
+        run_script(WebUI.python(webui), HERE / "make_checkpoints.py", str(webui), str(data))
 
 
-class WebUI:
-    """One run of the program; a context manager."""
+class WebUI(Program):
+    """One run of the program."""
+
+    name, variable = "the WebUI", "SD_WEBUI_DIR"
 
     def __init__(
         self,
@@ -77,10 +48,10 @@ class WebUI:
         wait_for_checkpoint: bool = True,
         repository: Path = REPOSITORY,
     ) -> None:
-        self.webui, self.data, self.wait_for_checkpoint = webui, data, wait_for_checkpoint
-        # The program's own scripts are served only below its working directory, which is the data folder here.
-        self.arguments = [*COMMON, *arguments, "--data-dir", str(data), "--gradio-allowed-path", str(webui)]
-        self.arguments += ["--ckpt", str(data / "models" / "Stable-diffusion" / f"{checkpoint}.safetensors")]
+        super().__init__(webui, data)
+        self._wait_for_checkpoint = wait_for_checkpoint
+        self._more, self._checkpoint = arguments, checkpoint
+        self._starts = 0
         extensions = data / "extensions"
         shutil.rmtree(extensions, ignore_errors=True)
         extensions.mkdir(parents=True)
@@ -92,69 +63,22 @@ class WebUI:
         for left in ("cache.json", "ui-config.json", "params.txt"):
             (data / left).unlink(missing_ok=True)
 
-    def __enter__(self) -> WebUI:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log_path = self.data / "log.txt"
-        self._log = self.log_path.open("w", encoding="utf-8")
-        self._starts = 0
-        self.process = subprocess.Popen(
-            [webui_python(self.webui), str(self.webui / "launch.py"), *self.arguments, "--port", str(port)],
-            cwd=self.data,
-            env=environment(),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            self.wait()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def arguments(self) -> Sequence[str | Path]:
+        """Return what it is started with."""
+        # The program's own scripts are served only below its working directory, which is the data folder here.
+        given = [*COMMON, *self._more, "--data-dir", self.data, "--gradio-allowed-path", self.folder]
+        checkpoint = self.data / "models" / "Stable-diffusion" / f"{self._checkpoint}.safetensors"
+        return [self.folder / "launch.py", *given, "--ckpt", checkpoint]
 
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-
-    def wait(self) -> None:
-        """Wait until the API answers and a checkpoint is loaded."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the WebUI stopped:\n{self.log[-4000:]}")
-            # Not before: a request that comes while the API is being built stops the program.
-            if self.log.count("Startup time") > self._starts:
-                try:
-                    if self.get("/probe/state")["checkpoint"] or not self.wait_for_checkpoint:
-                        self._starts += 1
-                        return
-                except (OSError, urllib.error.URLError):
-                    pass
-            time.sleep(0.3)
-        raise TimeoutError(f"the WebUI is not ready:\n{self.log[-4000:]}")
-
-    @property
-    def log(self) -> str:
-        """What the program has printed so far."""
-        return self.log_path.read_text(encoding="utf-8", errors="replace")
-
-    # --- HTTP ---
-
-    def get(self, path: str) -> Any:
-        """Return the answer to a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
-            return json.loads(answer.read() or b"null")
-
-    def post(self, route: str, **body: Any) -> Any:
-        """Return the answer to a POST."""
-        request = urllib.request.Request(
-            self.url + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return json.loads(answer.read() or b"null")
+    def is_ready(self) -> bool:
+        """Return whether its API answers and a checkpoint is loaded, since the last start."""
+        # Not before: a request that comes while the API is being built stops the program.
+        if self.log.count("Startup time") <= self._starts:
+            return False
+        if not self.state()["checkpoint"] and self._wait_for_checkpoint:
+            return False
+        self._starts += 1
+        return True
 
     # --- what tests do ---
 
@@ -167,10 +91,6 @@ class WebUI:
     def set_options(self, **options: Any) -> None:
         """Change settings."""
         self.post("/sdapi/v1/options", **options)
-
-    def state(self) -> dict[str, Any]:
-        """Return what the probe sees: checkpoint, digest of its weights, devices."""
-        return self.get("/probe/state")
 
     def digest(self) -> str:
         """Return a hash of all bits of the weights."""
@@ -200,21 +120,19 @@ class WebUI:
         self.wait()
 
 
-class Picture:
+class Picture(Painted):
     """What the API answers to a generation."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
-        self.info = json.loads(answer["info"])
-        self.pixels = [
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))).astype(int) for image in answer["images"]
-        ]
+        super().__init__(answer)
         self.infotext = self.info["infotexts"][0]
 
     @property
     def notices(self) -> list[dict[str, Any]]:
         """What the extension said."""
-        return self.info["extra_generation_params"].get("LoRA notices", [])
+        found: list[dict[str, Any]] = self.parameters.get("LoRA notices", [])
+        return found
 
-    def difference(self, other: Picture) -> float:
+    def difference(self, other: Painted) -> float:
         """Return the mean difference to another picture, in levels of 255."""
-        return float(np.mean([np.abs(a - b).mean() for a, b in zip(self.pixels, other.pixels, strict=True)]))
+        return self.mean_difference(other)

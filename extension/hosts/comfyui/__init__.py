@@ -2,6 +2,7 @@
 
 a node runs          nodes.py → tags.py: a text to what is asked, and that to clones
                      patches.py: one patch object a weight, which the program carries out when it loads the weight
+                     words.py: embeddings that are bundled in LoRA files
                      beside.py: what acts beside modules, while a clone is the one that is loaded
 a model is sampled   denoiser.py: which step, image and side each call of the denoiser is about
 

@@ -25,13 +25,14 @@ from lora_runtime.requests import Request
 from lora_runtime.routes import modules_of
 from lora_runtime.targets import Targets
 
-from ...engine.judging import Source, about_embeddings, cannot, judged, told
+from ...engine.judging import Source, cannot, judged, told
 from ...prompts.notices import Notice
 from .beside import Beside, Placed
 from .denoiser import tell
 from .models import names_of, patchers_of, view_of
 from .originals import Originals
 from .patches import add_patches, has_patches, is_written, take_patches_off
+from .words import with_words
 
 __all__ = ["Shown", "show"]
 
@@ -75,7 +76,7 @@ def show(model: Any, clip: Any, requests: Sequence[Request], source: Source) -> 
         kept, shown, more = _one_by_one(model, clip, view, requests, error, source)
         notices += more
     notices += judged(shown.report, kept, view, source)
-    notices += about_embeddings(kept, "ComfyUI")
+    notices += with_words(shown.clip, kept)
     return replace(shown, notices=(*dict.fromkeys(notices), *shown.notices))
 
 

@@ -1,6 +1,7 @@
 """Forge Neo: it keeps the weights itself, and is given a patch of ours for each.
 
 a generation         tags.py → session → weights.py: clones of the host's patchers with our patches
+                     embeddings.py: words that files bring along
                      denoiser.py, sdwebui/encoding.py: where strengths differ between pictures, or from step to step
 a checkpoint swap    nothing: the host builds a new engine, which has no patches
 """
@@ -25,6 +26,7 @@ from ..sdwebui.presets import Presets
 from ..sdwebui.registration import Parts, register
 from ..sdwebui.settings import Settings
 from .denoiser import ForgeDenoising, before_denoising
+from .embeddings import BundledEmbeddings
 from .models import family_of_loaded, loaded_model
 from .tags import LoraTags
 from .weights import Weights
@@ -36,7 +38,7 @@ def start() -> type[Any]:
     weights = Weights(lambda: denoising.watched)
     models = Models(weights.view, weights.hold, parameters_stay=False)
     session = Session(models, denoising)
-    tags = LoraTags(session, weights, models, Loader(shelf), settings, Presets())
+    tags = LoraTags(session, weights, models, Loader(shelf), settings, Presets(), BundledEmbeddings())
     coverage = Coverage(models)
 
     def coverage_of(entry: Entry) -> str | None:

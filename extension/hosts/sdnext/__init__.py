@@ -3,6 +3,7 @@
 a generation     batch.py reads the tags, tags.py → session → the parameters of the pipeline's components
                  steps.py: what varies follows the pipeline's own scheduler
                  encoding.py: where the pictures of a batch differ
+                 words.py: embeddings that are bundled in LoRA files
 offloading       offload.py: weights are in their modules while they are patched
 before ours      leftovers.py: what the program's own LoRA has fused
 """
@@ -39,7 +40,7 @@ def start() -> None:
     session = Session(models, steps)
     loader = Loader(Shelf(lora_folders()))
     tags = LoraTags(session, steps, models, checkpoints, loader, Settings(shared.opts), Presets())
-    register(tags, PromptEncoding(session, checkpoints, tags.tell_job))
+    register(tags, PromptEncoding(session, checkpoints, tags.tell_job, tags.encoded_one_by_one))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Prompts encoded by text encoders that show each prompt's own LoRAs.
 
 SD.Next encodes the prompts of a batch one by one, each with its negative prompt, and equal texts once. Where the
-pictures ask for different LoRAs, the text encoders show before each what that picture asks for.
+pictures ask for different LoRAs, the text encoders show before each what that picture asks for. With prompt attention
+"fixed", and on models that it has no parser for, the pipeline encodes them together, and no `PromptEmbedder` is made.
 """
 
 from __future__ import annotations
@@ -19,22 +20,29 @@ from ...engine.session import Session
 from ...prompts.notices import Notice
 from .models import Checkpoints
 
-_WRAPPED = ("encode", "clone_embeds")
-
 
 class PromptEncoding:
     """The wrappers of the methods that encode, for as long as the extension is loaded."""
 
-    def __init__(self, session: Session, checkpoints: Checkpoints, say: Callable[[list[Notice]], None]) -> None:
-        """Encode with what `session` shows on the checkpoint that is loaded; `say` tells the job that is running."""
-        self._session, self._checkpoints, self._say = session, checkpoints, say
+    def __init__(
+        self,
+        session: Session,
+        checkpoints: Checkpoints,
+        say: Callable[[list[Notice]], None],
+        done: Callable[[], None],
+    ) -> None:
+        """Encode with what `session` shows on the checkpoint that is loaded.
+
+        `say` tells the job that is running; `done` is called when the prompts of a batch have been encoded one by one.
+        """
+        self._session, self._checkpoints, self._say, self._done = session, checkpoints, say, done
         self._originals: dict[str, Callable[..., Any]] = {}
         self._ours: dict[str, Callable[..., Any]] = {}
         self._active = False
 
     def install(self) -> None:
         """Wrap the methods."""
-        for name, wrapper in (("encode", self._encode), ("clone_embeds", self._clone)):
+        for name, wrapper in (("__init__", self._all), ("encode", self._encode), ("clone_embeds", self._clone)):
             self._originals[name] = getattr(PromptEmbedder, name)
             self._ours[name] = wrapper(self._originals[name])
             setattr(PromptEmbedder, name, self._ours[name])
@@ -43,12 +51,20 @@ class PromptEncoding:
     def remove(self) -> None:
         """Give the methods back; where another extension has wrapped ours since, ours stays and does nothing."""
         self._active = False
-        for name in _WRAPPED:
-            if name in self._ours and getattr(PromptEmbedder, name) is self._ours[name]:
+        for name, ours in self._ours.items():
+            if getattr(PromptEmbedder, name) is ours:
                 setattr(PromptEmbedder, name, self._originals[name])
 
     def _apart(self) -> bool:
         return self._active and differs(self._session.wanted)
+
+    def _all(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def encode_all(embedder: Any, *args: Any, **kwargs: Any) -> None:
+            original(embedder, *args, **kwargs)
+            self._done()
+
+        return encode_all
 
     def _encode(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

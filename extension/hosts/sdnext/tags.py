@@ -13,9 +13,10 @@ from lora_runtime.dialects import DENOISERS
 from lora_runtime.problems import found_in_calls
 from lora_runtime.requests import Request
 
-from ...engine.judging import Source, about_embeddings
+from ...engine.judging import Source
 from ...engine.loading import Loader
 from ...engine.models import Models
+from ...engine.per_prompt import differs
 from ...engine.session import Session
 from ...engine.shown import identity
 from ...prompts.notices import Notice, notice_of
@@ -26,6 +27,7 @@ from . import batch as batches
 from .leftovers import about_fused, put_back
 from .models import Checkpoint, Checkpoints, pipeline
 from .steps import PipelineSteps
+from .words import BundledWords
 
 __all__ = ["LoraTags", "OtherKind"]
 
@@ -50,6 +52,8 @@ class LoraTags(TagOwner):
         super().__init__(loader, settings, presets)
         self.session, self.models = session, models
         self._steps, self._checkpoints = steps, checkpoints
+        self._words = BundledWords()
+        self._one_by_one = False  # whether the prompts of this pass were encoded so
         self._left_out: frozenset[str] = frozenset()  # "te", "unet": components that are not to be changed
 
     # --- what SD.Next calls ---
@@ -76,11 +80,19 @@ class LoraTags(TagOwner):
         self.say(p, notices)
 
     def deactivate(self, p: Any, force: bool = False) -> None:
-        """Say what only the calls of the denoiser have shown; `force` (LoRA force reload) gives the weights back."""
+        """Forget the words of files, and say what only the pass itself has shown.
+
+        `force` (LoRA force reload) gives the weights back.
+        """
+        self._words.forget()
         found = found_in_calls(self._steps.said, self.session.wanted)
-        self.say(p, [notice_of(diagnostic, "") for diagnostic in found])
+        self.say(p, [*(notice_of(diagnostic, "") for diagnostic in found), *self._about_together()])
         if force:
             self.show_nothing()
+
+    def encoded_one_by_one(self) -> None:
+        """Know that the prompts of this pass were encoded one by one, each with the text encoders that it asks for."""
+        self._one_by_one = True
 
     def before_batch(self, p: Any) -> None:
         """Give the weights back where SD.Next will not call `activate`, or somebody else."""
@@ -123,13 +135,16 @@ class LoraTags(TagOwner):
             return (), [Notice("error", "no LoRA is applied: no checkpoint is loaded")] if requests else []
         notices = self._about_builtin(checkpoint)
         asked = [self._without_left_out(request) for request in requests]
+        self._one_by_one = False
         report, more = self.session.show(checkpoint, asked, source)
         wanted = self.session.wanted
         of_text = [lora.name for lora in report.loras if lora.used and not set(lora.targets) - TEXT_ENCODERS]
-        return wanted, [*notices, *more, *self._about_left_out(of_text), *about_embeddings(wanted, "SD.Next")]
+        words = self._words.teach(checkpoint.view(), wanted)
+        return wanted, [*notices, *more, *self._about_left_out(of_text), *words]
 
     def show_nothing(self) -> None:
-        """Give all weights back."""
+        """Give all weights back, and forget the words of files."""
+        self._words.forget()
         self.session.show(None, ())
 
     def lost_tags(self) -> None:
@@ -144,7 +159,8 @@ class LoraTags(TagOwner):
         return self._checkpoints.loaded()
 
     def give_up(self) -> None:
-        """Give all weights back, and want nothing any more."""
+        """Give all weights back, forget the words of files, and want nothing any more."""
+        self._words.forget()
         self.session.forget()
 
     def tell(self, p: Any, notice: Notice) -> None:
@@ -186,12 +202,25 @@ class LoraTags(TagOwner):
             )
         ]
 
+    def _about_together(self) -> list[Notice]:
+        """Say so where the text encoders could not show what each prompt of a batch asks for."""
+        if self._one_by_one or not differs(self.session.wanted):
+            return []
+        return [
+            Notice(
+                "warning",
+                "SD.Next has encoded the prompts of this batch together: of the LoRAs for the text encoders, all "
+                "pictures have those of the first prompt",
+                "use a batch size of 1 and a higher batch count",
+            )
+        ]
+
     @staticmethod
     def _mark(params_list: Sequence[Any], requests: Sequence[Request]) -> None:
         """Put what the text encoders show beside the first tag: SD.Next keeps encoded prompts by their tags."""
         for params in params_list:
             params.items = [item for item in params.items if not str(item).startswith(batches.CONTENT)]
-        content = identity(request for request in requests if request.te != 0)
+        content = identity(request for request in requests if request.te != 0 or request.lora.embeddings)
         if params_list and content:
             params_list[0].items.append(f"{batches.CONTENT}{content}")
 

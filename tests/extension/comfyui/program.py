@@ -89,14 +89,50 @@ class BaseModel(nn.Module):
         return made
 
 
-class CLIP:
-    """The text encoders and their patcher."""
+class SDTokenizer:
+    """Reads texts for one text encoder: letters, and vectors where it finds "embedding:" and a name that it knows."""
 
-    def __init__(self, stage: Any, patcher: Any) -> None:
+    embedding_key, embedding_size = "clip_l", 12
+
+    def __init__(self) -> None:
+        self.files: dict[str, Tensor] = {}  # the user's own embeddings
+
+    def _try_get_embedding(self, embedding_name: str) -> tuple[Tensor | None, str]:
+        first, *rest = embedding_name.split()
+        found = self.files.get(first)
+        if found is None and (stripped := first.strip(",")) != first:
+            return self.files.get(stripped), f"{first[len(stripped) :]} {' '.join(rest)}"
+        return found, " ".join(rest)
+
+    def tokenize(self, text: str) -> list[Any]:
+        plain, *marked = text.split("embedding:")
+        tokens: list[Any] = [*plain]
+        for after in marked:
+            found, behind = self._try_get_embedding(after)
+            tokens += [] if found is None else [*found.reshape(-1, found.shape[-1])]
+            tokens += behind
+        return tokens
+
+
+class Tokenizer:
+    """Reads texts for all text encoders."""
+
+    def __init__(self) -> None:
+        self.clip_l = SDTokenizer()
+
+    def tokenize(self, text: str) -> dict[str, list[Any]]:
+        return {"l": self.clip_l.tokenize(text)}
+
+
+class CLIP:
+    """The text encoders and their patcher; clones share the tokenizer."""
+
+    def __init__(self, stage: Any, patcher: Any, tokenizer: Any = None) -> None:
         self.cond_stage_model, self.patcher = stage, patcher
+        self.tokenizer = Tokenizer() if tokenizer is None else tokenizer
 
     def clone(self) -> CLIP:
-        return CLIP(self.cond_stage_model, self.patcher.clone())
+        return CLIP(self.cond_stage_model, self.patcher.clone(), self.tokenizer)
 
 
 class Comfy:

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -215,12 +216,65 @@ def test_a_model_without_a_denoiser_is_said_to_have_none(comfy: Comfy, ink: File
     assert "no LoRA is applied: a Empty has no denoiser" in shown[3]
 
 
-def test_an_embedding_in_a_file_is_said_to_be_left_out(comfy: Comfy) -> None:
-    more = {"bundle_emb.word.string_to_param.*": torch.zeros(2, 12)}
-    file = write(comfy.loras / "with-word.safetensors", comfy.plain(), more=more)
+def with_word(comfy: Comfy, key: str = "string_to_param.*", width: int = 12) -> File:
+    more = {f"bundle_emb.word.{key}": torch.ones(2, width)}
+    return write(comfy.loras / "with-word.safetensors", comfy.plain(), more=more)
+
+
+def read(clip: Any, text: str) -> list[Any]:
+    """Return the tokens of a text; vectors as lists."""
+    return [
+        token.tolist() if isinstance(token, torch.Tensor) else token for token in clip.tokenizer.tokenize(text)["l"]
+    ]
+
+
+@pytest.mark.parametrize("key", ["string_to_param.*", "clip_l", "emb_params"])
+def test_a_word_in_a_file_is_known_to_the_clone(comfy: Comfy, key: str) -> None:
+    file = with_word(comfy, key)
     shown = comfy.tags("word <lora:with-word:0.7>")
     assert wrong(comfy, shown, (file, 0.7)) == []
-    assert shown[3].count("brings an embedding along") == 1
+    assert 'note: "with-word" brings the word "word" along (write embedding:word in a text)' in shown[3]
+    vectors = [[1.0] * 12] * 2
+    assert read(shown[1], "a embedding:word") == [*"a ", *vectors]
+    assert read(shown[1], "embedding:word, b") == [*vectors, *", b"]
+    assert read(shown[1], "embedding:other b") == [*"b"]
+    assert read(comfy.clip, "a embedding:word") == [*"a "]
+
+
+def test_words_of_two_nodes_are_both_known(comfy: Comfy) -> None:
+    with_word(comfy)
+    more = {"bundle_emb.second.clip_l": torch.zeros(1, 12)}
+    write(comfy.loras / "second.safetensors", comfy.plain(), more=more)
+    first = comfy.tags("<lora:with-word:1>")
+    second = comfy.tags("<lora:second:1>", first[0], first[1])
+    assert read(second[1], "embedding:word embedding:second") == [[1.0] * 12, [1.0] * 12, [0.0] * 12]
+
+
+def test_the_user_s_own_embedding_of_that_name_stays_that(comfy: Comfy) -> None:
+    with_word(comfy)
+    comfy.clip.tokenizer.clip_l.files["word"] = torch.zeros(1, 12)
+    shown = comfy.tags("<lora:with-word:1>")
+    assert read(shown[1], "embedding:word") == [[0.0] * 12]
+
+
+def test_a_word_for_another_model_is_said(comfy: Comfy) -> None:
+    with_word(comfy, width=16)
+    shown = comfy.tags("<lora:with-word:1>")
+    assert (
+        'the embedding "word" in "with-word" is not loaded: it is not as wide as this CLIP\'s words are, 12' in shown[3]
+    )
+    assert read(shown[1], "embedding:word") == []
+
+
+def test_a_word_that_nothing_can_read_is_said(comfy: Comfy) -> None:
+    with_word(comfy)
+    (node,) = [comfy.nodes["LoraRuntimeTags"]]
+    report = node().apply(model=comfy.model, text="<lora:with-word:1>")[3]
+    assert 'the embedding "word" in "with-word" is not loaded: the node has no CLIP' in report
+    comfy.clip.tokenizer = SimpleNamespace()
+    assert (
+        'the embedding "word" in "with-word" is not loaded: this CLIP reads no' in comfy.tags("<lora:with-word:1>")[3]
+    )
 
 
 def test_parameters_that_the_program_never_writes_are_left_out_and_said(

@@ -240,10 +240,73 @@ def test_what_goes_wrong_while_the_program_loads_costs_that_weight_and_is_said(n
     ]
 
 
-def test_an_embedding_in_a_file_is_said_to_be_left_out(neo: Neo) -> None:
-    more = {"bundle_emb.word.string_to_param.*": torch.zeros(2, 12)}
-    file = write(neo.loras / "with-word.safetensors", neo.module("sd_models").checkpoints["a"].weights, more=more)
-    done = neo.generate("word <lora:with-word:0.7>")
+def with_word(neo: Neo, width: int = 12, value: float = 1.0) -> File:
+    more = {"bundle_emb.word.string_to_param.*": torch.full((2, width), value)}
+    return write(neo.loras / "with-word.safetensors", neo.module("sd_models").checkpoints["a"].weights, more=more)
+
+
+def words(done: Any) -> list[Any]:
+    texts = [text for passed in done.passes for parts in passed.text for text in parts]
+    return [embedding for text in texts for embedding in text.embeddings]
+
+
+def test_the_words_in_a_file_are_known_while_its_tag_is_in_the_prompt(neo: Neo) -> None:
+    file = with_word(neo)
+    done = neo.generate("a word <lora:with-word:0.7>")
     assert wrong(neo, done, (file, 0.7)) == []
+    assert done.comments == []
+    (embedding,) = words(done)
+    assert torch.equal(embedding.vec, torch.ones(2, 12))
+    assert embedding.vectors == 2
+    assert words(neo.generate("a word")) == []
+    assert neo.model.text_processing_engine.embeddings.ids_lookup == {}
+
+
+def test_a_word_of_a_file_that_is_written_anew(neo: Neo) -> None:
+    with_word(neo)
+    neo.generate("a word <lora:with-word:0>")
+    with_word(neo, value=2.0)
+    (embedding,) = words(neo.generate("a word <lora:with-word:0>"))
+    assert torch.equal(embedding.vec, torch.full((2, 12), 2.0))
+
+
+def test_a_word_of_the_user_s_own_stays_that(neo: Neo) -> None:
+    with_word(neo)
+    neo.generate("a")
+    make = importlib.import_module("backend.text_processing.textual_inversion").create_embedding_from_data
+    table = neo.model.text_processing_engine.embeddings
+    own = make({"x": torch.zeros(1, 12)}, "word")
+    table.register_embedding_by_name(own, "word")
+    for prompt in ("a word <lora:with-word>", "a word"):
+        assert words(neo.generate(prompt)) == [own]
+
+
+def test_a_word_for_a_text_encoder_of_another_width_is_said(neo: Neo) -> None:
+    with_word(neo, width=16)
+    done = neo.generate("a word <lora:with-word>")
+    assert words(done) == []
     (comment,) = done.comments
-    assert "brings an embedding along" in comment
+    assert 'the embedding "word" in "with-word" cannot be used: it is 16 wide, and this model\'s are 12' in comment
+
+
+def test_a_model_without_a_table_of_words_is_said(neo: Neo) -> None:
+    with_word(neo)
+    neo.generate("a")
+    neo.model.text_processing_engine.embeddings = None
+    neo.model.get_learned_conditioning = lambda text: neo.module("prompt_parser").Conditioning(text, {})
+    (comment,) = neo.generate("a word <lora:with-word>").comments
+    assert 'the embedding "word" in "with-word" cannot be used: this model reads no embeddings' in comment
+
+
+def test_words_are_known_again_after_another_checkpoint_was_loaded(neo: Neo) -> None:
+    with_word(neo)
+    neo.generate("a word <lora:with-word>")
+    neo.choose_checkpoint("b")
+    assert len(words(neo.generate("a word <lora:with-word>"))) == 1
+
+
+def test_reload_ui_forgets_the_words(neo: Neo) -> None:
+    with_word(neo)
+    neo.generate("a word <lora:with-word>")
+    neo.reload_ui()
+    assert neo.model.text_processing_engine.embeddings.word_embeddings == {}

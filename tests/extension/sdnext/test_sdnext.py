@@ -68,7 +68,8 @@ def test_an_unloaded_extension_leaves_nothing(sdnext: SDNext) -> None:
     assert same(dict(sdnext.weights()), plain)
     assert sdnext.owner is sdnext.module("lora.lora_common").extra_network_lora
     assert "lyco" not in sdnext.module("extra_networks").extra_network_registry
-    assert embedder.encode.__module__ == embedder.clone_embeds.__module__ == embedder.__module__
+    for method in (embedder.__init__, embedder.encode, embedder.clone_embeds):
+        assert method.__module__ == embedder.__module__ and not hasattr(method, "__wrapped__")
     assert not any(sdnext.module("script_callbacks").callback_map.values())
 
 
@@ -220,6 +221,85 @@ def test_batches_of_another_size_tell_their_rows_anew(sdnext: SDNext) -> None:
     for index, prompt in enumerate([ONE, "a cat <lora:wash:1>", "a cat"]):
         alone = sdnext.paint(prompt, seed=1 + index)
         torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [[ONE, "a cat"], [ONE, "a dog <lora:ink:0.7>"]], ids=["different", "alike"])
+def test_prompts_that_the_pipeline_encodes_together(sdnext: SDNext, prompts: list[str]) -> None:
+    """Then the text encoders cannot show each prompt's own LoRAs, which matters where these differ."""
+    sdnext.options.prompt_attention = "fixed"
+    said = sdnext.notices(sdnext.job(prompts, batch_size=2, lora_apply_te=True))
+    assert ("all pictures have those of the first prompt" in said) is (prompts[1] == "a cat")
+    assert sdnext.notices(sdnext.job(prompts, batch_size=2)) == ""
+    sdnext.options.prompt_attention = "native"
+    assert sdnext.notices(sdnext.job(prompts, batch_size=2, lora_apply_te=True)) == ""
+
+
+# --- words that files bring along ---
+
+
+def bundle(file: Path, count: int, seed: int = 0) -> Tensor:
+    """Write a LoRA file with nothing but the word zqx; return its vectors."""
+    vectors = torch.randn(count, tiny.WIDTH["sd1"], generator=torch.Generator().manual_seed(seed))
+    save_file({"bundle_emb.zqx.string_to_param.*": vectors}, file)
+    return vectors
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_word_in_a_file_means_what_diffusers_reads_it_as(sdnext: SDNext, count: int) -> None:
+    """The judge is the same program with the word loaded for good by diffusers, without our tag."""
+    vectors = bundle(sdnext.loras / "pivotal.safetensors", count)
+    p = sdnext.job("a zqx cat <lora:pivotal:1>")
+    assert sdnext.notices(p) == ""
+    plain = sdnext.paint("a zqx cat")
+    sdnext.model.load_textual_inversion(vectors, token="zqx")
+    sdnext.module("prompt_parser_diffusers").cache.clear()
+    assert torch.equal(p.painted.latents[0], sdnext.paint("a zqx cat"))
+    assert not torch.equal(p.painted.latents[0], plain)
+
+
+def test_a_word_is_known_for_the_time_of_a_picture(sdnext: SDNext) -> None:
+    """So that what the program adds to the tokenizer in between stays."""
+    plain, vocabulary = sdnext.paint("a zqx cat"), sdnext.model.tokenizer.get_vocab()
+    bundle(sdnext.loras / "pivotal.safetensors", 2)
+    sdnext.paint("a zqx cat <lora:pivotal:1>")
+    assert sdnext.model.tokenizer.get_vocab() == vocabulary
+    sdnext.model.tokenizer.add_tokens(["own"])
+    assert torch.equal(sdnext.paint("a zqx cat"), plain)
+    sdnext.paint("a zqx cat <lora:pivotal:1>")
+    assert "own" in sdnext.model.tokenizer.get_vocab()
+
+
+def test_a_word_that_is_written_anew_is_encoded_anew(sdnext: SDNext) -> None:
+    """Though the tag is the same, and asks nothing of the text encoder's weights."""
+    bundle(sdnext.loras / "pivotal.safetensors", 1)
+    first = sdnext.paint("a zqx cat <lora:pivotal:1>")
+    bundle(sdnext.loras / "pivotal.safetensors", 1, seed=1)
+    assert not torch.equal(sdnext.paint("a zqx cat <lora:pivotal:1>"), first)
+
+
+def test_a_word_for_another_model_is_said(sdnext: SDNext) -> None:
+    save_file({"bundle_emb.zqx.string_to_param.*": torch.randn(1, 7)}, sdnext.loras / "pivotal.safetensors")
+    said = sdnext.notices(sdnext.job("a zqx cat <lora:pivotal:1>"))
+    assert 'the embedding "zqx" in "pivotal" is not loaded: it is made for words 7 wide' in said
+
+
+def test_a_picture_that_fails_leaves_no_word(sdnext: SDNext) -> None:
+    bundle(sdnext.loras / "pivotal.safetensors", 1)
+    vocabulary = sdnext.model.tokenizer.get_vocab()
+    step = sdnext.model.scheduler.__class__.step
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no step"):
+        patch.setattr(sdnext.model.scheduler.__class__, "step", _no_step)
+        sdnext.job("a zqx cat <lora:pivotal:1>")
+    assert sdnext.model.scheduler.__class__.step is step
+    sdnext.job("a cat")
+    assert sdnext.model.tokenizer.get_vocab() == vocabulary
+
+
+def _no_step(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no step")
+
+
+# --- scripts and other names ---
 
 
 def test_prompts_that_a_script_has_changed(sdnext: SDNext) -> None:

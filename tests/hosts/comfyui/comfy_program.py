@@ -1,59 +1,35 @@
-"""ComfyUI as a subprocess: started on a folder of the tests, driven over HTTP."""
+"""ComfyUI as a subprocess."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import neo_loras as loras
-import numpy as np
-from PIL import Image
+from hosts.running import REPOSITORY, Pixels, Program, folder_of, read_picture, run_script, write_words
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parent.parent.parent
-START_SECONDS = 400
 OPTIONS = ["--cpu", "--listen", "127.0.0.1", "--database-url", "sqlite:///:memory:"]
 
 Graph = dict[str, dict[str, Any]]
 
 
 def comfy_folder() -> Path | None:
-    """Return the installed ComfyUI that the tests may run, from COMFYUI_DIR."""
-    named = os.environ.get("COMFYUI_DIR")
-    return Path(named).resolve() if named else None
-
-
-def comfy_python(folder: Path) -> str:
-    """Return the Python that has its packages: COMFYUI_PYTHON, else that of its own venv."""
-    named = os.environ.get("COMFYUI_PYTHON")
-    places = [folder / name / "bin" / "python" for name in (".venv", "venv")]
-    places += [folder / name / "Scripts" / "python.exe" for name in (".venv", "venv")]
-    return named or next((str(path) for path in places if path.exists()), "python")
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a run without hub and without GPU; the number of threads changes bits of a picture."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    """Return the installed ComfyUI that the tests may run."""
+    return folder_of(Comfy.variable)
 
 
 def make_data(comfy: Path, data: Path) -> None:
     """Write a small checkpoint, LoRAs for it, and the folders that the program expects."""
     checkpoint = data / "models" / "checkpoints" / "a.safetensors"
-    command = [comfy_python(comfy), str(HERE / "make_checkpoint.py"), str(comfy), str(checkpoint), "1"]
-    subprocess.run(command, check=True, env=environment(), capture_output=True, text=True)
+    run_script(Comfy.python(comfy), HERE / "make_checkpoint.py", str(comfy), str(checkpoint), "1")
     files = data / "models" / "loras"
     loras.write(files / "A.safetensors", checkpoint)
     loras.write(files / "B.safetensors", checkpoint, seed=1, only="attn")
     loras.write(files / "sub" / "C.safetensors", checkpoint, seed=2, only="unet")
+    write_words(files / "words.safetensors", data / "models" / "embeddings" / "ownword.safetensors", 768)
     for name in ("custom_nodes", "input", "output", "frontend"):
         (data / name).mkdir(exist_ok=True)
     alone = data / "models" / "diffusion_models"  # for the loader that can store a denoiser in 8 bits
@@ -63,71 +39,23 @@ def make_data(comfy: Path, data: Path) -> None:
     (data / "custom_nodes" / "lora_runtime").symlink_to(REPOSITORY)
 
 
-class Comfy:
-    """One run of the program; a context manager."""
+class Comfy(Program):
+    """One run of the program."""
 
-    def __init__(self, comfy: Path, data: Path) -> None:
-        self.comfy, self.data = comfy, data
+    name, variable = "ComfyUI", "COMFYUI_DIR"
 
-    def __enter__(self) -> Comfy:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log_path = self.data / "log.txt"
-        self._log = self.log_path.open("w", encoding="utf-8")
-        places = ["--base-directory", str(self.data), "--front-end-root", str(self.data / "frontend")]
-        self.process = subprocess.Popen(
-            [comfy_python(self.comfy), str(self.comfy / "main.py"), *OPTIONS, *places, "--port", str(port)],
-            cwd=self.data,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def arguments(self) -> Sequence[str | Path]:
+        """Return what it is started with."""
+        places = ["--base-directory", self.data, "--front-end-root", self.data / "frontend"]
+        return [self.folder / "main.py", *OPTIONS, *places]
 
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-
-    def _wait(self) -> None:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI stopped:\n{self.log[-4000:]}")
-            if "To see the GUI go to" in self.log:
-                return
-            time.sleep(1.0)
-        raise TimeoutError(f"ComfyUI is not ready:\n{self.log[-4000:]}")
-
-    @property
-    def log(self) -> str:
-        """What the program has printed so far."""
-        return self.log_path.read_text(encoding="utf-8", errors="replace")
-
-    def get(self, path: str, **query: Any) -> Any:
-        """Return the answer to a GET."""
-        asked = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(asked, timeout=300) as answer:
-            return json.loads(answer.read() or b"null")
+    def is_ready(self) -> bool:
+        """Return whether it serves its page."""
+        return "To see the GUI go to" in self.log
 
     def run(self, graph: Graph) -> dict[str, Any]:
         """Run a graph; return the outputs of its nodes."""
-        request = urllib.request.Request(
-            f"{self.url}/prompt", json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                number = json.loads(answer.read())["prompt_id"]
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(error.read().decode()) from error
+        number = self.post("/prompt", prompt=graph)["prompt_id"]
         end = time.monotonic() + 600
         while time.monotonic() < end:
             done = self.get(f"/history/{number}").get(number)
@@ -154,27 +82,13 @@ class Comfy:
             for image in outputs[name]["images"]
         ]
 
-    def state(self) -> dict[str, Any]:
-        """Return what the probe sees."""
-        found: dict[str, Any] = self.get("/probe/state")
-        return found
 
-
-class Picture:
+class Picture(Pixels):
     """A picture, and the report of the nodes of ours."""
 
     def __init__(self, path: Path, report: str) -> None:
+        super().__init__([read_picture(path)])
         self.report = report
-        self.pixels = np.asarray(Image.open(path)).astype(int)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and np.array_equal(self.pixels, other.pixels)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def difference(self, other: Picture) -> float:
-        """Return the largest difference to another picture, in levels of 255."""
-        return float(np.abs(self.pixels - other.pixels).max())
 
 
 def graph_of(

@@ -132,6 +132,25 @@ def test_the_pictures_of_a_batch_have_their_own_loras(run: program.SDNext, with_
     assert alone[0].difference(run.paint("a red heart", seed=1)) > 20 * LEVELS
 
 
+def test_prompts_that_are_encoded_together_are_said_to_be(run: program.SDNext, with_text: None) -> None:
+    run.post("/sdapi/v1/options", prompt_attention="fixed")
+    try:
+        both = run.paint("a red heart <lora:heart:1> || a red heart", batch_size=2)
+        assert "all pictures have those of the first prompt" in both.notices
+        assert run.paint("a red heart <lora:heart:1>").notices == ""
+    finally:
+        run.post("/sdapi/v1/options", prompt_attention="native")
+
+
+def test_a_word_in_a_file_is_what_it_is_as_an_embedding_of_the_user_s_own(run: program.SDNext) -> None:
+    without = run.paint("a red zqxword")
+    with_word = run.paint("a red zqxword <lora:words:1>")
+    assert with_word == run.paint("a red ownword")
+    assert with_word.notices == ""
+    assert with_word != without
+    assert run.paint("a red zqxword") == without
+
+
 def test_the_other_names_of_the_tag(run: program.SDNext) -> None:
     assert run.paint("a red circle <lyco:watercolor:0.7>") == run.paint(ONE)
     assert "unknown extra network" not in run.log

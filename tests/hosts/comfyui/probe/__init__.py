@@ -78,5 +78,7 @@ async def set_modes(request):
     queue = PromptServer.instance.prompt_queue
     queue.set_flag("unload_models", True)  # in the thread that paints, which reads it before the next graph
     while queue.get_flags(reset=False):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        if queue.get_flags(reset=False):  # it misses what comes between its look and its sleep
+            queue.set_flag("unload_models", True)
     return web.json_response({})

@@ -14,10 +14,11 @@ re_AND = re.compile(r"\bAND\b")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One text, and the weights of the text encoder when it was encoded."""
+    """One text, the weights of the text encoder when it was encoded, and the embeddings that it knew in it."""
 
     text: str
     weights: dict[str, Tensor]
+    embeddings: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from backend.patcher.base import Linear, ModelPatcher
 from backend.patcher.unet import UnetPatcher
+from backend.text_processing.textual_inversion import EmbeddingDatabase
 from modules import script_callbacks, shared
 from modules.prompt_parser import Conditioning
 from torch import Tensor, nn
@@ -71,6 +72,17 @@ class CLIP:
         return CLIP(self.cond_stage_model, self.patcher.clone())
 
 
+def _width_of(encoder: nn.Module) -> int:
+    return next(module.embedding_dim for module in encoder.modules() if isinstance(module, nn.Embedding))
+
+
+class TextProcessingEngine:
+    """Reads prompts for one text encoder."""
+
+    def __init__(self, width: int) -> None:
+        self.embeddings = EmbeddingDatabase(lambda text: [*map(ord, text)], width)
+
+
 class ForgeObjects:
     """What paints."""
 
@@ -99,12 +111,14 @@ class StableDiffusion:
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
         self.current_lora_hash = str([])
         self.sd_checkpoint_info = checkpoint
+        self.text_processing_engine = TextProcessingEngine(_width_of(model.cond_stage_model))
 
     def get_learned_conditioning(self, text: str) -> Conditioning:
         """Encode a text; the text encoder is loaded for it."""
         with torch.inference_mode():
             self.forge_objects.clip.patcher.partially_load()
-        return Conditioning(text, {name: w for name, w in self.weights().items() if not name.startswith("model.")})
+        weights = {name: w for name, w in self.weights().items() if not name.startswith("model.")}
+        return Conditioning(text, weights, self.text_processing_engine.embeddings.read(text))
 
     def weights(self) -> dict[str, Tensor]:
         """Return copies of the weights that are there now, by the names of the checkpoint."""

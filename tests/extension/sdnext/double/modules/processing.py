@@ -102,14 +102,16 @@ def _paint(p: StableDiffusionProcessing, found: Processed, prompts: list[str], g
     pipe = model_data.sd_model
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # each pass has a sampler of its own
     steps = (p.is_hr_pass and p.hr_second_pass_steps) or p.steps
-    embedder = PromptEmbedder(prompts, p.negative_prompts, steps, 1, p)
-    embeds, against = embedder("prompt_embeds"), embedder("negative_prompt_embeds")
+    texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": p.negative_prompts}
+    if shared.opts.prompt_attention != "fixed":
+        embedder = PromptEmbedder(prompts, p.negative_prompts, steps, 1, p)
+        embeds, against = embedder("prompt_embeds"), embedder("negative_prompt_embeds")
+        texts = {"prompt_embeds": embeds, "negative_prompt_embeds": against}
     if sides_apart:
         latents = _each_side(pipe, embeds, against, steps, generator)
     else:
         latents = pipe(
-            prompt_embeds=embeds,
-            negative_prompt_embeds=against,
+            **texts,
             num_inference_steps=steps,
             guidance_scale=4.0,
             generator=generator,

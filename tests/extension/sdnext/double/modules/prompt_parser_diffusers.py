@@ -40,7 +40,7 @@ class PromptEmbedder:
         """Encode one prompt, and the negative one after it."""
         for text, target in ((positive_prompt, self.prompt_embeds), (negative_prompt, self.negative_prompt_embeds)):
             given = pipe.tokenizer(
-                text,
+                pipe.maybe_convert_prompt(text, pipe.tokenizer),  # a word of several vectors is as many words
                 padding="max_length",
                 max_length=pipe.tokenizer.model_max_length,
                 truncation=True,

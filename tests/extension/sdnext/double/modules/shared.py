@@ -15,6 +15,7 @@ _DEFAULTS: dict[str, Any] = {
     "lora_fuse_diffusers": False,
     "lora_fuse_native": True,
     "lora_in_memory_limit": 1,
+    "prompt_attention": "native",
     "sd_model_checkpoint": "a",
     "sd_textencoder_cache_size": 4,
 }

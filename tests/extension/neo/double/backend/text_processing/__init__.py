@@ -1,0 +1,1 @@
+"""What makes of prompts what the denoiser is given."""

@@ -1,0 +1,150 @@
+"""The page of a WebUI in headless Chromium, as a person uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
+
+from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import JavascriptException, WebDriverException  # noqa: E402
+
+SWITCHES = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1400,1000"
+)
+PROMPT = "document.querySelector('#txt2img_prompt textarea')"
+CARDS = "[...document.querySelectorAll('#txt2img_lora_cards .card')].filter(c => c.offsetParent)"
+TAB = (
+    "[...document.querySelectorAll('#txt2img_extra_tabs > .tab-nav > button')]"
+    ".find(b => b.textContent.trim() == arguments[0]).click()"
+)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Run a browser for the time of a `with` block; the test is skipped where none is installed."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None or shutil.which("chromedriver") is None:
+        pytest.skip("no Chromium with its driver is installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for switch in SWITCHES.split():
+        options.add_argument(switch)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+class Look(NamedTuple):
+    """How an element is shown: its text, and colours as (red, green, blue) from 0 to 255."""
+
+    text: str
+    colour: list[float]
+    ground: list[float]
+
+    @property
+    def contrast(self) -> float:
+        """Return the contrast of text and ground, from 1 to 21, by the formula of WCAG 2.1."""
+        dark, light = sorted(map(luminance, (self.colour, self.ground)))
+        return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: list[float]) -> float:
+    """Return the relative luminance of a colour in sRGB, from 0 to 1, by the formula of WCAG 2.1."""
+    parts = [value / 255 for value in colour]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+# The ground of an element is that of the innermost element around it that has one.
+_LOOK = """
+const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+return [...document.querySelectorAll(arguments[0])].map((element) => {
+    let ground = [0, 0, 0, 0], around = element;
+    for (; around && ground.length > 3 && ground[3] == 0; around = around.parentElement) {
+        ground = numbers(getComputedStyle(around).backgroundColor);
+    }
+    return [element.textContent.trim(), numbers(getComputedStyle(element).color).slice(0, 3), ground.slice(0, 3)];
+});
+"""
+
+
+class Page:
+    """The program's page in a browser."""
+
+    def __init__(self, driver: Any, url: str) -> None:
+        self.driver = driver
+        driver.get(url)
+        self.until(lambda: self.run(f"return {CARDS.replace('.filter(c => c.offsetParent)', '')}.length"))
+        self.run(TAB, "Lora")
+        self.until(self.names)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run a script in the page."""
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 40) -> Any:
+        """Wait until a condition holds, and return it."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except (JavascriptException, WebDriverException):
+                pass  # the page is being built
+            assert time.monotonic() < end, "the page never came to that"
+            time.sleep(0.1)
+
+    def names(self) -> list[str]:
+        """Return the names on the cards."""
+        return list(self.run(f"return {CARDS}.map(c => c.dataset.name)"))
+
+    def click(self, name: str, button: str = "") -> None:
+        """Click a card, or a button on it."""
+        script = f"const c = {CARDS}.find(c => c.dataset.name == arguments[0]);"
+        self.run(script + "(arguments[1] ? c.querySelector(arguments[1]) : c).click()", name, button)
+
+    def type(self, selector: str, text: str) -> None:
+        """Put a text into a field, as typing does."""
+        self.run(
+            "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input', {bubbles: true}))",
+            selector,
+            text,
+        )
+
+    def generate(self, prompt: str, seconds: float = 40) -> str:
+        """Paint 64 × 64 in 4 steps, and return what is said below the picture."""
+        for name, value in (("steps", 4), ("width", 64), ("height", 64)):
+            self.type(f"#txt2img_{name} input[type=number]", str(value))
+        self.type("#txt2img_prompt textarea", prompt)
+        said = "return document.querySelector('#html_log_txt2img').textContent"
+        assert "Time taken" not in self.run(said)
+        self.run("document.querySelector('#txt2img_generate').click()")
+        return str(self.until(lambda: "Time taken" in self.run(said) and self.run(said), seconds))
+
+    def look(self, selector: str) -> list[Look]:
+        """Return how each element that matches is shown."""
+        return [Look(*found) for found in self.run(_LOOK, selector)]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as it is."""
+        return str(self.run(f"return {PROMPT}.value"))
+
+    def shot(self, name: str) -> None:
+        """Keep a picture of the page where SD_WEBUI_SHOTS names a folder."""
+        if folder := os.environ.get("SD_WEBUI_SHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
