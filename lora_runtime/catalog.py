@@ -29,6 +29,7 @@ _DEFAULT_FOLDERS = ("models/Lora", "loras")
 _HASH = re.compile(r"#[0-9a-fA-F]{8,64}")
 _SHORT_HASH = re.compile(r"#[0-9a-fA-F]{0,7}")
 _UNTYPED = re.compile("[:>]")  # what ends a field or a tag
+_DIVIDERS = re.compile(r"[ _-]+")
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _SHOWN_DIGITS = 12  # as the WebUI shows a hash
 
@@ -55,6 +56,7 @@ class LoraCatalog:
         self._refusals: tuple[Refusal, ...] = ()
         # By relative path, by name, by alias, by a stem that all such files have: the first that knows a name decides.
         self._levels: tuple[dict[str, list[Entry]], ...] = ()
+        self._loose: dict[str, list[Entry]] | None = None  # by names whose dividers count as one; made when asked for
 
     @classmethod
     def default(cls) -> LoraCatalog:
@@ -97,7 +99,8 @@ class LoraCatalog:
 
         A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
         folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits
-        decides. Upper and lower case differ. Before it fails, the folders are looked through once more, so that a new
+        decides. Upper and lower case differ; where nothing fits, blanks, underscores and hyphens count as one, which
+        `is_loose` tells. Before it fails, the folders are looked through once more, so that a new
         file works at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the
         error names what comes near, which takes 0.2 s with 10,000 files.
 
@@ -113,6 +116,13 @@ class LoraCatalog:
             if len(found) == 1:
                 return found[0]
             raise self._ambiguous(name, found) if found else self._unknown(name, suggest)
+
+    def is_loose(self, name: str) -> bool:
+        """Return whether a name means a file only where blanks, underscores and hyphens count as one."""
+        with self._lock:
+            spelled = _spellings(name)
+            exact = any(spelling in level for level in self._levels for spelling in spelled)
+            return not exact and not _HASH.fullmatch(name) and bool(self._found_loosely(name))
 
     def hashes(self, entry: Entry) -> Hashes:
         """Return the hashes of a file of this catalog, computed once and remembered while it is unchanged.
@@ -150,6 +160,7 @@ class LoraCatalog:
             # A tag has no blanks around its name; a file may.
             _by_name((name.strip(), entry) for entry in entries for name in (entry.relative, entry.name)),
         )
+        self._loose = None
         self._scanned = True
 
     def _is_one(self, found: list[Entry]) -> bool:
@@ -166,8 +177,15 @@ class LoraCatalog:
         for level in self._levels:
             for spelling in _spellings(name):
                 if found := level.get(spelling):
-                    return list({os.path.realpath(entry.path): entry for entry in reversed(found)}.values())[::-1]
-        return []
+                    return _distinct(found)
+        return _distinct(self._found_loosely(name))
+
+    def _found_loosely(self, name: str) -> list[Entry]:
+        """Return the files whose name is this one where blanks, underscores and hyphens count as one."""
+        if self._loose is None:
+            named = ((name, entry) for level in self._levels for name, found in level.items() for entry in found)
+            self._loose = _by_name((_loosened(name), entry) for name, entry in named)
+        return self._loose.get(_loosened(_spellings(name)[2]), [])
 
     def _find_by_hash(self, prefix: str) -> list[Entry]:
         """Return the files with this hash; of equal ones the first.
@@ -257,6 +275,16 @@ class LoraCatalog:
 
     def _where(self) -> str:
         return _listed(map(_shown, self._folders), "and", quote=str) or "any folder"
+
+
+def _distinct(entries: list[Entry]) -> list[Entry]:
+    """Return the entries, one for each file."""
+    return list({os.path.realpath(entry.path): entry for entry in reversed(entries)}.values())[::-1]
+
+
+def _loosened(name: str) -> str:
+    """Return a name with one blank for whatever divides its words: people mix blanks, underscores and hyphens."""
+    return _DIVIDERS.sub(" ", name)
 
 
 def _names_of_folder(entry: Entry) -> tuple[str, ...]:

@@ -52,6 +52,8 @@ class Lookup:
                 self._problems.error(error, tag.span)
             else:
                 self._used.add(entry.path)
+                if catalog.is_loose(tag.name):
+                    self._problems.info(f'"{tag.name}" is read as "{entry.relative}"', tag.span)
                 found.append(request_of(tag, lora, hires=self._hires, seed=seed, side=side, place=place))
         return found
 

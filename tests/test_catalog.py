@@ -129,6 +129,24 @@ class TestNames:
         assert LoraCatalog(tmp_path).resolve("ink.v1.5").name == "ink.v1.5"
         assert LoraCatalog(tmp_path).resolve("x.safetensors").name == "x.safetensors"
 
+    @pytest.mark.parametrize(
+        "name", ["water-colour", "water_colour", "water  colour", "style/my ink", "my-ink", "my_ink.safetensors"]
+    )
+    def test_blanks_underscores_and_hyphens_count_as_one_where_nothing_else_fits(self, loras: Path, name: str) -> None:
+        write(loras / "style/my_ink.safetensors", {"a": ("U8", [1], b"5")})
+        catalog = LoraCatalog(loras)
+        expected = "wash" if name.startswith("water") else "my_ink"
+        assert catalog.resolve(name).name == expected
+        assert catalog.is_loose(name) == (name != "my_ink.safetensors")
+
+    def test_an_exact_name_comes_before_a_loose_one(self, loras: Path) -> None:
+        write(loras / "a b.safetensors", {"a": ("U8", [1], b"5")})
+        write(loras / "a_b.safetensors", {"a": ("U8", [1], b"6")})
+        catalog = LoraCatalog(loras)
+        assert (catalog.resolve("a b").name, catalog.resolve("a_b").name) == ("a b", "a_b")
+        assert not catalog.is_loose("a_b")
+        assert "fits 2 files" in failure(catalog, "a-b", AmbiguousLoraError)
+
     def test_a_stem_comes_before_an_alias(self, loras: Path) -> None:
         write(loras / "other.safetensors", None, {"ss_output_name": "oil"})
         assert LoraCatalog(loras).resolve("oil").relative == "style/deep/oil"

@@ -149,3 +149,11 @@ def test_a_pipeline_gets_its_prompt_without_the_brackets_that_switch_tags(loras:
     assert told.message.startswith('the text in "[cat :dog:0.5]" cannot change from step to step here')
     assert told.span == (5, 15)
     assert lora_runtime.apply(Model(), "a [<lora:ink>::0.5]", loras=loras).prompt == "a [::0.5]"
+
+
+def test_a_name_with_other_dividers_is_said(loras: Path) -> None:
+    (loras / "ink.safetensors").rename(loras / "my_ink.safetensors")
+    model = Model()
+    applied = lora_runtime.apply(model, "<lora:my ink:1>", loras=loras)
+    assert [(d.severity, d.message) for d in applied.diagnostics] == [("info", '"my ink" is read as "my_ink"')]
+    assert [lora.used for lora in applied.report.loras] == [2]

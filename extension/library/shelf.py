@@ -190,7 +190,7 @@ class Shelf:
                 entry = self._listing.catalog.resolve(name, look_again=False, suggest=suggest)
             if not is_whole(self.place_of(entry)):
                 raise LoraFileError(f"{shown_path(entry.path)}: {NAMELESS}")
-            return entry, ""
+            return entry, f'"{name}" is read as "{entry.relative}"' if catalog.is_loose(name) else ""
         except UnknownLoraError:
             if is_hash(digits):
                 patient = patience if len(digits) >= _FEWEST_DIGITS_TO_READ else Patience(seconds_to_hash=0)
