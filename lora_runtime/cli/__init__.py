@@ -15,6 +15,7 @@ from lora_runtime.cli import (
     convert,
     demo,
     doctor,
+    env,
     extract,
     inspect,
     list,
@@ -52,6 +53,7 @@ _COMMANDS = (
     report,
     convert,
     train,
+    env,
 )
 _FAILED = 2  # as argparse
 _INTERRUPTED = 130
