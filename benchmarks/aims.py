@@ -90,6 +90,8 @@ def aims(records: list[Record]) -> Iterator[Aim]:
     for case, dtype, who in seconds:
         if case.startswith("restore") and case[7:].isdecimal() and dtype == "-":
             yield Aim("µs to restore a weight", seconds[case, dtype, who] * 1e6 / int(case[7:]), 3)
+    if (value := ratio("train", "loop", "train", "ours", "-")) is not None:
+        yield Aim("training: a step of diffusers' example / ours", value, 1.0, True)
     if value := seconds.get(("keys100k", "-", "ours")):
         yield Aim("seconds for 100,000 keys", value, 2)
     for case, dtype, who in seconds:

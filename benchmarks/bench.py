@@ -9,7 +9,8 @@ included) and `again` (apply after restore, adapters still loaded: for diffusers
 same cases with `-10x16` (10 LoRAs of rank 16) and `-conv` (3 LoCons of rank 16 on the 3×3 convolutions) behind their
 names. `parse10k` and `import` need no model. `live` and `batch8`: see cases/models.py; `nf4` and `linear`:
 cases/layers.py; `planned`, `make_plan`, `unchanged` and `restore800`: cases/plans.py. `merge` and `extract` are the
-workbench's, beside a plain loop (plain_svd.py): cases/merging.py and cases/extracting.py.
+workbench's, beside a plain loop (plain_svd.py): cases/merging.py and cases/extracting.py. `train` is a step of training
+a LoRA, beside diffusers' example with peft: cases/train.py.
 
 `load200` is load_lora of a file of 200 MB, beside `read` (Path.read_bytes: into new memory, as any loader needs it)
 and `sha256` (the hash alone, of bytes in memory); `keys100k` a file of 100,000 keys. The page cache is warm. `delta …`
@@ -62,6 +63,7 @@ WORKERS = {
     "plans": ("plans", "planning"),
     "merge": ("merging", "merging"),
     "extract": ("extracting", "extracting"),
+    "train": ("train", "training"),
 }
 
 
@@ -108,7 +110,7 @@ def jobs_of(arguments: argparse.Namespace, options: Options) -> Iterator[tuple[J
                 if name == MAIN or who in ("ours", "loop", "floor"):
                     # What the floor tells of a process of its own are sizes.
                     yield ("first", replace(here, variant=name, who=who)), 1 if who == "floor" else MOST_PROCESSES
-    for part in ("load", "delta", "layers", "plans", "merge", "extract"):
+    for part in ("load", "delta", "layers", "plans", "merge", "extract", "train"):
         if only in (None, part):
             yield (part, replace(options, device=device if part == "layers" else "cpu")), 1
     if only is None:
@@ -174,7 +176,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument(
         "--only",
-        choices=("models", "live", "load", "delta", "layers", "plans", "merge", "extract"),
+        choices=("models", "live", "load", "delta", "layers", "plans", "merge", "extract", "train"),
         help="one part of the measurements",
     )
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that everything runs")

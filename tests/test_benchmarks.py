@@ -110,6 +110,7 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
         assert found[case, "ours"]["rounds"] == 1
     for case in ("merge", "extract"):
         assert {who for each, who in found if each == case} == {"ours", "loop"}
+    assert {who for case, who in found if case == "train"} == {"ours", "loop", "bare"}
     for judge in JUDGES:
         pair = [found.get((f"delta {judge.name} attention", who)) for who in ("ours", judge.library)]
         assert all(record is None or record["seconds"] > 0 for record in pair)

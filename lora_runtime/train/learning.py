@@ -140,17 +140,17 @@ def _scaler(device: torch.device) -> Any:
 
 
 def _add_up(parameters: list[nn.Parameter]) -> None:
-    """Give each process the sum of all processes' gradients, in one message."""
+    """Give each process the sum of all processes' gradients, in one message.
+
+    What no gradient reaches has none in any of them, as all compute the same graph.
+    """
     import torch.distributed as distributed
 
-    flat = torch.cat([_gradient(parameter).flatten() for parameter in parameters])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).clone()
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    for gradient, part in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def check_finite(loss: float, number: int, config: Config) -> None:

@@ -27,8 +27,9 @@ from lora_runtime.train.randomness import draw
 
 __all__ = ["PRECISIONS", "Run"]
 
-PRECISIONS = {"no": torch.float32, "float32": torch.float32, "float": torch.float32}
-PRECISIONS |= {"fp16": torch.float16, "float16": torch.float16, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+# By the names that mixed_precision and save_precision have for them.
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS |= {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Run:
@@ -54,6 +55,7 @@ class Run:
         try:
             if config.token_string:
                 self.word = NewWord(self.model, config)
+                _check_word(config.token_string, dataset)
             self.learner = Learner(self._groups(), config, self.steps, self.device)
             texts_train = config.train_text_encoder or self.word is not None
             self._encoding = Encoding(self.model, config, texts_train=texts_train)
@@ -165,6 +167,11 @@ class Run:
         if self.word is not None:
             self.word.take_off()
         self._layers.take_off()
+
+
+def _check_word(word: str, dataset: Dataset) -> None:
+    if not any(word in picture.caption for picture in dataset.pictures):
+        raise TrainingError(f"token_string {word}: no caption has the word, so nothing would be learnt of it")
 
 
 def _move(part: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

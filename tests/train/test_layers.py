@@ -29,7 +29,7 @@ def started(pipe: Any, told: Config, factor: float = 1.0) -> Run:
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in run.learner.parameters.values():
-            parameter += 0.1 * factor * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.3 * factor * torch.randn(parameter.shape, generator=generator)
     return run
 
 
@@ -69,10 +69,11 @@ KINDS = [
 def test_a_file_does_what_the_layers_did(kind: str, over: dict[str, Any], tmp_path: Path) -> None:
     pipe = pipeline(kind)
     before, inside, path = effect(pipe, config(tmp_path, **over), tmp_path)
-    assert (inside - before).abs().max() > 1e-2
+    change = float((inside - before).abs().max())
+    assert change > 2e-3
     with lora_runtime.apply(pipe, "a dot <lora:dot:1>", loras=tmp_path, strict=True) as applied:
         assert not applied.report.loras[0].unused
-        torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=2e-4 * float(inside.abs().max()))
+        torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
     assert path.exists()
 
 
@@ -82,22 +83,24 @@ DIFFUSERS = [("sd1", BOTH), ("sd1", {**BOTH, "conv_dim": 3}), ("sdxl", BOTH), ("
 @pytest.mark.parametrize(("kind", "over"), DIFFUSERS, ids=titled)
 def test_a_file_does_the_same_in_diffusers(kind: str, over: dict[str, Any], tmp_path: Path) -> None:
     pipe = pipeline(kind)
-    _, inside, path = effect(pipe, config(tmp_path, **over), tmp_path)
+    before, inside, path = effect(pipe, config(tmp_path, **over), tmp_path)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
-    torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=2e-4 * float(inside.abs().max()))
+    change = float((inside - before).abs().max())
+    torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
 
 
 def test_a_file_of_a_transformer_does_the_same_in_peft(tmp_path: Path) -> None:
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     pipe = pipeline("flux")
-    _, inside, path = effect(pipe, config(tmp_path), tmp_path)
+    before, inside, path = effect(pipe, config(tmp_path), tmp_path)
     state = {key.removeprefix("transformer."): tensor for key, tensor in load_file(path).items()}
     names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=names), pipe.transformer)
     said = set_peft_model_state_dict(pipe.transformer, state)
     assert not said.unexpected_keys
-    torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=2e-4 * float(inside.abs().max()))
+    change = float((inside - before).abs().max())
+    torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
 
 
 def keys(pipe: Any, folder: Path, **over: Any) -> set[str]:
@@ -179,7 +182,7 @@ def test_a_pipeline_is_what_it_was_once_the_layers_are_off(tmp_path: Path) -> No
     pipe.unet.conv_in.requires_grad_(True)
     before, modules = bytes_of(pipe), [*pipe.unet.modules()]
     tokenizer = pipe.tokenizer
-    run = started(pipe, config(tmp_path, **BOTH, token_string="zq", gradient_checkpointing=True), 0.1)
+    run = started(pipe, config(tmp_path, **BOTH, token_string="dot", gradient_checkpointing=True), 0.1)
     assert not pipe.unet.conv_in.weight.requires_grad
     run.begin()
     assert pipe.unet.training
@@ -198,7 +201,7 @@ def test_a_pipeline_is_what_it_was_once_the_layers_are_off(tmp_path: Path) -> No
 def test_aside_of_the_layers_a_pipeline_paints_as_before(tmp_path: Path) -> None:
     pipe = pipeline("small")
     before = painted(pipe)
-    run = started(pipe, config(tmp_path, **BOTH, token_string="zq", gradient_checkpointing=True))
+    run = started(pipe, config(tmp_path, **BOTH, token_string="dot", gradient_checkpointing=True))
     run.begin()
     inside = painted(pipe)
     with run.aside():
