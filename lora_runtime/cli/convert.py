@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR|FILE",
-        required=True,
-        help="what the names are of: a folder of diffusers, or a checkpoint for original names",
+        help="what the names are of: a folder of diffusers, or a checkpoint for original names (default: what files of "
+        "this family have, for SD 1, SD 2, SDXL and Flux)",
     )
     output_arguments(parser, dtype=False)
 

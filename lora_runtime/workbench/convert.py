@@ -29,13 +29,14 @@ from lora_runtime.key_endings import ending_of
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.merge import region_of
 from lora_runtime.targets import Target
-from lora_runtime.workbench.base_model import BaseModel, open_model
+from lora_runtime.workbench.base_model import Model, open_model
 from lora_runtime.workbench.changes import Change, changes_of
 from lora_runtime.workbench.draft import ZERO, Draft, embedding_keys, roles_of
-from lora_runtime.workbench.extract import kohya_prefix, renamed
 from lora_runtime.workbench.fusing import Pair, cut_apart, put_together
 from lora_runtime.workbench.kept import Outcome
+from lora_runtime.workbench.known_models import known_model
 from lora_runtime.workbench.low_rank import Product, energy_of
+from lora_runtime.workbench.naming import kohya_prefix, renamed
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.writing import check_free
 
@@ -52,11 +53,14 @@ def convert(
     out: str | os.PathLike[str],
     *,
     to: Spelling,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Outcome:
     """Write a LoRA with its modules named as `to` says, in the layout of `model`, to `out`.
+
+    Without a model the file's family tells the names, of SD 1 and 2, SDXL and Flux: those that its files have in this
+    spelling, original ones for comfy, and for SDXL's and Flux's by kohya.
 
     Tensors stay bit for bit; only a scale that the new names cannot say is multiplied into a factor, and told. So do
     metadata, but for those of a configuration, which the new keys say themselves. What the model has in one weight and
@@ -68,7 +72,8 @@ def convert(
     if to not in SPELLINGS:
         raise ValueError(f"to {to}: give one of {', '.join(SPELLINGS)}")
     path = check_free(out, force=force)
-    lora, base = load_lora(file), open_model(model)
+    lora = load_lora(file)
+    base = _known(lora, to) if model is None else open_model(model)
     names, made = _Names(base, to), _Made(base)
     for change in changes_of(lora):
         made.add(change)
@@ -106,10 +111,17 @@ def _spelled(stem: str, pair: Pair, to: Spelling, lora: Lora) -> tuple[Mapping[s
     return {keys["up"]: scaled, keys["down"]: pair.down}, pair.exact and pair.scale == 1
 
 
+def _known(lora: Lora, to: Spelling) -> Model:
+    try:
+        return known_model(lora.family, to)
+    except LoraFileError as error:
+        raise LoraFileError(f"{lora.path}: {error}") from error
+
+
 class _Made:
     """The factors of a file by the weights of a model, which may have several of the file's in one or the contrary."""
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         # Files have the names of transformers for text encoders, whatever layout the rest of their names is of.
         self._texts = {
@@ -216,7 +228,7 @@ def _paths(root: nn.Module) -> list[str]:
 class _Names:
     """What the modules of a model are called in a spelling."""
 
-    def __init__(self, model: BaseModel, to: Spelling) -> None:
+    def __init__(self, model: Model, to: Spelling) -> None:
         self._model, self._to = model, to
         self._first = ""  # the component of the first module
         self._alone = sum(name.startswith("text_encoder") for name in model.view.components) == 1

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE
 from lora_runtime.errors import LoraFileError
-from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.header import hashes
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
@@ -27,6 +25,7 @@ from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import Product
+from lora_runtime.workbench.naming import kohya_prefix, renamed
 from lora_runtime.workbench.new_words import grows, words_of
 from lora_runtime.workbench.notes import notes_of
 from lora_runtime.workbench.progress import steps
@@ -34,13 +33,12 @@ from lora_runtime.workbench.sizes import NO_ROOM, Limit, limit_of, shared_out, s
 from lora_runtime.workbench.spelling import difference_keys, factor_keys
 from lora_runtime.workbench.writing import Blank, check_free, header_size
 
-__all__ = ["extract", "kohya_prefix", "renamed"]
+__all__ = ["extract"]
 
 _DEFAULT = 32
 _MOST = 128  # with a size: a sketch of more takes longer than it is worth in a file that is to be small
 _HASHES = 256  # bytes of the header: kohya's two hashes
 _WIDEST = 999  # a rank of at least as many digits as any
-_IN_TEXT_MODEL = ("encoder.layers.", "embeddings.", "final_layer_norm")  # of CLIP; T5 has encoder.block
 _NOT_ASKED = "not among the modules that are asked for"
 
 
@@ -285,30 +283,6 @@ def _weights(model: BaseModel) -> Iterator[tuple[str, str, Stored]]:
     for name, root in model.view.components.items():
         for path, parameter in root.named_parameters(remove_duplicate=False):
             yield name, path, model.stored(parameter)
-
-
-def renamed(component: str, model: BaseModel) -> Mapping[str, str]:
-    """Return other names for modules, where files have others than the model.
-
-    diffusers' for an original UNet of SD 1 or 2: it reads the original names for SDXL alone, and the WebUI reads both.
-    And those of a CLIP with its level `text_model`, which newer versions of transformers leave out.
-    """
-    paths = [own.rpartition(".")[0] for name, own, _ in _weights(model) if name == component]
-    if component.startswith("text_encoder"):
-        return {path: f"text_model.{path}" for path in paths if path.startswith(_IN_TEXT_MODEL)}
-    if component != "unet" or "text_encoder_2" in model.view.components:
-        return {}
-    return {path: theirs for path, theirs, part in UNET_NAMES.translations(paths) if part == WHOLE}
-
-
-def kohya_prefix(component: str, alone: bool) -> str:
-    """Return what kohya's names begin with; `alone`: whether the model has one text encoder."""
-    if component.startswith("text_encoder"):
-        number = component.rpartition("_")[2]
-        return f"lora_te{number if number.isdigit() else '' if alone else 1}_"
-    if component not in (*DENOISERS, ANY):
-        raise LoraFileError(f"{component}: no file of LoRAs has a name for this component")
-    return "lora_unet_"
 
 
 def _noted(model: BaseModel) -> Any:
