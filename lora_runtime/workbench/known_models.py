@@ -1,7 +1,7 @@
 """Published models by their family, without a file: the names and shapes of their weights, for `convert`.
 
 They are made by diffusers and transformers in the published configurations, on torch's meta device, which takes no
-memory for weights. The original's names come from the dialects, forward, as everywhere.
+memory for weights. The original's names come from the families' records, forward, as everywhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lora_runtime.dialects.flux import FLUX
 from torch import Tensor, nn
 
-from lora_runtime.dialects.ldm import LDM
 from lora_runtime.errors import LoraFileError
+from lora_runtime.families.flux import FLUX_NAMES
+from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.pipelines import view
 from lora_runtime.targets import Target, Targets
 from lora_runtime.workbench.base_model import Model
@@ -133,13 +133,13 @@ def _original(root: nn.Module) -> nn.Module:
     shapes = {name: parameter.shape for name, parameter in root.named_parameters()}
     paths = list(dict.fromkeys(name.rpartition(".")[0] for name in shapes))
     names: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for pieces, name in FLUX.fusions(paths):
+    for pieces, name in FLUX_NAMES.fusions(paths):
         names[pieces].append(name)
     fused = {piece for pieces in names for piece in pieces}
-    for path, name, _ in FLUX.translations(paths):
+    for path, name, _ in FLUX_NAMES.translations(paths):
         if path not in fused:
             names[path,].append(name)
-    for path, name in LDM.spellings(paths):
+    for path, name in UNET_NAMES.spellings(paths):
         names[path,].append(name)
     tree: dict[str, Any] = {}
     for path in paths:
