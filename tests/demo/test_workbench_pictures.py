@@ -1,4 +1,4 @@
-"""The pictures of docs/workbench.md: both are there and small, and the script paints them."""
+"""The pictures of docs/workbench.md: they are there and small, and the script paints them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _docs(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(script, "ROOT", tmp_path)
 
 
-def test_the_page_shows_both_pictures_and_none_is_large(script: Any) -> None:
+def test_the_page_shows_all_pictures_and_none_is_large(script: Any) -> None:
     page = (ROOT / "docs" / "workbench.md").read_text(encoding="utf-8")
     files = sorted(file for file, _ in script.PICTURES.values())
     assert sorted(re.findall(r"\]\((workbench[\w-]*\.png)\)", page)) == files
@@ -55,6 +55,16 @@ def test_the_heat_map_is_that_of_the_command(script: Any, tmp_path: Path) -> Non
     script.main(["report"])
     with Image.open(tmp_path / "docs" / "workbench-report.png") as picture:
         assert picture.width > picture.height
+
+
+def test_balance_is_painted_of_each_alone_and_of_all_together(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(script, "STEPS", 1)
+    monkeypatch.setattr(script, "SMALL", 24)
+    script.main(["balance"])
+    with Image.open(tmp_path / "docs" / "workbench-balance.png") as sheet:
+        assert sheet.width > 8 * script.SMALL
 
 
 def test_a_picture_that_nobody_knows_is_named(script: Any, capsys: pytest.CaptureFixture[str]) -> None:

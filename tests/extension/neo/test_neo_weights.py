@@ -310,3 +310,18 @@ def test_reload_ui_forgets_the_words(neo: Neo) -> None:
     neo.generate("a word <lora:with-word>")
     neo.reload_ui()
     assert neo.model.text_processing_engine.embeddings.word_embeddings == {}
+
+
+def test_the_report_is_of_the_checkpoint_that_is_loaded(neo: Neo, ink: File, wash: File) -> None:
+    neo.generate("a cat <lora:ink:0.7>")
+    prompt, found, notices = neo.owner("lora").reported("a cat <lora:ink:0.7> <lora:wash:-0.4>")
+    assert (found.names, notices) == (("ink", "wash"), [])
+    assert prompt.text == "a cat  "
+    plain = neo.plain()
+    deltas = [
+        {name: weight - plain[name].double() for name, weight in of(neo, (file, strength)).items()}
+        for file, strength in ((ink, 0.7), (wash, -0.4))
+    ]
+    norms = [sum(float(delta.square().sum()) for delta in each.values()) ** 0.5 for each in deltas]
+    assert found.total.norms == pytest.approx(norms, rel=1e-6)
+    assert found.total.base is None  # Forge keeps the weights, patched or not

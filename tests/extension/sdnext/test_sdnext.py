@@ -512,3 +512,15 @@ def test_copies_that_it_has_kept_are_put_back(sdnext: SDNext) -> None:
     assert sdnext.notices(p) == ""
     assert same(dict(sdnext.weights()), plain)
     assert sdnext.model.unet.conv_in.network_weights_backup is None
+
+
+def test_the_report_is_of_the_checkpoint_that_is_loaded(sdnext: SDNext) -> None:
+    sdnext.paint(ONE)
+    _, found, notices = sdnext.owner.reported(ONE)
+    assert (found.names, notices) == (("ink",), [])
+    plain = tiny.pipeline().unet.state_dict()
+    patched = unet_with(sdnext.loras / "ink.safetensors", 0.7)
+    norms = {name: (weight - plain[name].double()).square().sum() for name, weight in patched.items()}
+    unet = sum(float(found.blocks[block].norms[0]) ** 2 for block in found.blocks if block not in ("BASE", "CLIP"))
+    assert unet == pytest.approx(float(sum(norms.values())), rel=1e-4)
+    assert found.total.base is not None
