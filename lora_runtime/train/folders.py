@@ -189,7 +189,7 @@ def _look_at(path: Path, config: Config, notes: list[str]) -> tuple[tuple[int, i
     """Return a picture's size as it is seen, and its hash; None, and a note, where it cannot be used."""
     import io
 
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         raw = path.read_bytes()
@@ -205,7 +205,8 @@ def _look_at(path: Path, config: Config, notes: list[str]) -> tuple[tuple[int, i
             image.draft("RGB", _PROBE)
             image.load()
     except Exception as error:  # decoders raise whatever a broken file makes of them
-        notes.append(f"{path}: not read; no picture that can be decoded ({error})")
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        notes.append(f"{path}: not read; no picture that can be decoded{why}")
         return None
     try:
         place((width, height), config)
