@@ -48,6 +48,7 @@ class Forge(Program):
         (extensions / "probe").symlink_to(HERE / "probe")
         if ours:
             (extensions / "lora_runtime").symlink_to(REPOSITORY)
+        (data / "tmp").mkdir(exist_ok=True)  # of pictures for the page, which its launcher makes
         (data / "config.json").unlink(missing_ok=True)  # it asks a person about one of another version
 
     def arguments(self) -> Sequence[str | Path]:
