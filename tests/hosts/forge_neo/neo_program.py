@@ -29,7 +29,7 @@ def make_data(forge: Path, data: Path) -> None:
     loras.write(files / "A.safetensors", first)
     loras.write(files / "B.safetensors", first, seed=1, only="attn")
     loras.write(files / "C.safetensors", first, seed=2, only="unet")
-    write_words(files / "words.safetensors", data / "embeddings" / "ownword.safetensors", 768)
+    write_words(files / "words.safetensors", data / "models" / "embeddings" / "ownword.safetensors", 768)
 
 
 class Forge(Program):
@@ -48,11 +48,14 @@ class Forge(Program):
         (extensions / "probe").symlink_to(HERE / "probe")
         if ours:
             (extensions / "lora_runtime").symlink_to(REPOSITORY)
+        (data / "tmp").mkdir(exist_ok=True)  # of pictures for the page, which its launcher makes
         (data / "config.json").unlink(missing_ok=True)  # it asks a person about one of another version
 
     def arguments(self) -> Sequence[str | Path]:
         """Return what it is started with."""
-        return [self.folder / "launch.py", *OPTIONS, *([] if self._page else ["--nowebui"]), "--data-dir", self.data]
+        # Its scripts are served only below its working directory, which is the data folder here.
+        page = ["--gradio-allowed-path", self.folder] if self._page else ["--nowebui"]
+        return [self.folder / "launch.py", *OPTIONS, *page, "--data-dir", self.data]
 
     def is_ready(self) -> bool:
         """Return whether it serves its API."""

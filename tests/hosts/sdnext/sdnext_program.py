@@ -48,6 +48,7 @@ class SDNext(Program):
         if ours:
             (extensions / "lora_runtime").symlink_to(REPOSITORY)
         settings = {"sd_model_checkpoint": CHECKPOINTS[0], "samples_save": False, "live_previews_enable": False}
+        settings["server_rate_limit"] = 0  # else 300 requests a minute
         (data / "config.json").write_text(json.dumps({**settings, **options}), encoding="utf-8")
 
     @property
