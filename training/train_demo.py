@@ -22,7 +22,13 @@ from lora_runtime.demo.sheet import compose
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "training" / "pictures"
 NAME = "robot"
-PROMPTS = ("a red robot", "a blue robot in a meadow", "a yellow robot by the sea", "a green robot on a pink background")
+# None of these is a caption; the colours are those of the first pictures, which stand beside them.
+PROMPTS = (
+    "a red robot in a meadow",
+    "an orange robot by the sea",
+    "a yellow robot in the snow",
+    "a green robot on a blue background",
+)
 STRENGTHS = (0.5, 1.0)
 SEEDS = (4, 2, 3, 1)
 

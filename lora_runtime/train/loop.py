@@ -97,7 +97,7 @@ def train(
             writer.finish(losses, epoch + 1)
             state_path(out).unlink(missing_ok=True)
         processes.wait_for_everyone()
-        return Trained(out, run.steps, tuple(losses), (*notes, *writer.notes))
+        return Trained(out, run.steps, tuple(losses), (*notes, *filter(None, [run.problem]), *writer.notes))
     finally:
         run.close()
 

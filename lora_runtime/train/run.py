@@ -97,6 +97,11 @@ class Run:
         if self.config.gradient_checkpointing:
             _checkpointing(self.model.denoiser, on=True)
 
+    @property
+    def problem(self) -> str:
+        """Why what was encoded could not be kept on the disk, or ""."""
+        return self._encoding.kept.problem
+
     def step(self, batches: Sequence[Sequence[Use]], number: int) -> float:
         """Take the step `number`, from 0, on its batches; return its loss, the mean of theirs."""
         total = 0.0

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401 - without these nothing can be trained, and what uses this is skipped
+import diffusers
+import peft  # noqa: F401
 import tiny
 import torch
 from PIL import Image
@@ -52,7 +55,6 @@ def config(folder: Path, **over: Any) -> Config:
 
 def flow_pipeline(kind: str) -> Any:
     """Return a StableDiffusion3Pipeline without its T5, or a FluxPipeline, "sd3" or "flux"."""
-    import diffusers
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(5)
@@ -94,12 +96,10 @@ def flow_pipeline(kind: str) -> Any:
 
 def small() -> Any:
     """Return a StableDiffusionPipeline with four attention blocks and no more layers than it must have."""
-    from diffusers import UNet2DConditionModel
-
     pipe = tiny.pipeline("sd1")
     torch.manual_seed(4)
     pipe.unet = _still(
-        UNet2DConditionModel(
+        diffusers.UNet2DConditionModel(
             sample_size=16,
             layers_per_block=1,
             norm_num_groups=2,
@@ -146,10 +146,8 @@ def _still(model: nn.Module) -> nn.Module:
 
 
 def _autoencoder() -> Any:
-    from diffusers import AutoencoderKL
-
     return _still(
-        AutoencoderKL(
+        diffusers.AutoencoderKL(
             block_out_channels=(4, 4),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,

@@ -142,6 +142,25 @@ def test_what_cannot_be_is_refused_in_one_line(kind: str, over: dict[str, Any], 
     assert not (tmp_path / "out" / "dot.safetensors").exists()
 
 
+def test_what_is_encoded_is_kept_on_the_disk_by_content_and_comes_to_the_same_bits(tmp_path: Path) -> None:
+    pipe = pipeline("small")
+    in_memory = load_file(train(pipe, config(tmp_path, **QUICK)).path)
+    out = tmp_path / "kept"
+    for _ in range(2):
+        told = config(tmp_path, output_dir=out, cache_latents_to_disk=True, **QUICK)
+        on_disk = load_file(train(pipe, told, force=True).path)
+        assert all(torch.equal(on_disk[key], tensor) for key, tensor in in_memory.items())
+        # Three pictures and their captions.
+        names = {path.name for path in (out / "encoded").iterdir()}
+        assert len(names) == 6
+    with torch.no_grad():
+        next(pipe.vae.parameters()).add_(0.1)
+    train(pipe, told, force=True)
+    again = {path.name for path in (out / "encoded").iterdir()}
+    assert names < again
+    assert len(again) == 9
+
+
 def test_sides_that_a_model_cannot_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_runtime.train.models.base.Model.step", 64)
     with pytest.raises(TrainingError, match=r"shown at 32 × 32, and this model's sides are multiples of 64: give such"):
