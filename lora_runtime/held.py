@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from lora_runtime.beside import Live
 from lora_runtime.copies import held_by
 from lora_runtime.forecast import Step
 from lora_runtime.memory import OutOfMemory
-from lora_runtime.memory_policy import Decision, Held, Policy
+from lora_runtime.memory_policy import Decision, Held, Merging, Policy
 from lora_runtime.owners import Decided, Owner, Teach, is_active, nothing, plan_of, snapshot
 from lora_runtime.ownership import WAIT, Claim, claimed
 from lora_runtime.pipelines import ModelView
@@ -85,6 +85,7 @@ class ModelState:
                     raise
             else:
                 owner.decision = Decided.of(plan, decision, policy)
+                owner.steps = _as_kept(owner, steps)
                 memory = known or ()
                 if known is None or any(kept.factor_bytes for kept in known):  # factors may be given up meanwhile
                     memory = _kept(owner, decision, before, memory)
@@ -134,6 +135,17 @@ def _ways(weights: Iterable[Weight]) -> dict[Way, list[Weight]]:
     for weight in weights:
         if weight.patched:
             found.setdefault((weight.parameter.device, weight.step), []).append(weight)
+    return found
+
+
+def _as_kept(owner: Owner, steps: Mapping[torch.device, Merging]) -> dict[torch.device, Merging]:
+    """Return how the weights of an owner are kept, where that is one way on a device, else how it was decided."""
+    ways = _ways(weight for reference in owner.asked if (weight := reference()) is not None)
+    found = dict(steps)
+    for device, merging in steps.items():
+        kept = {step for there, step in ways if there == device}
+        if len(kept) == 1:
+            found[device] = merging._replace(step=kept.pop())
     return found
 
 

@@ -79,11 +79,14 @@ class Patcher(WeightTable):
         among: Sequence[Weight] | None = None,
         weights: Sequence[Weight] | None = None,
         steps: Mapping[torch.device, Merging] | None = None,
+        *,
+        again: bool = False,
     ) -> int:
         """Make these the patches of the weights `among` (all), replacing earlier ones; return how many were computed.
 
         `weights`: those of the assignments, where the caller has them at hand; `steps`: how originals are kept on each
-        device, where the caller has decided it by the policy.
+        device, where the caller has decided it by the policy. `again`: they were kept so before, and are to be again,
+        however somebody else has had them kept meanwhile.
 
         If anything fails on the way, every one of them gets its original back before the error goes on. Where a device
         runs out of memory, the factors that stay there are given up first; "auto" then goes on with what takes less.
@@ -99,14 +102,14 @@ class Patcher(WeightTable):
         less = auto and any(steps[device].step == "device" and not shares_host_memory(device) for device in devices)
         # What was computed so far lies in an error's frames: only after `except`, without it, is its memory free.
         try:
-            return self._apply(asked, steps, among, auto=auto)
+            return self._apply(asked, steps, among, auto=auto and not again)
         except OutOfMemory:
             given_up = self.give_up_factors()
             if not given_up and not less:
                 raise
         if given_up:
             try:
-                return self._apply(asked, without_room(steps), among, auto=auto)
+                return self._apply(asked, without_room(steps), among, auto=auto and not again)
             except OutOfMemory:
                 if not less:
                     raise

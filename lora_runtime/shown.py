@@ -178,7 +178,7 @@ def _settle(scope: Scope, top: Owner | None = None) -> None:
             if owner is None:
                 PATCHER.apply(asked, among=own)
             else:
-                PATCHER.apply(asked, owner.policy, own, steps=owner.steps)
+                PATCHER.apply(asked, owner.policy, own, steps=owner.steps, again=True)
     with LOCK:
         touched = [owner for owner in snapshot() if owner.scope is not None and owner.scope.meets(scope)]
         for owner in touched:

@@ -153,3 +153,16 @@ def test_a_weight_that_cannot_be_read_costs_only_the_tags_that_need_it(folder: P
     assert "cannot be read" in said.message
     with pytest.raises(lora_runtime.ModelError, match="cannot be read"):
         lora_runtime.apply(model, "<lora:dora>", loras=folder, strict=True)
+
+
+def test_a_block_keeps_originals_its_own_way_when_one_above_it_has_left(folder: Path) -> None:
+    unet = block(4)
+    before = shown(unet)
+    with lora_runtime.apply(unet, "<lora:wash:0.5>", loras=folder) as outer:
+        above = lora_runtime.apply(unet, "<lora:wash:0.5>", loras=folder, originals="host")
+        above.restore()
+        assert {kept.step for kept in outer.report.memory} == {"device"}
+        taken = unet.state_dict()
+        bits = {name: value.clone() for name, value in taken.items()}
+    assert all(torch.equal(taken[name], bits[name]) for name in bits)
+    assert same(shown(unet), before)
