@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,27 +53,49 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes if main else ():
         print(printable(note), file=sys.stderr)
     pipe = load_pipeline(config)
-    with tqdm(unit="step", file=sys.stderr, disable=not main, dynamic_ncols=True) as bar:
+    with tqdm(unit="step", file=sys.stderr, disable=not main, dynamic_ncols=True) as bar, _until_interrupted() as asked:
 
-        def on_step(step: Step) -> None:
+        def on_step(step: Step) -> bool:
             bar.total = step.steps
             bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
             bar.update(step.number - bar.n)
+            return asked.is_set()
+
+        def on_note(line: str) -> None:
+            tqdm.write(printable(line), file=sys.stderr)
 
         try:
-            trained = train(pipe, config, on_step, resume=arguments.resume, force=arguments.force)
+            trained = train(pipe, config, on_step, on_note=on_note, resume=arguments.resume, force=arguments.force)
         except KeyboardInterrupt:
             bar.close()
             if main and state_path(config.out).exists():
                 print(printable(f"{state_path(config.out)} is kept: --resume goes on from it"), file=sys.stderr)
             raise
     if main:
-        for note in trained.notes:
-            print(printable(note), file=sys.stderr)
         size = human_size(trained.path.stat().st_size)
         print(printable(f"{trained.path}: {size}, {trained.steps} steps, loss {_last(trained.losses):.4f}"))
         print(printable(f"  use it: <lora:{config.output_name}:1>, with the file in a folder that --loras names"))
     return 0
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Give what is set at the first ^C, so that the step can end and the state be written; the second stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +121,7 @@ def _config(arguments: argparse.Namespace, over: dict[str, Any]) -> tuple[Config
     from lora_runtime.train.kohya import translate
 
     said = dict(_setting(text) for text in arguments.set)
-    values, notes = translate(said, {field.name: str(field.type) for field in fields(Config)})
+    values, notes = translate(said, {field.name: str(field.type) for field in fields(Config)}, whole=False)
     over = {**values, **over}
     if arguments.config is None:
         return Config(**over), notes

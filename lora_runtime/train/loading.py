@@ -34,7 +34,9 @@ def load_pipeline(config: Config) -> Any:
     major, minor = map(int, diffusers.__version__.split(".")[:2])
     # 0.42 warns of the old name.
     dtype = {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": PRECISIONS[config.mixed_precision]}
-    if not config.pretrained_model_name_or_path or not path.exists():
+    if not config.pretrained_model_name_or_path:
+        raise TrainingError("no model is given: --model, or pretrained_model_name_or_path, with a folder or a file")
+    if not path.exists():
         raise TrainingError(f"the model {str(path)!r} does not exist; give a folder or a .safetensors file")
     repository = ""
     try:

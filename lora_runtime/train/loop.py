@@ -45,8 +45,9 @@ class Trained:
 def train(
     pipe: Any,
     config: Config,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step], bool | None] | None = None,
     *,
+    on_note: Callable[[str], None] | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> Trained:
@@ -54,7 +55,8 @@ def train(
 
     The pipeline is moved to accelerate's device, in the dtype of `config.mixed_precision`, and quantised where
     `config.quantize` says so; else it is afterwards what it was. `resume` goes on from the last state of a broken run,
-    to the bit on the CPU; `force` replaces what is there. `on_step` is called after each step.
+    to the bit on the CPU; `force` replaces what is there. `on_step` is called after each step; where it returns True
+    the state is written and KeyboardInterrupt raised. `on_note` is told what there is to say as soon as it is known.
 
     Raises TrainingError where pictures, numbers and model do not go together, or the state is of another run;
     LoraFileError where a file is there already or cannot be written. What was saved before stays as it is.
@@ -69,13 +71,21 @@ def train(
     try:
         identity = identity_of(config, dataset)
         state = _last_state(out, identity, resume=resume, force=force)
-        notes = [*dataset.notes]
+        notes: list[str] = []
+
+        def say(line: str) -> None:
+            notes.append(line)
+            if on_note is not None and processes.is_main_process:
+                on_note(line)
+
+        for line in dataset.notes:
+            say(line)
         losses: list[float] = []
         if state is not None:
             run.learner.load(state.learner)
             losses += state.losses
         elif resume:
-            notes.append(f"{state_path(out)}: is not there, so the run began with step 1")
+            say(f"{state_path(out)}: is not there, so the run began with step 1")
         writer = Writer(run, out, started=time.time())
         run.begin()
         for number, epoch, ends, batches in _steps(run):
@@ -83,12 +93,15 @@ def train(
                 continue
             losses.append(run.step(batches, number))
             check_finite(losses[-1], number + 1, config)
-            if on_step is not None:
-                on_step(Step(number + 1, run.steps, losses[-1], tuple(run.learner.rates)))
             done = number + 1
-            if done < run.steps and _is_due(config, done, epoch + 1 if ends else 0) and processes.is_main_process:
+            stops = on_step is not None and on_step(Step(done, run.steps, losses[-1], tuple(run.learner.rates))) is True
+            due = done < run.steps and _is_due(config, done, epoch + 1 if ends else 0)
+            if due and processes.is_main_process:
                 writer.checkpoint(done, epoch + 1)
+            if (due or stops) and processes.is_main_process:
                 write_state(state_path(out), State(done, tuple(losses), identity, run.learner.state()))
+            if stops:
+                raise KeyboardInterrupt
             every = config.sample_every_n_steps
             if every and done % every == 0 and done < run.steps and processes.is_main_process:
                 writer.sample(done)
@@ -97,7 +110,9 @@ def train(
             writer.finish(losses, epoch + 1)
             state_path(out).unlink(missing_ok=True)
         processes.wait_for_everyone()
-        return Trained(out, run.steps, tuple(losses), (*notes, *filter(None, [run.problem]), *writer.notes))
+        for line in filter(None, [run.problem, *writer.notes]):
+            say(line)
+        return Trained(out, run.steps, tuple(losses), tuple(notes))
     finally:
         run.close()
 

@@ -196,3 +196,28 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(found.learner["bytes"], learner["bytes"])
     with pytest.raises(LoraFileError, match=r"/it: a set in the optimiser's state cannot be written"):
         write_state(path, State(1, (), {}, {"it": {1}}))
+
+
+def test_a_run_that_is_told_to_stop_keeps_its_last_step(tmp_path: Path) -> None:
+    pipe = pipeline("small")
+    whole = train(pipe, config(tmp_path, output_dir=tmp_path / "whole", **QUICK))
+    told = config(tmp_path, output_dir=tmp_path / "stopped", **QUICK)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, told, lambda step: step.number == 3, on_note=said.append)
+    assert read_state(told.out.with_suffix(".state")).step == 3
+    seen: list[int] = []
+    trained = train(pipe, told, lambda step: seen.append(step.number), resume=True)
+    assert seen == [4]
+    assert same(whole, trained)
+
+
+def test_what_there_is_to_say_is_told_before_the_first_step(tmp_path: Path) -> None:
+    told = config(tmp_path, **QUICK)
+    (told.train_data_dir / "no number").mkdir()
+    (told.train_data_dir / "no number" / "a.png").write_bytes(b"x")
+    order: list[str] = []
+    trained = train(pipeline("small"), told, lambda step: order.append(str(step.number)), on_note=order.append)
+    assert "no number" in order[0]
+    assert order[1:5] == ["1", "2", "3", "4"]
+    assert trained.notes[0] == order[0]
