@@ -111,6 +111,16 @@ def test_a_prompt_is_explained_without_painting(run: program.WebUI) -> None:
     assert run.digest() == before
 
 
+def test_a_prompt_is_reported_on(run: program.WebUI) -> None:
+    before = run.digest()
+    answer = run.post("/lora-runtime/report", prompt="a cat <lora:sd1:0.5> <lora:second:-0.5> <lora:x:>")
+    assert answer["names"] == ["sd1", "second"]
+    assert [table["title"] for table in answer["tables"]]
+    assert "<table>" in answer["html"]
+    assert any("the strength is empty" in notice["message"] for notice in answer["notices"])
+    assert run.digest() == before
+
+
 def test_two_files_of_one_name_are_both_within_reach(run: program.WebUI, lora_folder: Path) -> None:
     checkpoint = lora_folder.parent / "Stable-diffusion" / "sd1-a.safetensors"
     for index, folder in enumerate(("one", "two")):
