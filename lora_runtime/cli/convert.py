@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `convert`."""
     parser.add_argument("file", metavar="FILE", help="the LoRA")
     parser.add_argument(
-        "--to", choices=("kohya", "diffusers", "peft", "comfy"), required=True, help="how names are spelled"
+        "--to", choices=("kohya", "diffusers", "peft", "comfy", "original"), required=True, help="how names are spelled"
     )
     parser.add_argument(
         "--model",

@@ -30,6 +30,8 @@ from lora_runtime.workbench.writing import Blank, check_free, write_stream
 
 __all__ = ["Averaged", "average"]
 
+_ELEMENTS = 1 << 18  # of a piece: 2 MB in float64
+
 
 @dataclass(frozen=True)
 class Averaged:
@@ -126,16 +128,29 @@ def _common(headers: Sequence[Header]) -> dict[str, Blank]:
 
 
 def _mean(key: str, headers: Sequence[Header], shares: Sequence[float]) -> Tensor:
-    first = read_one(headers[0].path, headers[0].tensors[key])
-    if not first.is_floating_point():
+    """Return the mean of one tensor, summed in float64 a few elements at a time."""
+    info = headers[0].tensors[key]
+    dtype = DTYPES[info.dtype]
+    if not dtype.is_floating_point:
+        first = read_one(headers[0].path, info)
         for header in headers[1:]:
             if not torch.equal(read_one(header.path, header.tensors[key]), first):
                 raise LoraFileError(f"{header.path}: {key} holds whole numbers that differ from {headers[0].path}'s")
         return first
-    total = first.double() * shares[0]
-    for header, share in zip(headers[1:], shares[1:], strict=True):
-        total.add_(read_one(header.path, header.tensors[key]).double(), alpha=share)
-    return total.to(first.dtype)
+    found = torch.empty(info.shape, dtype=dtype)
+    for start in range(0, found.numel(), _ELEMENTS):
+        piece = slice(start, start + _ELEMENTS)
+        terms = (_piece(header, key, piece).double().mul_(share) for header, share in zip(headers, shares, strict=True))
+        found.view(-1)[piece] = sum(terms, torch.zeros((), dtype=torch.float64))
+    return found
+
+
+def _piece(header: Header, key: str, piece: slice) -> Tensor:
+    """Return some elements of a tensor, of which no more is read."""
+    info = header.tensors[key]
+    size = DTYPES[info.dtype].itemsize
+    begin, end = (min(info.begin + place * size, info.end) for place in (piece.start, piece.stop))
+    return read_one(header.path, info._replace(shape=((end - begin) // size,), begin=begin, end=end))
 
 
 def _noted(headers: Sequence[Header], shares: Sequence[float]) -> list[Mapping[str, object]]:

@@ -1,12 +1,16 @@
 """convert: the same tensors under other names, as another program or another layout of the model has them.
 
 Names are only ever made forward, from the paths of a model: `_` cannot be turned back into `.`. So the model decides
-which layout the new names are of: a folder of diffusers gives diffusers' names, a checkpoint the original ones.
+which layout the new names are of: a folder of diffusers gives diffusers' names, a checkpoint the original ones. For
+comfy and original a folder is taken in the original's names, as the family's record has them.
 
     kohya       lora_unet_down_blocks_0_…_to_q      .lora_up.weight  .lora_down.weight  .alpha
     diffusers   unet.down_blocks.0.….to_q           .lora_B.weight   .lora_A.weight
     peft        base_model.model.down_blocks.0.….to_q
-    comfy       diffusion_model.input_blocks.1.….to_q
+    comfy       diffusion_model.double_blocks.0.img_attn.qkv
+    original    double_blocks.0.img_attn.qkv
+
+The last is what the model's own trainers write: Black Forest Labs' and XLabs', Tencent's, Alibaba's.
 
 Paths have no alpha. Where it is not the rank it is multiplied into the factor on the output side, which is told.
 """
@@ -25,6 +29,7 @@ from lora_runtime.adapters import LowRank
 from lora_runtime.dialects import WHOLE
 from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.errors import LoraFileError
+from lora_runtime.families.cascade import CASCADE_NAMES
 from lora_runtime.key_endings import ending_of
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.merge import region_of
@@ -37,15 +42,18 @@ from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.known_models import known_model
 from lora_runtime.workbench.low_rank import Product, energy_of
 from lora_runtime.workbench.naming import kohya_prefix, renamed
+from lora_runtime.workbench.original_names import in_original_names
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.writing import check_free
 
 __all__ = ["SPELLINGS", "convert"]
 
-Spelling = Literal["kohya", "diffusers", "peft", "comfy"]
+Spelling = Literal["kohya", "diffusers", "peft", "comfy", "original"]
 SPELLINGS: tuple[Spelling, ...] = get_args(Spelling)
+_ORIGINAL = ("comfy", "original")
 _RENAMED = "renamed, bit for bit"
 _FOLDED = "{:,} modules had another alpha than their rank, which is multiplied into their factors: {} have no alpha"
+_SCALES = "{:,} weights are put together of modules with several scales, which are multiplied into their factors"
 
 
 def convert(
@@ -60,7 +68,7 @@ def convert(
     """Write a LoRA with its modules named as `to` says, in the layout of `model`, to `out`.
 
     Without a model the file's family tells the names, of SD 1 and 2, SDXL and Flux: those that its files have in this
-    spelling, original ones for comfy, and for SDXL's and Flux's by kohya.
+    spelling, original ones for comfy and original, and for SDXL's and Flux's by kohya.
 
     Tensors stay bit for bit; only a scale that the new names cannot say is multiplied into a factor, and told. So do
     metadata, but for those of a configuration, which the new keys say themselves. What the model has in one weight and
@@ -73,7 +81,7 @@ def convert(
         raise ValueError(f"to {to}: give one of {', '.join(SPELLINGS)}")
     path = check_free(out, force=force)
     lora = load_lora(file)
-    base = _known(lora, to) if model is None else open_model(model)
+    base = _model_for(lora, model, to)
     names, made = _Names(base, to), _Made(base)
     for change in changes_of(lora):
         made.add(change)
@@ -90,7 +98,7 @@ def convert(
     draft.copy(lora, embedding_keys(lora))
     draft.tally.left_out.update({**lora.unused, **made.zero})
     if folded:
-        draft.tally.notes.append(_FOLDED.format(folded, f"names of {to}"))
+        draft.tally.notes.append(_SCALES.format(folded) if to == "kohya" else _FOLDED.format(folded, f"names of {to}"))
     draft.tally.notes.extend(made.notes())
     return draft.write(path, [(lora, {})], "convert", {"to": to})
 
@@ -111,7 +119,11 @@ def _spelled(stem: str, pair: Pair, to: Spelling, lora: Lora) -> tuple[Mapping[s
     return {keys["up"]: scaled, keys["down"]: pair.down}, pair.exact and pair.scale == 1
 
 
-def _known(lora: Lora, to: Spelling) -> Model:
+def _model_for(lora: Lora, model: str | os.PathLike[str] | None, to: Spelling) -> Model:
+    """Return the model whose names are written."""
+    if model is not None:
+        base = open_model(model)
+        return in_original_names(base) if to in _ORIGINAL else base
     try:
         return known_model(lora.family, to)
     except LoraFileError as error:
@@ -123,12 +135,15 @@ class _Made:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        # Files have the names of transformers for text encoders, whatever layout the rest of their names is of.
-        self._texts = {
+        # Files have the names of transformers for text encoders, whatever layout the rest of their names is of, and
+        # kohya's for Cascade's attention: torch's, with q, k and v in one parameter, which no file has a name for.
+        self._theirs = {
             (name, path, part.index, part.count): theirs
             for name, root in model.view.components.items()
-            if name.startswith("text_encoder")
-            for path, theirs, part in OPEN_CLIP.translations(_paths(root))
+            for path, theirs, part in (OPEN_CLIP if name.startswith("text_encoder") else CASCADE_NAMES).translations(
+                _paths(root)
+            )
+            if name.startswith("text_encoder") or part.count > 1
         }
         self._places: dict[tuple[str, str], list[tuple[Target, Pair, str]]] = {}
         self.zero: dict[str, str] = {}
@@ -161,7 +176,7 @@ class _Made:
                 self.zero[str(place)] = ZERO
                 continue
             turned = pair.turned() if place.part.swapped else pair
-            theirs = self._texts.get((place.component, place.path, place.part.index, place.part.count))
+            theirs = self._theirs.get((place.component, place.path, place.part.index, place.part.count))
             if theirs is not None:
                 place = replace(place, path=theirs, part=WHOLE)
             self._places.setdefault((place.component, place.path), []).append((place, turned, where))
@@ -247,5 +262,5 @@ class _Names:
             self._first = component
             return f"base_model.model.{path}"
         if component.startswith("text_encoder"):
-            raise LoraFileError(f"{where}: names of comfy are for denoisers; of text encoders it reads kohya's")
-        return f"diffusion_model.{path}"
+            raise LoraFileError(f"{where}: names of {self._to} are for denoisers; of text encoders take kohya's")
+        return f"diffusion_model.{path}" if self._to == "comfy" else path

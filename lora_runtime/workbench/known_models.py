@@ -6,20 +6,16 @@ memory for weights. The original's names come from the families' records, forwar
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_runtime.errors import LoraFileError
-from lora_runtime.families.flux import FLUX_NAMES
-from lora_runtime.families.unet import UNET_NAMES
-from lora_runtime.pipelines import view
-from lora_runtime.targets import Target, Targets
 from lora_runtime.workbench.base_model import Model
+from lora_runtime.workbench.original_names import Outline, original_names
 
 __all__ = ["KNOWN", "known_model"]
 
@@ -64,36 +60,6 @@ KNOWN: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = MappingProxyT
 _ORIGINAL_WITH_KOHYA = ("SDXL", "Flux")  # whose files by kohya have the original names, and others diffusers'
 
 
-class _Known(Model):
-    """A model of which only names and shapes are known."""
-
-    def __init__(self, family: str, components: Mapping[str, nn.Module]) -> None:
-        self._model = _Pipeline(dict(components))  # targets refer to its modules weakly
-        looked_at = view(self._model)
-        super().__init__(looked_at, Targets(looked_at))
-        self._family = family
-
-    def __str__(self) -> str:
-        """Return the family."""
-        return f"{self._family} as it was published"
-
-    def sizes(self, place: Target, name: str) -> torch.Size | None:
-        """Return the shape."""
-        own = place.module._parameters.get(name)
-        return None if own is None else own.shape
-
-    def value(self, place: Target, name: str) -> Tensor | None:
-        """Return None: nobody has the values."""
-        return None
-
-
-class _Pipeline:
-    """Enough of a pipeline to be looked at."""
-
-    def __init__(self, components: dict[str, nn.Module]) -> None:
-        self.components = components
-
-
 def known_model(family: str, spelling: str) -> Model:
     """Return the model of a family in the layout that files of that spelling have the names of.
 
@@ -110,9 +76,9 @@ def known_model(family: str, spelling: str) -> Model:
             f"names of {family} are made by diffusers and transformers ({error}): install them, or give the model, "
             "--model DIR or FILE"
         ) from error
-    if spelling == "comfy" or (spelling == "kohya" and family in _ORIGINAL_WITH_KOHYA):
-        made = {name: root if name.startswith("text_encoder") else _original(root) for name, root in made.items()}
-    return _Known(family, made)
+    if spelling in ("comfy", "original") or (spelling == "kohya" and family in _ORIGINAL_WITH_KOHYA):
+        made = {name: root if name.startswith("text_encoder") else original_names(root) for name, root in made.items()}
+    return Outline(f"{family} as it was published", made)
 
 
 def _made(kind: str, config: Mapping[str, Any]) -> nn.Module:
@@ -126,42 +92,3 @@ def _made(kind: str, config: Mapping[str, Any]) -> nn.Module:
 
         model: nn.Module = getattr(diffusers, kind)(**config)
         return model
-
-
-def _original(root: nn.Module) -> nn.Module:
-    """Return the same weights under the original's names: what it has in one, one below the other."""
-    shapes = {name: parameter.shape for name, parameter in root.named_parameters()}
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in shapes))
-    names: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for pieces, name in FLUX_NAMES.fusions(paths):
-        names[pieces].append(name)
-    fused = {piece for pieces in names for piece in pieces}
-    for path, name, _ in FLUX_NAMES.translations(paths):
-        if path not in fused:
-            names[path,].append(name)
-    for path, name in UNET_NAMES.spellings(paths):
-        names[path,].append(name)
-    tree: dict[str, Any] = {}
-    for path in paths:
-        if path not in fused:
-            names.setdefault((path,), [path])
-    for pieces, known in names.items():
-        for role in ("weight", "bias", "scale"):
-            if f"{pieces[0]}.{role}" in shapes:
-                first = shapes[f"{pieces[0]}.{role}"]
-                rows = sum(shapes[f"{piece}.{role}"][0] for piece in pieces)
-                branch = tree
-                for part in known[0].split("."):
-                    branch = branch.setdefault(part, {})
-                branch[role] = torch.Size((rows, *first[1:]))
-    return _grown(tree)
-
-
-def _grown(tree: Mapping[str, Any]) -> nn.Module:
-    module = nn.ModuleList() if tree and all(name.isdigit() for name in tree) else nn.Module()
-    for name, branch in tree.items():
-        if isinstance(branch, dict):
-            module._modules[name] = _grown(branch)
-        else:
-            module._parameters[name] = nn.Parameter(torch.empty(branch, device="meta"), requires_grad=False)
-    return module

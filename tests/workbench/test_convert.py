@@ -199,6 +199,36 @@ def test_a_file_that_was_trained_fused_goes_to_diffusers_and_back(tmp_path: Path
     assert same(path, convert(there.path, tmp_path / "c.safetensors", to="kohya", model=original).path)
 
 
+def test_modules_of_several_scales_in_one_weight_are_told(tmp_path: Path) -> None:
+    state, _, original = flux_models(tmp_path)
+    tensors: dict[str, torch.Tensor] = {}
+    for seed, own in enumerate(QKV):
+        stem = "lora_unet_" + own.replace(".", "_")
+        tensors |= factors(stem, 2, alpha=2.0 + seed, seed=seed, shape=state[f"{own}.weight"].shape)
+    path = written(tmp_path / "a.safetensors", tensors)
+    there = convert(path, tmp_path / "b.safetensors", to="kohya", model=original)
+    expected = torch.cat([product(tensors, "lora_unet_" + own.replace(".", "_")) for own in QKV])
+    found = product(load_file(there.path), "lora_unet_double_blocks_0_img_attn_qkv")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert (
+        "1 weights are put together of modules with several scales, which are multiplied into their factors"
+        in there.notes
+    )
+
+
+def test_a_folder_of_diffusers_gives_the_originals_names_where_these_are_asked_for(folder: Path) -> None:
+    path = kohya(folder / "a.safetensors", components=["unet"])
+    bare = load_file(convert(path, folder / "b.safetensors", to="original", model=folder / "diffusers").path)
+    by_checkpoint = convert(path, folder / "c.safetensors", to="original", model=folder / "original.safetensors")
+    assert bare.keys() == load_file(by_checkpoint.path).keys()
+    assert "middle_block.1.transformer_blocks.0.attn1.to_q.lora_A.weight" in bare
+    comfy = load_file(convert(path, folder / "d.safetensors", to="comfy", model=folder / "diffusers").path)
+    assert comfy.keys() == {f"diffusion_model.{key}" for key in bare}
+    assert same(
+        path, convert(by_checkpoint.path, folder / "e.safetensors", to="kohya", model=folder / "diffusers").path
+    )
+
+
 def test_the_second_text_encoder_of_sdxl_goes_both_ways(tmp_path: Path) -> None:
     pipe = tiny.pipeline("sdxl")
     pipe.save_pretrained(tmp_path / "diffusers")
@@ -249,7 +279,7 @@ def test_what_names_alone_cannot_make_is_told(folder: Path) -> None:
         (nowhere, "kohya", diffusers, "no module of that name in unet"),
         (tuned, "diffusers", diffusers, r"\(dora\) has no names that both programs"),
         (both, "peft", diffusers, "a file of PEFT is for one model, and this one is for several components"),
-        (both, "comfy", original, "names of comfy are for denoisers; of text encoders it reads kohya's"),
+        (both, "comfy", original, "names of comfy are for denoisers; of text encoders take kohya's"),
     ]:
         with pytest.raises(LoraFileError, match=reason):
             convert(path, out, to=to, model=model)  # type: ignore[arg-type]
@@ -257,7 +287,7 @@ def test_what_names_alone_cannot_make_is_told(folder: Path) -> None:
     large = {key: tensor.half() for key, tensor in large.items()} | {f"{to_q}.alpha": torch.tensor(4e4)}
     with pytest.raises(LoraFileError, match=r"times its scale 10000 it is beyond torch.float16"):
         convert(written(folder / "large.safetensors", large), out, to="diffusers", model=diffusers)
-    with pytest.raises(ValueError, match="to a1111: give one of kohya, diffusers, peft, comfy"):
+    with pytest.raises(ValueError, match="to a1111: give one of kohya, diffusers, peft, comfy, original"):
         convert(nowhere, out, to="a1111", model=diffusers)  # type: ignore[arg-type]
     assert not out.exists()
 

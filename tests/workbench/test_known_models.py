@@ -85,6 +85,8 @@ def test_every_spelling_is_that_of_the_familys_files_and_leads_back(version: str
         assert stems(there.path) == ({each[place] for each in families.values()} if place else {*families})  # type: ignore[misc]
         back = convert(there.path, tmp_path / f"{number}b.safetensors", to="kohya")
         assert same(path, back.path)
+    bare = convert(path, tmp_path / "bare.safetensors", to="original")
+    assert stems(bare.path) == {comfy.removeprefix("diffusion_model.") for _, _, comfy in families.values()}
 
 
 def test_q_k_and_v_of_flux_are_put_together_for_kohya_and_cut_apart_for_diffusers(tmp_path: Path) -> None:

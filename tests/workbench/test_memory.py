@@ -19,7 +19,7 @@ MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_{}"
 STEM = "lora_unet_" + MODULE.replace(".", "_")
 PROGRAM = """
 import torch
-from lora_runtime.workbench import bake, extract
+from lora_runtime.workbench import average, bake, extract, merge
 
 def peak():
     with open("/proc/self/status") as lines:
@@ -63,3 +63,22 @@ def test_baking_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> N
     lora = written(tmp_path / "ink.safetensors", tensors)
     out = tmp_path / "out.safetensors"
     assert taken(f"bake({str(source)!r}, [{str(lora)!r}], {str(out)!r})") < 4 * LARGEST
+
+
+@pytest.mark.parametrize("cut", ["", ", rank=32"])
+def test_merging_never_has_a_change_as_a_whole(cut: str, tmp_path: Path) -> None:
+    files = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for stem in map(STEM.format, "qk"):
+            tensors[f"{stem}.lora_up.weight"] = torch.randn(ROWS, 32, generator=generator).half()
+            tensors[f"{stem}.lora_down.weight"] = torch.randn(32, COLUMNS, generator=generator).half()
+        files.append(str(written(tmp_path / f"{seed}.safetensors", tensors)))
+    call = f"merge({files!r}, {str(tmp_path / 'out.safetensors')!r}{cut})"
+    assert taken(call) < LARGEST  # of one of the two modules, in half precision
+
+
+def test_averaging_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> None:
+    steps = [str(model(tmp_path / f"{seed}.safetensors", seed)) for seed in range(3)]
+    assert taken(f"average({steps!r}, {str(tmp_path / 'out.safetensors')!r})") < 4 * LARGEST
