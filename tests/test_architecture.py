@@ -79,12 +79,13 @@ LADDER = (
     "runtime",
     "workbench",
     "train",
+    "sweep",
     "demo",
     "cli",
     "__main__",
 )
 WITHOUT_TORCH = LADDER[: LADDER.index("adapters")]
-EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL", "matplotlib"}
+EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL", "matplotlib", "ray"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

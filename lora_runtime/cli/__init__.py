@@ -26,6 +26,7 @@ from lora_runtime.cli import (
     report,
     resize,
     run,
+    sweep,
     to_lora,
     train,
 )
@@ -41,6 +42,7 @@ _COMMANDS = (
     inspect,
     plan,
     run,
+    sweep,
     demo,
     resize,
     merge,

@@ -8,10 +8,10 @@ from typing import Any
 from modules import scripts
 
 from lora_runtime.errors import LoraError
+from lora_runtime.prompt.variations import strengths, with_lora, with_strength
 
 from ...library.patience import Patience
 from ...library.shelf import Shelf
-from ...prompts.variations import strengths, with_lora, with_strength
 from .settings import Settings
 
 _STRENGTH, _WHICH = "[LoRA] Strength (0-1(+0.25), or name: 0.2, 0.5)", "[LoRA] Which"

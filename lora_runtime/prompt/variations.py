@@ -1,4 +1,4 @@
-"""Prompts with another strength or another LoRA: what the axes of an XYZ plot ask for."""
+"""Prompts with another strength or another LoRA: what the axes of an XYZ plot, or of a sweep, ask for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from lora_runtime.prompt import LoraTag, parse_prompt
+from lora_runtime.prompt.parser import parse_prompt
+from lora_runtime.prompt.tags import LoraTag
 from lora_runtime.prompt.writer import format_tag, unparse
+
+__all__ = ["strengths", "with_lora", "with_strength"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*\)|\[\s*(\d+)\s*\])?\s*")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from extension_package import module
 
-variations = module("prompts.variations")
+from lora_runtime.prompt import variations
 
 
 @pytest.mark.parametrize(

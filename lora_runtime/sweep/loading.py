@@ -1,0 +1,36 @@
+"""A pipeline from a folder: a function at the top of a module, so that workers elsewhere can be told to call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.sweep.rows import SweepError
+
+__all__ = ["load_pipeline"]
+
+
+def load_pipeline(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+    """Return the pipeline that diffusers has saved in a folder, on `device` (the first that is there).
+
+    `dtype` is a name of torch's; left out, float16 on a GPU and float32 on the CPU. SweepError where it cannot be.
+    """
+    import diffusers
+    import torch
+
+    if not Path(model).is_dir():
+        raise SweepError(f"the model folder {model} does not exist")
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    dtype = dtype or ("float32" if device == "cpu" else "float16")
+    major, minor = map(int, diffusers.__version__.split(".")[:2])
+    name = "dtype" if (major, minor) >= (0, 42) else "torch_dtype"  # 0.42 warns of the old one
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            model, local_files_only=True, **{name: getattr(torch, dtype)}
+        ).to(device)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
+        raise SweepError(f"the model in {model} cannot be loaded: {' '.join(str(error).split())}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
