@@ -7,11 +7,12 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
 
-__all__ = ["PeakMemory", "trim"]
+__all__ = ["PeakMemory", "peak_of", "trim"]
 
 
 def trim() -> None:
@@ -68,6 +69,14 @@ class PeakMemory:
         while not self._stop.is_set():
             self.peak = max(self.peak, used(self.device))
             time.sleep(0.001)
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Return the bytes that a call takes on the CPU, after one that loads what it needs."""
+    trim()
+    with PeakMemory(torch.device("cpu")) as memory:
+        run()
+    return memory.extra
 
 
 def used(device: torch.device) -> int:

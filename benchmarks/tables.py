@@ -38,7 +38,8 @@ def table(records: list[Record]) -> Iterator[str]:
     yield ""
     for (case, dtype, who), found in cell.items():
         if dtype == "-" and not case.startswith("delta ") and found.seconds is not None:
-            yield f"{case if who == 'ours' else f'{case} {who}':16}{time_of(found):>16}"
+            size = "" if found.bytes is None else f"{found.bytes / 1e6:12.1f} MB"
+            yield f"{case if who == 'ours' else f'{case} {who}':16}{time_of(found):>16}{size}"
 
 
 def time_of(record: Record | None) -> str:

@@ -127,7 +127,9 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
 def test_the_workbench_and_the_plain_loop_come_to_the_same_changes(tmp_path: Path) -> None:
     options = Options("cpu", "-", "", str(tmp_path), quick=True, rounds=1, seconds=1.0)
     for case, worker in (("merging", merging), ("extracting", extracting)):
-        assert [record.who for record in worker(options)] == ["ours", "loop"]
+        records = [*worker(options)]
+        assert [record.who for record in records] == ["ours", "loop"]
+        assert all(record.bytes is not None and record.bytes >= 0 for record in records)
         ours, loop = (dict(deltas_of(tmp_path / case / f"{who}.safetensors")) for who in ("ours", "loop"))
         assert ours.keys() == loop.keys() and ours
         for stem, delta in loop.items():

@@ -1,13 +1,15 @@
-"""The workbench's extract at rank 32, beside a plain loop with full SVDs in float32."""
+"""The workbench's extract at rank 32, beside a plain loop with full SVDs in float32: time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.memory import peak_of
 from benchmarks.plain_svd import RANK, extract_plainly, layers
 from benchmarks.records import Options, Record, record_of
 from benchmarks.timing import timed
@@ -17,7 +19,7 @@ __all__ = ["extracting"]
 
 
 def extracting(options: Options) -> Iterator[Record]:
-    """Yield the time from two checkpoints to a file, of four layers each of 320, 640 and 1280.
+    """Yield time and memory from two checkpoints to a file, of four layers each of 320, 640 and 1280.
 
     The change is what a spectrum of a tuned model looks like: a few large directions, and noise in all.
     """
@@ -40,4 +42,4 @@ def extracting(options: Options) -> Iterator[Record]:
         "loop": lambda: extract_plainly(tuned, base, loop, rank),
     }
     for who, timing in timed(ways, options.limits).items():
-        yield record_of("extract", "-", who, timing)
+        yield replace(record_of("extract", "-", who, timing), bytes=peak_of(ways[who]))

@@ -1,11 +1,13 @@
-"""The workbench's merge of three LoRAs to the rank of one, beside a plain loop with full SVDs in float32."""
+"""The workbench's merge of three LoRAs to the rank of one, beside a plain loop with full SVDs: time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import model
+from benchmarks.memory import peak_of
 from benchmarks.plain_svd import RANK, layers, merge_plainly
 from benchmarks.records import Options, Record, record_of
 from benchmarks.timing import timed
@@ -17,7 +19,7 @@ _STRENGTHS = (0.7, 0.5, 0.4)
 
 
 def merging(options: Options) -> Iterator[Record]:
-    """Yield the time from files to file, of LoRAs of rank 32 on four layers each of 320, 640 and 1280."""
+    """Yield time and memory from files to file, of LoRAs of rank 32 on four layers each of 320, 640 and 1280."""
     folder = Path(options.folder) / "merging"
     rank = 4 if options.quick else RANK
     files = model.write_loras(folder, {**layers(quick=options.quick)}, count=len(_STRENGTHS), rank=rank)
@@ -28,4 +30,4 @@ def merging(options: Options) -> Iterator[Record]:
         "loop": lambda: merge_plainly(files, _STRENGTHS, loop, rank),
     }
     for who, timing in timed(ways, options.limits).items():
-        yield record_of("merge", "-", who, timing)
+        yield replace(record_of("merge", "-", who, timing), bytes=peak_of(ways[who]))

@@ -23,13 +23,11 @@ from dataclasses import replace
 from typing import Literal, NoReturn, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_runtime.adapters import LowRank
 from lora_runtime.dialects import WHOLE
-from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.errors import LoraFileError
-from lora_runtime.families.cascade import CASCADE_NAMES
 from lora_runtime.key_endings import ending_of
 from lora_runtime.lora import Lora, load_lora
 from lora_runtime.merge import region_of
@@ -41,7 +39,7 @@ from lora_runtime.workbench.fusing import Pair, cut_apart, put_together
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.known_models import known_model
 from lora_runtime.workbench.low_rank import Product, energy_of
-from lora_runtime.workbench.naming import kohya_prefix, renamed
+from lora_runtime.workbench.naming import kohya_prefix, names_in_files, renamed
 from lora_runtime.workbench.original_names import in_original_names
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.writing import check_free
@@ -135,15 +133,10 @@ class _Made:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        # Files have the names of transformers for text encoders, whatever layout the rest of their names is of, and
-        # kohya's for Cascade's attention: torch's, with q, k and v in one parameter, which no file has a name for.
         self._theirs = {
             (name, path, part.index, part.count): theirs
             for name, root in model.view.components.items()
-            for path, theirs, part in (OPEN_CLIP if name.startswith("text_encoder") else CASCADE_NAMES).translations(
-                _paths(root)
-            )
-            if name.startswith("text_encoder") or part.count > 1
+            for path, theirs, part in names_in_files(name, root)
         }
         self._places: dict[tuple[str, str], list[tuple[Target, Pair, str]]] = {}
         self.zero: dict[str, str] = {}
@@ -229,15 +222,6 @@ class _Made:
             f"{change.lora.path}: {change.stem} ({change.algorithms}) has no names that both programs read: "
             "to-lora makes factors of it"
         )
-
-
-def _paths(root: nn.Module) -> list[str]:
-    """Return what the parameters of a component are called by files: by their module, where it has the one weight."""
-    paths = []
-    for own, _ in root.named_parameters():
-        module, _, last = own.rpartition(".")
-        paths.append(module if last in ("weight", "in_proj_weight") else own)
-    return list(dict.fromkeys(paths))
 
 
 class _Names:

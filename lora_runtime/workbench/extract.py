@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ import torch
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import hashes
 from lora_runtime.tensors import DTYPES
-from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
+from lora_runtime.workbench.base_model import BaseModel, open_model
 from lora_runtime.workbench.changes import kernel
 from lora_runtime.workbench.devices import device_named
 from lora_runtime.workbench.differences import Difference
 from lora_runtime.workbench.draft import ZERO, Draft, dtype_named
 from lora_runtime.workbench.kept import Outcome
 from lora_runtime.workbench.low_rank import Product
-from lora_runtime.workbench.naming import kohya_prefix, renamed
 from lora_runtime.workbench.new_words import grows, words_of
 from lora_runtime.workbench.notes import notes_of
+from lora_runtime.workbench.pairs import Pair, pairs_of
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sizes import NO_ROOM, Limit, limit_of, shared_out, spectrum_within
 from lora_runtime.workbench.spelling import difference_keys, factor_keys
@@ -49,17 +49,6 @@ class _Checkpoint:
     name: str
     sha256: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One parameter of both models."""
-
-    stem: str
-    parameter: str  # "weight" or "bias"
-    tuned: Stored
-    base: Stored | None
-    component: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,7 @@ def extract(
     path, wanted = check_free(out, force=force), dtype_named(dtype)
     models = open_model(tuned), open_model(base)
     draft, chosen = Draft(wanted), []
-    for pair in _pairs(*models):
+    for pair in pairs_of(*models):
         if not _asked(pair.stem, include, exclude):
             draft.tally.left_out[pair.stem] = _NOT_ASKED
         elif pair.base is None:
@@ -130,7 +119,7 @@ def extract(
             draft.tally.left_out[pair.stem] = f"its shape is {shapes}"
         else:
             chosen.append(pair)
-    if not any(pair.base is not None for pair in _pairs(*models)):
+    if not any(pair.base is not None for pair in pairs_of(*models)):
         raise LoraFileError(f"{tuned}: has no weight by a name that {base} has: give two models of one layout")
     asked = {"rank": limit.rank, "energy": limit.energy, "conv_rank": conv_rank, "size": size}
     options = {name: value for name, value in asked.items() if value is not None}
@@ -144,13 +133,13 @@ def extract(
     return draft.write(path, parents, "extract", options)
 
 
-def _add(draft: Draft, pair: _Pair, asked: _Asked, ranks: Mapping[str, int] | None) -> None:
+def _add(draft: Draft, pair: Pair, asked: _Asked, ranks: Mapping[str, int] | None) -> None:
     found = _difference(pair, asked.device)
     if isinstance(found, str):
         draft.tally.left_out.setdefault(pair.stem, found)
         return
     draft.tally.left_out.pop(pair.stem, None)  # of a module whose weight stayed and whose bias did not
-    shape = pair.tuned.shape
+    shape = pair.shape
     before, draft.dtype = draft.dtype, _dtype(draft, pair)
     try:
         if not _is_matrix(pair):
@@ -169,10 +158,10 @@ def _add(draft: Draft, pair: _Pair, asked: _Asked, ranks: Mapping[str, int] | No
         draft.dtype = before
 
 
-def _difference(pair: _Pair, device: torch.device | None) -> Difference | str:
+def _difference(pair: Pair, device: torch.device | None) -> Difference | str:
     """Return what was changed, as a matrix or a column, or why there is nothing to be taken."""
     assert pair.base is not None
-    tensor, original, kind = pair.tuned.read(), pair.base.read(), pair.tuned.info.dtype
+    tensor, original, kind = pair.read(pair.tuned), pair.read(pair.base), pair.tuned.info.dtype
     if not tensor.is_floating_point():
         return ZERO if torch.equal(tensor, original) else f"holds whole numbers ({kind})"
     if tensor.dtype.itemsize == 1:
@@ -186,18 +175,18 @@ def _difference(pair: _Pair, device: torch.device | None) -> Difference | str:
     return found if found.any() else ZERO
 
 
-def _dtype(draft: Draft, pair: _Pair) -> torch.dtype:
+def _dtype(draft: Draft, pair: Pair) -> torch.dtype:
     return DTYPES[pair.tuned.info.dtype] if draft.dtype is None else draft.dtype
 
 
-def _is_matrix(pair: _Pair) -> bool:
-    return pair.parameter == "weight" and len(pair.tuned.shape) >= 2
+def _is_matrix(pair: Pair) -> bool:
+    return pair.parameter == "weight" and len(pair.shape) >= 2
 
 
 # ---- a file of some size --------------------------------------------------------------------------------------------
 
 
-def _ranks_for(draft: Draft, pairs: Sequence[_Pair], asked: _Asked, room: int, progress: bool) -> dict[str, int]:
+def _ranks_for(draft: Draft, pairs: Sequence[Pair], asked: _Asked, room: int, progress: bool) -> dict[str, int]:
     """Return ranks by module with which the tensors and their part of the header have at most `room` bytes.
 
     Of each module only the singular values are kept, so that the factors are made when the ranks are known.
@@ -206,7 +195,7 @@ def _ranks_for(draft: Draft, pairs: Sequence[_Pair], asked: _Asked, room: int, p
     blanks = {key: Blank(tensor.dtype, tuple(tensor.shape)) for key, tensor in draft.tensors.items()}  # new words
     taken = sum(blank.nbytes for blank in blanks.values())
     for pair in steps(pairs, "extract (singular values)", show=progress):
-        found, shape = _difference(pair, asked.device), pair.tuned.shape
+        found, shape = _difference(pair, asked.device), pair.shape
         if isinstance(found, str):
             continue
         dtype = _dtype(draft, pair)
@@ -235,7 +224,7 @@ def _ranks_for(draft: Draft, pairs: Sequence[_Pair], asked: _Asked, room: int, p
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def _add_words(draft: Draft, pair: _Pair, model: BaseModel, word: str | None) -> None:
+def _add_words(draft: Draft, pair: Pair, model: BaseModel, word: str | None) -> None:
     assert pair.base is not None
     table, original = pair.tuned.read(), pair.base.read()
     first = len(original)
@@ -254,35 +243,6 @@ def _asked(stem: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     if any(fnmatch.fnmatchcase(stem, pattern) for pattern in exclude):
         return False
     return not include or any(fnmatch.fnmatchcase(stem, pattern) for pattern in include)
-
-
-# ---- names ----------------------------------------------------------------------------------------------------------
-
-
-def _pairs(tuned: BaseModel, base: BaseModel) -> Iterator[_Pair]:
-    """Yield the weights and biases of the tuned model, with those of the base by the same name."""
-    others = {(name, path): stored for name, path, stored in _weights(base)}
-    alone = sum(name.startswith("text_encoder") for name in tuned.view.components) == 1
-    names: dict[str, Mapping[str, str]] = {}
-    for name, path, stored in _weights(tuned):
-        if name not in names:
-            names[name] = renamed(name, tuned)
-        module, _, last = path.rpartition(".")
-        if last == "bias":
-            stem, parameter = names[name].get(module, module), "bias"
-        else:
-            own = module if last in ("weight", "scale", "in_proj_weight") else path
-            stem, parameter = names[name].get(own, own), "weight"
-        if last != "in_proj_bias" and stem:
-            own_name = kohya_prefix(name, alone) + stem.replace(".", "_")
-            yield _Pair(own_name, parameter, stored, others.get((name, path)), name)
-
-
-def _weights(model: BaseModel) -> Iterator[tuple[str, str, Stored]]:
-    """Yield component, path and place of all weights."""
-    for name, root in model.view.components.items():
-        for path, parameter in root.named_parameters(remove_duplicate=False):
-            yield name, path, model.stored(parameter)
 
 
 def _noted(model: BaseModel) -> Any:

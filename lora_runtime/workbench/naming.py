@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from lora_runtime.dialects import ANY, DENOISERS, WHOLE
+from torch import nn
+
+from lora_runtime.dialects import ANY, DENOISERS, WHOLE, Part
+from lora_runtime.dialects.open_clip import OPEN_CLIP
 from lora_runtime.errors import LoraFileError
+from lora_runtime.families.cascade import CASCADE_NAMES
 from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.workbench.base_model import Model
 
-__all__ = ["kohya_prefix", "renamed"]
+__all__ = ["kohya_prefix", "names_in_files", "renamed"]
 
 _IN_TEXT_MODEL = ("encoder.layers.", "embeddings.", "final_layer_norm")  # of CLIP; T5 has encoder.block
 
@@ -27,6 +31,25 @@ def renamed(component: str, model: Model) -> Mapping[str, str]:
     if component != "unet" or "text_encoder_2" in model.view.components:
         return {}
     return {path: theirs for path, theirs, part in UNET_NAMES.translations(paths) if part == WHOLE}
+
+
+def names_in_files(component: str, root: nn.Module) -> Iterator[tuple[str, str, Part]]:
+    """Yield (path, another name, what of the weight that is) of what every file calls so, whatever else its names are.
+
+    Text encoders have transformers' names, also beside the original's UNet. And torch's attention has q, k and v in one
+    parameter, for which no file has a name: transformers' names for them, and kohya's where it is Cascade's.
+    """
+    paths = []
+    for own, _ in root.named_parameters(remove_duplicate=False):
+        module, _, last = own.rpartition(".")
+        paths.append(module if last in ("weight", "in_proj_weight") else own)
+    paths = list(dict.fromkeys(paths))
+    if component.startswith("text_encoder"):
+        yield from OPEN_CLIP.translations(paths)
+    else:
+        for path, theirs, part in CASCADE_NAMES.translations(paths):
+            if part.count > 1 and theirs.startswith(f"{path}."):
+                yield path, theirs, part
 
 
 def kohya_prefix(component: str, alone: bool) -> str:

@@ -19,7 +19,7 @@ from lora_runtime import apply
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import read_header
 from lora_runtime.lora import load_lora
-from lora_runtime.workbench import extract
+from lora_runtime.workbench import bake, extract
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -98,6 +98,38 @@ def test_files_of_sdxl_have_the_original_names(tmp_path: Path) -> None:
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q" in stems
     assert {stem[:9] for stem in stems} == {"lora_unet", "lora_te1_", "lora_te2_"}
     assert outcome.kept > 1 - 1e-12
+
+
+def test_the_second_text_encoder_has_the_names_that_all_programs_read(tmp_path: Path) -> None:
+    old, new = tiny_ldm.model("sdxl", hijacked=False), tiny_ldm.model("sdxl", hijacked=False)
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            if "resblocks" in name or name.endswith(("text_projection", "positional_embedding")):
+                parameter += 0.1 * rand(*parameter.shape)
+    states = [tiny_ldm.state(each) for each in (new, old)]
+    paths = [written(tmp_path / f"{number}.safetensors", state) for number, state in enumerate(states)]
+    outcome = extract(*paths, tmp_path / "a.safetensors", energy=1.0)
+    assert outcome.kept > 1 - 1e-12
+    lora = load_lora(outcome.path)
+    clip = "lora_te2_text_model_"
+    # transformers' names as kohya spells them; those of OpenCLIP are in no file.
+    assert all(stem.startswith(clip) or stem == "lora_te2_text_projection" for stem in lora.adapters)
+    prefix = "conditioner.embedders.1.model."
+    changes = {name.removeprefix(prefix): states[0][name].double() - states[1][name] for name in states[0]}
+    rows = changes["transformer.resblocks.0.attn.in_proj_weight"].chunk(3)
+    biases = changes["transformer.resblocks.0.attn.in_proj_bias"].chunk(3)
+    want = {f"{clip}encoder_layers_0_self_attn_{name}_proj": row for name, row in zip("qkv", rows, strict=True)}
+    want[f"{clip}encoder_layers_0_mlp_fc1"] = changes["transformer.resblocks.0.mlp.c_fc.weight"]
+    want["lora_te2_text_projection"] = changes["text_projection"].mT  # the other way round in OpenCLIP
+    want[f"{clip}embeddings_position_embedding"] = changes["positional_embedding"]
+    for stem, change in want.items():
+        torch.testing.assert_close(delta(lora, stem, change.shape), change, rtol=1e-4, atol=1e-5)
+    for name, change in zip("qkv", biases, strict=True):
+        found = delta(lora, f"{clip}encoder_layers_0_self_attn_{name}_proj", change.shape, "bias")
+        torch.testing.assert_close(found, change, rtol=1e-4, atol=1e-5)
+    baked = load_file(bake(paths[1], [str(outcome.path)], tmp_path / "again.safetensors").path)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(baked[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_modules_can_be_chosen_and_what_is_left_out_has_its_reason(tmp_path: Path) -> None:
