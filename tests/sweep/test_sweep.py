@@ -28,7 +28,7 @@ Image = pytest.importorskip("PIL.Image")
 np = pytest.importorskip("numpy")
 pytest.importorskip("diffusers")
 
-SIZE = {"width": 32, "height": 32, "steps": 2, "guidance_scale": 3.0}
+SIZE = {"width": 16, "height": 16, "steps": 2, "guidance_scale": 3.0}
 NAMES = ("ink", "oil", "wash")
 ROWS: list[dict[str, Any]] = [
     {"name": f"r{n}", "prompt": f"a boat {n} <lora:{NAMES[n % 3]}:{0.5 + n % 2}>", "seed": n, "mood": n % 4, **SIZE}
@@ -36,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 ROWS[3]["prompt"] = "no tags"
 ROWS[7]["prompt"] += "<lora:ink:0.4@0,0.9@1>"  # follows the steps, so it acts beside
-ROWS[9] |= {"negative": "grey", "width": 64}
+ROWS[9] |= {"negative": "grey", "width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_each_picture_is_made_of(loras: Path, swept: Call
     assert line["tags"] == ["<lora:wash:1.5>"]
     assert line["files"] == {"wash": hashes.sha256}
     assert line["infotext"] == (
-        "a boat 5 <lora:wash:1.5>\nSteps: 2, CFG scale: 3.0, Seed: 5, Size: 32x32, "
+        "a boat 5 <lora:wash:1.5>\nSteps: 2, CFG scale: 3.0, Seed: 5, Size: 16x16, "
         f'Lora hashes: "wash: {hashes.sha256_of_tensors[:12]}"'
     )
     assert line["seconds"] > 0
@@ -150,7 +150,7 @@ def test_a_picture_says_what_it_is_made_of(swept: Callable[..., Swept]) -> None:
     said = lora_runtime.read_infotext(out / "r9.png")
     assert said.prompt == ROWS[9]["prompt"]
     assert said.negative_prompt == "grey"
-    assert said.parameters["Size"] == "64x32"
+    assert said.parameters["Size"] == "32x16"
 
 
 def test_what_a_row_leaves_out_is_the_pipelines_own(swept: Callable[..., Swept]) -> None:
@@ -176,7 +176,7 @@ def test_a_contact_sheet_has_tags_across_and_prompts_down(swept: Callable[..., S
     ]
     swept(grid, grid=tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as drawn:
-        assert drawn.width == 4 + 3 * (96 + 4)  # as train.charts.sheet draws: 32 pixels three times
+        assert drawn.width == 4 + 3 * (96 + 4)  # as train.charts.sheet draws: 16 pixels six times
         assert drawn.height == 16 + 4 * (96 + 16 + 4)
 
 
@@ -406,8 +406,8 @@ def test_each_file_is_read_once_and_rows_with_the_same_tags_follow_each_other(
     monkeypatch.setattr(lora_cache, "load_lora", counted)
     monkeypatch.setattr(paint, "apply", noted)
     monkeypatch.setattr("lora_runtime.lookup._cache", lora_cache.LoraCache(files=1))  # the narrowest there is
-    rows = [{"prompt": f"a <lora:{NAMES[n % 3]}:{n % 2}>", "seed": n, **SIZE} for n in range(24)]
-    assert swept(rows).painted == 24
+    rows = [{"prompt": f"a <lora:{NAMES[n % 3]}:{n % 2}>", "seed": n, **SIZE} for n in range(12)]
+    assert swept(rows).painted == 12
     assert sorted(read) == sorted(NAMES)
     switches = sum(one != other for one, other in itertools.pairwise(shown))
     assert switches == 5  # six kinds of tags
