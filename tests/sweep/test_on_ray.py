@@ -89,3 +89,15 @@ def test_a_file_that_is_deleted_meanwhile_costs_its_rows(loras: Path, tmp_path: 
     assert done.painted + done.failed == 8
     assert all('"oil"' in line["error"] for line in lines(tmp_path / "out").values() if line["error"])
     assert done.failed > 0
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line(
+    loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**given: Any) -> None:
+        raise ConnectionError(f"no answer from {given['address']}")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(SweepError, match=r"Ray cannot be reached at 10\.0\.0\.1:1: ConnectionError: no answer"):
+        sweep(ROWS[:1], sweep_pipes.plain, tmp_path / "out", loras=loras, ray="10.0.0.1:1")
