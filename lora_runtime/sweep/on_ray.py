@@ -31,7 +31,8 @@ def paint_on_ray(
     Plain actors and not Ray Data: there a block goes to any worker that is free; here a batch goes where its files are,
     is written as soon as it is painted, and one that kills its worker is taken apart. `address` is that of a cluster;
     None starts one on this machine for as long as this lasts. `gpus` each worker has, left out 1 where the cluster has
-    any. SweepError where Ray is not installed or no worker gets a pipeline.
+    any. SweepError where Ray is not installed or not reached,
+    or no worker gets a pipeline.
     """
     try:
         import ray
@@ -40,7 +41,11 @@ def paint_on_ray(
     begun = not ray.is_initialized()
     if begun:
         more = {} if address else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **more)
+        try:
+            ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **more)
+        except (OSError, ValueError, RuntimeError) as error:
+            where = f"cannot be reached at {address}" if address else "cannot be started here"
+            raise SweepError(f"Ray {where}: {reason_of(error)}") from error
     try:
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0

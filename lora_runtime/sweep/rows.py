@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from lora_runtime.errors import LoraError
@@ -48,12 +49,12 @@ class Row:
     columns: Mapping[str, Any] = field(default_factory=dict)
     fault: str = ""
 
-    @property
+    @cached_property
     def tags(self) -> tuple[LoraTag, ...]:
         """The tags of the prompt."""
         return parse_prompt(self.prompt).tags
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The SHA-256, as hex digits, of all that the row says but its name."""
         said = [self.prompt, self.negative, self.seed, self.width, self.height, self.steps, self.guidance_scale]

@@ -24,6 +24,7 @@ from lora_runtime.sweep.sheet import write_sheet
 __all__ = ["MAX_PIXELS", "Swept", "sweep"]
 
 MAX_PIXELS = 2048 * 2048
+_USUAL_SIDE = 512  # pixels: what a side that a row leaves out counts as
 _MOST_SUGGESTIONS = 20  # of 10,000 files each takes 0.2 s
 
 
@@ -164,8 +165,9 @@ class _Folder:
         """Return why a row cannot be painted, as far as that is known before a pipeline is asked; "" where it can."""
         if row.fault:
             return row.fault
-        if (row.width or 1) * (row.height or 1) > max_pixels:
-            return f"{row.width} × {row.height} pixels are more than {max_pixels}: ask for less, or allow more"
+        width, height = row.width or _USUAL_SIDE, row.height or _USUAL_SIDE
+        if width * height > max_pixels:
+            return f"{width} × {height} are more than {max_pixels} pixels: ask for less, or allow more (max_pixels)"
         prompt = parse_prompt(row.prompt)
         for said in prompt.diagnostics:
             if said.severity == "error":
@@ -183,7 +185,7 @@ class _Folder:
     def _stays(self, key: str, line: Line) -> bool:
         """Return whether a row's picture is there, made of what the row and the files say now."""
         row = self.asked.get(key)
-        if line.get("error") or not isinstance(line.get("file"), str) or not (self.path / line["file"]).is_file():
+        if line.get("error") or line.get("file") != f"{key}.png" or not (self.path / line["file"]).is_file():
             return False
         if row is None:
             return True  # of a row that is not asked for now

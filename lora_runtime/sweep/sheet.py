@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cells_of", "write_sheet"]
 
-_MOST = 4000  # places on one sheet
+_MOST = 2000  # places on one sheet
 _TILE, _LEAST = 256, 96  # pixels: larger pictures are made smaller, smaller ones whole times larger
 _LETTER, _WIDEST = 6, 288  # pixels of a letter of a title, and of the widest title
 _SAID = {"seed": "seed {}", "steps": "{} steps", "guidance_scale": "guidance {:g}", "negative": "without {}"}
@@ -61,22 +60,22 @@ def write_sheet(lines: Sequence[Line], folder: Path, out: Path) -> bool:
         raise SweepError(
             f"a sheet of {len(titles)} × {len(rows)} places: {_MOST} are the most; index.html has them all"
         )
-    with ExitStack() as opened:
-        width = min(_WIDEST, max((_LETTER * len(title) for title in titles), default=0))
+    width = min(_WIDEST, max((_LETTER * len(title) for title in titles), default=0))
 
-        def picture(line: Line | None) -> Image.Image | None:
-            if line is None or not line.get("file"):
-                return None
-            found = opened.enter_context(Image.open(folder / line["file"])).convert("RGB")
-            found.thumbnail((_TILE, _TILE))
-            larger = max(1, _LEAST // found.width, -(-width // found.width))  # times, so that the titles have room
-            return found.resize((larger * found.width, larger * found.height))
+    def picture(line: Line | None) -> Image.Image | None:
+        if line is None or not line.get("file"):
+            return None
+        with Image.open(folder / line["file"]) as opened:
+            found = opened.convert("RGB")
+        found.thumbnail((_TILE, _TILE))
+        larger = max(1, _LEAST // found.width, -(-width // found.width))  # times, so that the titles have room
+        return found.resize((larger * found.width, larger * found.height))
 
-        drawn = [(label, [picture(line) for line in row]) for label, row in rows]
-        there = [found.width for _, row in drawn for found in row if found is not None]
-        if not there:
-            return False
-        most = max(there) // _LETTER
-        made = sheet(drawn, [title if len(title) <= most else f"{title[: most - 1]}…" for title in titles])
+    drawn = [(label, [picture(line) for line in row]) for label, row in rows]
+    there = [found.width for _, row in drawn for found in row if found is not None]
+    if not there:
+        return False
+    most = max(there) // _LETTER
+    made = sheet(drawn, [title if len(title) <= most else f"{title[: most - 1]}…" for title in titles])
     made.save(out)
     return True

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lora_runtime
+from lora_runtime import sweep
 from lora_runtime.sweep import Row, SweepError, grid_rows, read_jobs
 from lora_runtime.sweep.rows import checked_rows, read_row
 
@@ -204,3 +208,30 @@ def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"prompt\n\xff\n")
     with pytest.raises(SweepError, match="cannot be read"):
         read_jobs(path)
+
+
+def test_files_are_read_and_planned_without_torch() -> None:
+    code = (
+        "import sys; from lora_runtime.sweep import read_jobs, grid_rows, Row, SweepError;"
+        "from lora_runtime.sweep import dispatch, manifest, page, plan;"
+        "print({'torch', 'numpy', 'PIL'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_public_name_is_there_and_says_what_it_is() -> None:
+    assert all(getattr(sweep, name).__doc__ for name in sweep.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'swep'"):
+        sweep.swep  # noqa: B018
+
+
+def test_the_file_and_the_grid_of_the_page_are_read(tmp_path: Path) -> None:
+    """docs/sweep.md shows a file in TOML: its rows are those that it says."""
+    text = (Path(__file__).parents[2] / "docs" / "sweep.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "jobs.toml").write_text(shown, encoding="utf-8")
+    rows = read_jobs(tmp_path / "jobs.toml")
+    assert len(rows) == 1 + 2 * 2 * 5
+    assert not any(row.fault for row in rows)
+    assert all(lora_runtime.parse_prompt(row.prompt).diagnostics == () for row in rows)

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,14 @@ from safetensors.torch import save_file
 
 import lora_runtime
 from lora_runtime import lora_cache
-from lora_runtime.sweep import SweepError, Swept, paint, run, sweep
+from lora_runtime.sweep import SweepError, Swept, paint, run, sheet, sweep
 from lora_runtime.sweep.manifest import Manifest, write_whole
 
 Image = pytest.importorskip("PIL.Image")
 np = pytest.importorskip("numpy")
 pytest.importorskip("diffusers")
 
-SIZE = {"width": 32, "height": 32, "steps": 2, "guidance_scale": 3.0}
+SIZE = {"width": 16, "height": 16, "steps": 2, "guidance_scale": 3.0}
 NAMES = ("ink", "oil", "wash")
 ROWS: list[dict[str, Any]] = [
     {"name": f"r{n}", "prompt": f"a boat {n} <lora:{NAMES[n % 3]}:{0.5 + n % 2}>", "seed": n, "mood": n % 4, **SIZE}
@@ -35,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 ROWS[3]["prompt"] = "no tags"
 ROWS[7]["prompt"] += "<lora:ink:0.4@0,0.9@1>"  # follows the steps, so it acts beside
-ROWS[9] |= {"negative": "grey", "width": 64}
+ROWS[9] |= {"negative": "grey", "width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_the_manifest_says_what_each_picture_is_made_of(loras: Path, swept: Call
     assert line["tags"] == ["<lora:wash:1.5>"]
     assert line["files"] == {"wash": hashes.sha256}
     assert line["infotext"] == (
-        "a boat 5 <lora:wash:1.5>\nSteps: 2, CFG scale: 3.0, Seed: 5, Size: 32x32, "
+        "a boat 5 <lora:wash:1.5>\nSteps: 2, CFG scale: 3.0, Seed: 5, Size: 16x16, "
         f'Lora hashes: "wash: {hashes.sha256_of_tensors[:12]}"'
     )
     assert line["seconds"] > 0
@@ -149,7 +150,7 @@ def test_a_picture_says_what_it_is_made_of(swept: Callable[..., Swept]) -> None:
     said = lora_runtime.read_infotext(out / "r9.png")
     assert said.prompt == ROWS[9]["prompt"]
     assert said.negative_prompt == "grey"
-    assert said.parameters["Size"] == "64x32"
+    assert said.parameters["Size"] == "32x16"
 
 
 def test_what_a_row_leaves_out_is_the_pipelines_own(swept: Callable[..., Swept]) -> None:
@@ -174,9 +175,18 @@ def test_a_contact_sheet_has_tags_across_and_prompts_down(swept: Callable[..., S
         for seed in (1, 2)
     ]
     swept(grid, grid=tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width == 4 + 3 * (96 + 4)  # as train.charts.sheet draws: 32 pixels three times
-        assert sheet.height == 16 + 4 * (96 + 16 + 4)
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        assert drawn.width == 4 + 3 * (96 + 4)  # as train.charts.sheet draws: 16 pixels six times
+        assert drawn.height == 16 + 4 * (96 + 16 + 4)
+
+
+def test_a_sheet_of_too_many_pictures_is_said_and_costs_no_sweep(
+    swept: Callable[..., Swept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheet, "_MOST", 1)
+    done = swept(ROWS[:2], grid=tmp_path / "sheet.png")
+    assert done.painted == 2
+    assert "a sheet of 2 × 2 places: 1 are the most" in done.notes[0]
 
 
 def test_a_sheet_without_a_picture_is_said_and_not_drawn(swept: Callable[..., Swept], tmp_path: Path) -> None:
@@ -192,8 +202,8 @@ BAD = [
     ({"prompt": "a <lora:ink:nan>"}, '"nan" is not a finite number'),
     ({"prompt": "a <lora:ink:x>"}, 'the strength "x" is not a number'),
     ({"prompt": "a <lora:ink:1e38>"}, "its pixels are no numbers"),
-    ({"prompt": "a", "width": 100_000, "height": 100_000}, "pixels|whole number"),
-    ({"prompt": "a", "width": 30_000, "height": 30_000}, "900000000|30000 × 30000 pixels are more"),
+    ({"prompt": "a", "width": 100_000, "height": 100_000}, "width is '100000': give a whole number from 1 to"),
+    ({"prompt": "a", "width": 30_000, "height": 30_000}, "30000 × 30000 are more than 4194304 pixels"),
     ({"prompt": "a", "width": 33}, "ValueError: .*divisible by"),
     ({"prompt": "a", "steps": 0}, "steps is '0'"),
     ({"prompt": "a <lora:torn:1>"}, "torn"),
@@ -346,6 +356,35 @@ def test_a_manifest_is_read_with_whatever_is_in_it(tmp_path: Path) -> None:
     assert list(manifest.lines) == ["a"]
 
 
+KILLED = """
+import os, sys, torch
+from PIL import Image
+from lora_runtime.sweep import sweep
+
+class Pipe(torch.nn.Module):
+    def __call__(self, prompt, generator, **more):
+        if prompt == ["die"] and sys.argv[2] == "die":
+            os.kill(os.getpid(), 9)
+        self.images = [Image.new("RGB", (8, 8))]
+        return self
+
+rows = [{"name": name, "prompt": name} for name in ("a", "b", "die", "e")]
+done = sweep(rows, Pipe, sys.argv[1], loras=[], resume=True)
+print(done.painted, done.kept)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    def run_it(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = [sys.executable, "-c", KILLED, str(tmp_path / "out"), *arguments]
+        return subprocess.run(code, capture_output=True, text=True)
+
+    assert run_it("die").returncode == -9
+    assert sorted(by_key(tmp_path / "out")) == ["a", "b"]
+    assert run_it("live").stdout == "2 2\n"
+    assert sorted(by_key(tmp_path / "out")) == ["a", "b", "die", "e"]
+
+
 # --- counted -------------------------------------------------------------------------------------------------------
 
 
@@ -367,8 +406,8 @@ def test_each_file_is_read_once_and_rows_with_the_same_tags_follow_each_other(
     monkeypatch.setattr(lora_cache, "load_lora", counted)
     monkeypatch.setattr(paint, "apply", noted)
     monkeypatch.setattr("lora_runtime.lookup._cache", lora_cache.LoraCache(files=1))  # the narrowest there is
-    rows = [{"prompt": f"a <lora:{NAMES[n % 3]}:{n % 2}>", "seed": n, **SIZE} for n in range(24)]
-    assert swept(rows).painted == 24
+    rows = [{"prompt": f"a <lora:{NAMES[n % 3]}:{n % 2}>", "seed": n, **SIZE} for n in range(12)]
+    assert swept(rows).painted == 12
     assert sorted(read) == sorted(NAMES)
     switches = sum(one != other for one, other in itertools.pairwise(shown))
     assert switches == 5  # six kinds of tags
