@@ -43,7 +43,7 @@ def png(path: Path, text: str) -> Path:
 def with_comment(path: Path, text: str) -> Path:
     """Write a picture whose EXIF comment has the text, as the WebUI does for JPEG and WebP."""
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    exif[0x8769] = {0x9286: b"UNICODE\0" + text.encode("utf-16-be")}
     Image.new("RGB", (2, 2)).save(path, exif=exif)
     return path
 

@@ -64,7 +64,7 @@ def _out_of_scope(tag: LoraTag, read: LoraTag, alone: LoraTag) -> LoraTag:
 
 def _fields(tag: LoraTag, dialect: Dialect) -> Iterator[str]:
     yield quoted(tag.name) if dialect == "native" else tag.name
-    if tag.te == tag.unet:
+    if tag.te == tag.unet and not _is_in_brackets(tag.te):
         yield _text(tag.te)
     else:
         yield f"te={_text(tag.te)}"
@@ -95,6 +95,11 @@ def condition_fields(tag: LoraTag, *, dialect: Dialect = "a1111") -> Iterator[st
             yield f"box={','.join(map(number, region.box))}"
         if region.soft:
             yield f"soft={number(region.soft)}"
+
+
+def _is_in_brackets(strength: Strength) -> bool:
+    """Return whether a strength without a key would be the denoiser's alone."""
+    return isinstance(strength, Curve) and strength.keys[0].position.unit == "share"
 
 
 def _path(text: str) -> str:

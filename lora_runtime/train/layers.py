@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_runtime.errors import TrainingError
+from lora_runtime.key_endings import ENDINGS, ending_of
 from lora_runtime.train.config import Config
 from lora_runtime.train.models import Model
 from lora_runtime.train.names import stems_of
@@ -28,11 +29,6 @@ _ATTENTION = "Transformer2DModel"
 _CONVOLVED = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _BLOCKS = re.compile(r"(.*_)?(transformer_)?blocks\.\d+\.")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-# Where peft keeps the tensors of each algorithm, which is also what they are called in files.
-_FACTORS = {
-    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,11 +230,11 @@ def _said(layer: _Layer, algorithm: str) -> Iterator[tuple[str, Tensor]]:
         yield from _lora(stem, wrapped, scale, rank)
         return
     whole = algorithm == "lokr" and _ADAPTER in wrapped.lokr_w2
-    for name in _FACTORS[algorithm]:
-        held = getattr(wrapped, name)
+    for ending, spelled in ENDINGS[algorithm].items():
+        held = getattr(wrapped, ending.removeprefix("."), {})  # peft keeps each tensor under its name in files
         if _ADAPTER in held:
             # Two whole factors have no rank to divide by: readers take them at scale 1.
-            yield f"{stem}.{name}", held[_ADAPTER] * scale if whole and name == "lokr_w1" else held[_ADAPTER]
+            yield stem + ending, held[_ADAPTER] * scale if whole and spelled == "lokr/w1" else held[_ADAPTER]
     if not whole:
         yield f"{stem}.alpha", torch.tensor(scale * rank)
 
@@ -246,16 +242,16 @@ def _said(layer: _Layer, algorithm: str) -> Iterator[tuple[str, Tensor]]:
 def _lora(stem: str, wrapped: Any, scale: float, rank: int) -> Iterator[tuple[str, Tensor]]:
     """Yield factors and magnitudes. A scale of α/√r (rsLoRA) is said as α·√r/r, for readers that know no other."""
     up, down = wrapped.lora_B[_ADAPTER].weight, wrapped.lora_A[_ADAPTER].weight
-    magnitudes = getattr(wrapped, "lora_magnitude_vector", {})
+    magnitudes = getattr(wrapped, ending_of("dora", "dora/vector").removeprefix("."), {})
     magnitude = magnitudes[_ADAPTER].weight if _ADAPTER in magnitudes else None
     if "." in stem:  # a path, with which nobody reads an alpha
-        yield f"{stem}.lora_A.weight", down
-        yield f"{stem}.lora_B.weight", up * scale
+        yield stem + ending_of("lora", "peft/down"), down
+        yield stem + ending_of("lora", "peft/up"), up * scale
         if magnitude is not None:
-            yield f"{stem}.lora_magnitude_vector", magnitude
+            yield stem + ending_of("dora", "dora/vector"), magnitude
         return
-    yield f"{stem}.lora_down.weight", down
-    yield f"{stem}.lora_up.weight", up
+    yield stem + ending_of("lora", "kohya/down"), down
+    yield stem + ending_of("lora", "kohya/up"), up
     yield f"{stem}.alpha", torch.tensor(scale * rank)
     if magnitude is not None:
-        yield f"{stem}.dora_scale", magnitude.reshape(-1, *(1 for _ in range(down.ndim - 1)))
+        yield stem + ending_of("dora", "dora/scale"), magnitude.reshape(-1, *(1 for _ in range(down.ndim - 1)))

@@ -55,7 +55,7 @@ def test_a_new_concept_is_learnt_with_its_words(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("lora_runtime.train.file.loss_curve", lambda losses, path: True)
     files = sorted(FOLDER.glob("*.png"))
     captions = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
-    pictures = [Image.open(file) for file in files]
+    pictures = [Image.open(file).convert("RGB") for file in files]
     shuffled = tmp_path / "shuffled" / FOLDER.name
     shuffled.mkdir(parents=True)
     for number, file in enumerate(files):

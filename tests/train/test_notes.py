@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from extension_package import module
 from safetensors.torch import save_file
 
-from extension.library.training_info import Fact, facts, tag_counts
 from lora_runtime.families import FAMILIES
 from lora_runtime.metadata import describe, read_header
 from lora_runtime.train.config import Config
 from lora_runtime.train.folders import Dataset, Picture
 from lora_runtime.train.notes import metadata_of, trigger_phrase
+
+_INFO = module("library.training_info")
+Fact, facts, tag_counts = _INFO.Fact, _INFO.facts, _INFO.tag_counts
 
 STARTED = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
