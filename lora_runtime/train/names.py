@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lora_runtime.dialects.ldm import LDM
+from lora_runtime.families.unet import UNET_NAMES
 from lora_runtime.train.models import Model, StableDiffusionXL
 
 __all__ = ["stems_of"]
@@ -31,7 +31,7 @@ def stems_of(model: Model, component: str, root: nn.Module) -> Mapping[str, str]
     else:
         others = {}
     if component == "unet" and isinstance(model, StableDiffusionXL):
-        others = dict(LDM.spellings(paths))
+        others = dict(UNET_NAMES.spellings(paths))
     if model.component != "unet":
         return {path: f"{component}.{others.get(path, path)}" for path in paths}
     prefix = _KOHYA[component]
