@@ -111,8 +111,8 @@ def _once(asked: LoraTag, prompts: Sequence[Prompt], whole: bool) -> list[Prompt
         tags = []
         for tag in prompt.tags:
             if tag.name == asked.name and not found:
-                changed_tag = replace(tag, te=asked.te, unet=asked.unet)
-                tags.append(replace(changed_tag, dyn=asked.dyn, conditions=asked.conditions) if whole else changed_tag)
+                kept = asked if whole else tag
+                tags.append(replace(tag, te=asked.te, unet=asked.unet, dyn=kept.dyn, conditions=kept.conditions))
             elif tag.name != asked.name:
                 tags.append(tag)
             found = found or tag.name == asked.name

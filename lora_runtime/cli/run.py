@@ -76,14 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers  # noqa: F401
 
     from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.pipelines.saved import best_device, dtype_argument
     from lora_runtime.runtime import apply
 
     catalog = LoraCatalog(*arguments.loras) if arguments.loras else LoraCatalog.default()
-    device = arguments.device or _best_device(torch)
+    device = arguments.device or best_device(torch)
     dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
     with _failing(f"cannot load the model in {arguments.model}"):
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            arguments.model, local_files_only=True, **_dtype_argument(diffusers.__version__, getattr(torch, dtype))
+            arguments.model, local_files_only=True, **dtype_argument(diffusers.__version__, getattr(torch, dtype))
         )
     with _failing(f"cannot use the device {device}"):
         pipe.to(device)
@@ -123,12 +124,6 @@ def _shown(diagnostic: Diagnostic, applied: Applied[list[str]]) -> str:
     return f"{diagnostic.severity}: {diagnostic.message}{hint}"
 
 
-def _dtype_argument(version: str, dtype: Any) -> dict[str, Any]:
-    """Return the dtype under the name that this version of diffusers has for it: 0.42 warns of the old one."""
-    major, minor = map(int, version.split(".")[:2])
-    return {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": dtype}
-
-
 def _wishes(
     arguments: argparse.Namespace, negative: str | list[str] | None, seeds: Sequence[int] | None, torch: Any
 ) -> dict[str, Any]:
@@ -143,12 +138,6 @@ def _wishes(
         "generator": None if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _best_device(torch: Any) -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.pipelines.saved import best_device, dtype_argument
 from lora_runtime.sweep.rows import SweepError
 
 __all__ = ["load_pipeline"]
@@ -20,15 +21,11 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
 
     if not Path(model).is_dir():
         raise SweepError(f"the model folder {model} does not exist")
-    if device is None:
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    device = device or best_device(torch)
     dtype = dtype or ("float32" if device == "cpu" else "float16")
-    major, minor = map(int, diffusers.__version__.split(".")[:2])
-    name = "dtype" if (major, minor) >= (0, 42) else "torch_dtype"  # 0.42 warns of the old one
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            model, local_files_only=True, **{name: getattr(torch, dtype)}
+            model, local_files_only=True, **dtype_argument(diffusers.__version__, getattr(torch, dtype))
         ).to(device)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
         raise SweepError(f"the model in {model} cannot be loaded: {' '.join(str(error).split())}") from error

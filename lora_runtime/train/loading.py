@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_runtime.errors import TrainingError
 from lora_runtime.header import read_header
+from lora_runtime.pipelines.saved import dtype_argument
 from lora_runtime.train.config import Config
 from lora_runtime.train.run import PRECISIONS
 
@@ -31,9 +32,7 @@ def load_pipeline(config: Config) -> Any:
     import diffusers
 
     path = Path(config.pretrained_model_name_or_path)
-    major, minor = map(int, diffusers.__version__.split(".")[:2])
-    # 0.42 warns of the old name.
-    dtype = {"dtype" if (major, minor) >= (0, 42) else "torch_dtype": PRECISIONS[config.mixed_precision]}
+    dtype = dtype_argument(diffusers.__version__, PRECISIONS[config.mixed_precision])
     if not config.pretrained_model_name_or_path:
         raise TrainingError("no model is given: --model, or pretrained_model_name_or_path, with a folder or a file")
     if not path.exists():

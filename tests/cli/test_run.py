@@ -13,7 +13,7 @@ import pytest
 import tiny
 from commands import Command, Result
 
-from lora_runtime.cli import run as run_command
+from lora_runtime.pipelines import saved
 
 PIL_Image = pytest.importorskip("PIL.Image")
 PIL_ImageChops = pytest.importorskip("PIL.ImageChops")
@@ -182,9 +182,9 @@ def test_the_first_device_that_is_there_is_taken() -> None:
             self.cuda = answer(cuda)
             self.backends = type("Backends", (), {"mps": answer(mps)})
 
-    assert run_command._best_device(Torch(cuda=True, mps=True)) == "cuda"
-    assert run_command._best_device(Torch(cuda=False, mps=True)) == "mps"
-    assert run_command._best_device(Torch(cuda=False, mps=False)) == "cpu"
+    assert saved.best_device(Torch(cuda=True, mps=True)) == "cuda"
+    assert saved.best_device(Torch(cuda=False, mps=True)) == "mps"
+    assert saved.best_device(Torch(cuda=False, mps=False)) == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_first_device_that_is_there_is_taken() -> None:
     [("0.27.2", "torch_dtype"), ("0.42.0", "dtype"), ("1.0.0.dev0", "dtype"), ("0.9", "torch_dtype")],
 )
 def test_the_dtype_is_given_under_the_name_that_diffusers_has_for_it(version: str, name: str) -> None:
-    assert run_command._dtype_argument(version, "x") == {name: "x"}
+    assert saved.dtype_argument(version, "x") == {name: "x"}
 
 
 class TestDemo:
