@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu [--device cuda|pretend|cpu] [--tiny] [--model Flux] [--minutes 8] [--out gpu.json] …
 
-First what must hold on any device (checks.py), then for the denoisers of SD1.5, SDXL and Flux (shapes.py) and two LoRAs
-of rank 32 on attention and feed-forward, in bfloat16:
+First what must hold on any device (checks.py) and what people do on a GPU (checks_pipelines.py), then for the denoisers
+of SD1.5, SDXL and Flux (shapes.py) and two LoRAs of rank 32 on attention and feed-forward, in bfloat16:
 
     first     the first apply, files not yet in memory       change    other strengths
     apply     onto the bare model, files in memory           switch    from one file to the other
@@ -40,6 +40,7 @@ from typing import Any, get_args  # noqa: E402
 
 from benchmarks.cases.models import strengths  # noqa: E402
 from benchmarks.checks import checks  # noqa: E402
+from benchmarks.checks_pipelines import pipeline_checks  # noqa: E402
 from benchmarks.contestants import CONTESTANTS, Contestant, Ours  # noqa: E402
 from benchmarks.devices import Device, device_named  # noqa: E402
 from benchmarks.records import Record, record_of  # noqa: E402
@@ -103,7 +104,7 @@ QUICK = Limits(rounds=1, seconds=0, least=1)  # of tiny models no time is worth 
 
 def look(found: Found, device: Device, budget: Budget, folder: Path, models: Sequence[str], *, tiny: bool) -> None:
     """Run all parts, as far as there is time."""
-    for check in checks(device):
+    for check in (*checks(device), *pipeline_checks(device)):
         if budget.left() <= 0:
             found.dropped.append(f"check: {check.name}: no time left")
             continue

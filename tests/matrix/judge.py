@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matrix.device import DEVICE
 from matrix.files import Change
 from matrix.paint import Paint, Record, quiet
 from matrix.strengths import Strength
@@ -24,7 +25,7 @@ def judged(
     record: Record, wish: Strength, weights: Mapping[str, Mapping[str, Tensor]], changes: Mapping[tuple[str, str], Any]
 ) -> Tensor:
     """Return what the pipeline paints with these weights and changes."""
-    pipe = quiet(record.make())
+    pipe = quiet(record.make()).to(DEVICE)
     picture = Paint(wish.images)
     step = _steps()
     for name in record.denoisers:
@@ -37,7 +38,7 @@ def judged(
 
 def picture_of(out: Any) -> Tensor:
     """Return what a pipeline painted as one tensor."""
-    return (torch.stack(list(out)) if isinstance(out, (list, tuple)) else torch.as_tensor(out)).double()
+    return (torch.stack(list(out)) if isinstance(out, (list, tuple)) else torch.as_tensor(out)).cpu().double()
 
 
 def _at(
@@ -52,11 +53,12 @@ def _at(
             del known[strength].forward
             for name, change in changes.items():
                 parameter = known[strength].get_parameter(name)
-                delta = strength * change(parameter.double())
+                weight = parameter.cpu().double()
+                delta = strength * change(weight)
                 if wish.left_half:
                     _act_left(known[strength].get_submodule(name.rpartition(".")[0]), delta, record)
                 else:
-                    parameter.data = (parameter.double() + delta).to(parameter.dtype)
+                    parameter.data = (weight + delta).to(parameter)
         return known[strength]
 
     return at
@@ -113,6 +115,6 @@ def _act_left(layer: nn.Module, delta: Tensor, record: Record) -> None:
         columns = torch.arange(width // scale) < width // scale / 2
         inside = torch.zeros(tokens, 1)
         inside[: frames * height * width // scale**2, 0] = columns.repeat(frames * (height // scale)).float()
-        return out + inside * nn.functional.linear(args[0], delta.to(out.dtype))
+        return out + inside.to(out) * nn.functional.linear(args[0], delta.to(out))
 
     layer.register_forward_hook(act)

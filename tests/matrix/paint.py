@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from matrix.device import DEVICE
+
 Side = Literal["positive", "negative"]
 TOKENS = 7
 
@@ -24,16 +26,17 @@ class Paint:
         """Return (images, tokens, width); the rows of each side and each image differ, and are remembered."""
         first = 5000 + 100 * seed + (50 if side == "negative" else 0)  # the noise of the pictures has other seeds
         rows = torch.stack([_noise(tokens, width, seed=first + image) for image in range(self.images)])
+        rows = rows.to(DEVICE)
         self.marks += [((image, side), rows[image, 0]) for image in range(self.images)]
         return rows
 
     def pooled(self, width: int, side: Side = "positive") -> Tensor:
         """Return (images, width)."""
         first = 1000 + (50 if side == "negative" else 0)
-        return torch.stack([_noise(width, seed=first + image) for image in range(self.images)])
+        return torch.stack([_noise(width, seed=first + image) for image in range(self.images)]).to(DEVICE)
 
     def mask(self, tokens: int = TOKENS, dtype: torch.dtype = torch.bool) -> Tensor:
-        return torch.ones(self.images, tokens, dtype=dtype)
+        return torch.ones(self.images, tokens, dtype=dtype, device=DEVICE)
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -114,4 +117,4 @@ def quiet(pipe: Any) -> Any:
 class StandIn(nn.Module):
     """A component that computes nothing, of which the pipeline asks where it is."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype = DEVICE, torch.float32

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import lora_runtime
+from matrix.device import DEVICE
 from matrix.paint import Record
 
 CPU = torch.device("cpu")
@@ -26,7 +27,8 @@ class State:
     """`prepare` does it to a pipeline; `weights` are what its denoiser then computes with.
 
     `tolerance` is what the rounding of activations may come to over a picture, of the LoRA's own effect. `packages`
-    must be installed; `applies` says to which denoiser it can be done.
+    must be installed; `applies` says to which denoiser it can be done. `offloads`:
+    it brings the denoisers' weights to the device itself.
     """
 
     prepare: Callable[[Any, Record], None]
@@ -35,14 +37,19 @@ class State:
     packages: tuple[str, ...] = ()
     applies: Callable[[nn.Module], bool] = lambda model: True
     within: Callable[[], AbstractContextManager[None]] = nullcontext
+    offloads: bool = False
     amid: Callable[[Record, Any, str], AbstractContextManager[None]] = lambda record, pipe, folder: nullcontext()
 
     @contextmanager
     def prepared(self, pipe: Any, record: Record) -> Iterator[Any]:
         """Give the pipeline in this state."""
         with self.within():
+            if self.offloads:
+                for name, part in pipe.components.items():
+                    if isinstance(part, nn.Module) and name not in record.denoisers:
+                        part.to(DEVICE)
             self.prepare(pipe, record)
-            yield pipe
+            yield pipe if self.offloads else pipe.to(DEVICE)
 
     def lacks(self, record: Record) -> str:
         """Return why there is no such thing as this state of this pipeline, or an empty text."""
@@ -100,12 +107,19 @@ def _to_and_fro(model: nn.Module) -> None:
     model.register_forward_hook(move)
 
 
+def _model_offload(pipe: Any, record: Record) -> None:
+    if CPU == DEVICE:
+        _each(_to_and_fro)(pipe, record)
+    else:
+        pipe.enable_model_cpu_offload(device=DEVICE)
+
+
 def _sequential(pipe: Any, record: Record) -> None:
     from accelerate import cpu_offload
 
     for module in pipe.components.values():  # all of them: the pipeline asks any of them where it runs
         if isinstance(module, nn.Module):
-            cpu_offload(module, CPU, offload_buffers=len(module._parameters) > 0)
+            cpu_offload(module, DEVICE, offload_buffers=len(module._parameters) > 0)
 
 
 def _group(kind: str, **more: Any) -> Callable[[nn.Module], None]:
@@ -114,7 +128,7 @@ def _group(kind: str, **more: Any) -> Callable[[nn.Module], None]:
 
         blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
         disk = {"offload_to_disk_path": tempfile.mkdtemp()} if more.get("disk") else {}
-        apply_group_offloading(model, CPU, CPU, offload_type=kind, **blocks, **disk)
+        apply_group_offloading(model, DEVICE, CPU, offload_type=kind, **blocks, **disk)
 
     return offload
 
@@ -138,6 +152,9 @@ class _Backend:
 @contextmanager
 def _pretended_streams() -> Iterator[None]:
     """Stand in for the two things that only an accelerator has: streams, and pinned memory."""
+    if CPU != DEVICE:
+        yield
+        return
     from unittest.mock import patch
 
     from diffusers.hooks import group_offloading
@@ -153,6 +170,9 @@ def _streamed(kind: str) -> Callable[[nn.Module], None]:
     def offload(model: nn.Module) -> None:
         from diffusers.hooks import group_offloading as g
 
+        if CPU != DEVICE:
+            g.apply_group_offloading(model, DEVICE, CPU, kind, num_blocks_per_group=1, use_stream=True)
+            return
         chosen = g.GroupOffloadingType.BLOCK_LEVEL if kind == "block_level" else g.GroupOffloadingType.LEAF_LEVEL
         config = g.GroupOffloadingConfig(
             onload_device=CPU,
@@ -300,12 +320,12 @@ STATES: Mapping[str, State] = {
     "plain": State(lambda pipe, record: None),
     "fused qkv": State(_each(lambda model: model.fuse_qkv_projections()), applies=_can_fuse),
     "shared": State(lambda pipe, record: None, amid=_another_comes_and_goes),
-    "model offload": State(_each(_to_and_fro)),
-    "sequential offload": State(_sequential, packages=("accelerate",)),
-    "group offload, blocks": State(_each(_group("block_level"))),
-    "group offload, leaves": State(_each(_group("leaf_level"))),
-    "group offload, disk": State(_each(_group("leaf_level", disk=True))),
-    "group offload, stream": State(_each(_streamed("block_level")), within=_pretended_streams),
+    "model offload": State(_model_offload, offloads=CPU != DEVICE),
+    "sequential offload": State(_sequential, packages=("accelerate",), offloads=True),
+    "group offload, blocks": State(_each(_group("block_level")), offloads=True),
+    "group offload, leaves": State(_each(_group("leaf_level")), offloads=True),
+    "group offload, disk": State(_each(_group("leaf_level", disk=True)), offloads=True),
+    "group offload, stream": State(_each(_streamed("block_level")), within=_pretended_streams, offloads=True),
     "layerwise fp8": State(_each(_layerwise), _layerwise_weights),
     "bitsandbytes nf4": _quantised(_bitsandbytes("nf4"), "bitsandbytes"),
     "torchao int8": _quantised(_torchao(), "torchao"),
