@@ -19,6 +19,7 @@ __all__ = [
     "CommandError",
     "checked_out",
     "human_size",
+    "model_config_argument",
     "needs_extra",
     "one_line",
     "print_json",
@@ -94,6 +95,16 @@ def reading_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SCOPES,
         default="all",
         help="edit: brackets around a tag switch it; and: AND does (default: all)",
+    )
+
+
+def model_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Define where the configuration of a single checkpoint file is taken from: `--model-config`."""
+    parser.add_argument(
+        "--model-config",
+        metavar="DIR|REPO",
+        help="of a single file: a folder or a repository of diffusers' with its configuration (default: that of the "
+        "model it is of, from huggingface_hub)",
     )
 
 

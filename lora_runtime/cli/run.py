@@ -7,10 +7,17 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, checked_out, needs_extra, one_line, reading_arguments, whole
+from lora_runtime.cli.console import (
+    CommandError,
+    checked_out,
+    model_config_argument,
+    needs_extra,
+    one_line,
+    reading_arguments,
+    whole,
+)
 
 if TYPE_CHECKING:
     from lora_runtime.prompt import Diagnostic
@@ -23,7 +30,10 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `run`; what is left out is left to the pipeline."""
-    parser.add_argument("--model", metavar="DIR", required=True, help="a pipeline as diffusers saves it")
+    parser.add_argument(
+        "--model", metavar="DIR|FILE", required=True, help="a folder as diffusers saves it, or one checkpoint file"
+    )
+    model_config_argument(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -63,29 +73,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Paint and save the picture; print the report and the path. Problems with single tags go to stderr."""
     out = checked_out(arguments.out, (".png", ".jpg", ".jpeg", ".webp"))
-    if not Path(arguments.model).is_dir():
-        raise CommandError(f"the model folder {arguments.model} does not exist")
     # The diagnostics are printed here. Without any handler Python would print the log too, which says the same.
     logger = logging.getLogger("lora_runtime")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
     with needs_extra():
-        import diffusers
+        import diffusers  # noqa: F401
         import PIL  # noqa: F401
         import torch
         import transformers  # noqa: F401
 
     from lora_runtime.catalog import LoraCatalog
-    from lora_runtime.pipelines.saved import best_device, dtype_argument
+    from lora_runtime.pipelines.saved import best_device, load_saved
     from lora_runtime.runtime import apply
 
     catalog = LoraCatalog(*arguments.loras) if arguments.loras else LoraCatalog.default()
     device = arguments.device or best_device(torch)
     dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
-    with _failing(f"cannot load the model in {arguments.model}"):
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            arguments.model, local_files_only=True, **dtype_argument(diffusers.__version__, getattr(torch, dtype))
-        )
+    pipe = load_saved(arguments.model, getattr(torch, dtype), arguments.model_config)
     with _failing(f"cannot use the device {device}"):
         pipe.to(device)
     prompts, negative = arguments.prompt, arguments.negative_prompt

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, human_size, needs_extra, one_line, printable
+from lora_runtime.cli.console import CommandError, human_size, model_config_argument, needs_extra, one_line, printable
 
 if TYPE_CHECKING:
     from lora_runtime.train import Config, Step
@@ -22,6 +22,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `train`."""
     parser.add_argument("--model", metavar="DIR|FILE", help="a folder as diffusers saves it, or one .safetensors file")
+    model_config_argument(parser)
     parser.add_argument("--data", metavar="DIR", help="the folder with the folders of pictures, 20_robot/ and so on")
     parser.add_argument("--out", metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--config", metavar="TOML", help="more numbers, in kohya's names")
@@ -103,6 +104,8 @@ def _named(arguments: argparse.Namespace) -> dict[str, Any]:
     over: dict[str, Any] = {}
     if arguments.model is not None:
         over["pretrained_model_name_or_path"] = arguments.model
+    if arguments.model_config is not None:
+        over["model_config"] = arguments.model_config
     if arguments.data is not None:
         over["train_data_dir"] = arguments.data
     if arguments.out is not None:

@@ -49,6 +49,7 @@ class Config:
 
     # Where things are.
     pretrained_model_name_or_path: str = ""  # a folder of diffusers', or a single file
+    model_config: str = ""  # of a single file: a folder of diffusers' or a repository with its configuration
     train_data_dir: Path = Path("training")
     reg_data_dir: Path | None = None  # pictures of the class, which the LoRA shall leave as they are
     subsets: tuple[Subset, ...] = ()  # single folders, instead of train_data_dir and reg_data_dir

@@ -1,62 +1,28 @@
-"""A pipeline to be trained, from a folder as diffusers saves it or from a single file, without a network."""
+"""The pipeline that a run's numbers name."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lora_runtime.errors import TrainingError
-from lora_runtime.header import read_header
-from lora_runtime.pipelines.saved import dtype_argument
+from lora_runtime.errors import ModelError, TrainingError
+from lora_runtime.pipelines.saved import load_saved
 from lora_runtime.train.config import Config
 from lora_runtime.train.run import PRECISIONS
 
 __all__ = ["load_pipeline"]
 
-# By a part of a key that only files of that kind have: the pipeline, and the repository whose configuration it is.
-_MARKS = {
-    "conditioner.embedders.1.": ("StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "joint_blocks.": ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
-    "double_blocks.": ("FluxPipeline", "black-forest-labs/FLUX.1-dev"),
-    "cond_stage_model.model.transformer.": ("StableDiffusionPipeline", "stabilityai/stable-diffusion-2-1"),
-    "cond_stage_model.transformer.": ("StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-}
-
 
 def load_pipeline(config: Config) -> Any:
     """Return the pipeline of `config.pretrained_model_name_or_path`, in the dtype of `config.mixed_precision`.
 
-    TrainingError where there is none. A single file has no configuration: diffusers takes that of the model it is of
-    from its cache, and the error says which one is lacking there.
+    `config.model_config` is where a single file's configuration is taken from, as in `load_saved`. TrainingError where
+    there is no pipeline.
     """
-    import diffusers
-
-    path = Path(config.pretrained_model_name_or_path)
-    dtype = dtype_argument(diffusers.__version__, PRECISIONS[config.mixed_precision])
     if not config.pretrained_model_name_or_path:
         raise TrainingError("no model is given: --model, or pretrained_model_name_or_path, with a folder or a file")
-    if not path.exists():
-        raise TrainingError(f"the model {str(path)!r} does not exist; give a folder or a .safetensors file")
-    repository = ""
     try:
-        if path.is_dir():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(str(path), local_files_only=True, **dtype)
-        else:
-            name, repository = _kind_of(path)
-            load = getattr(diffusers, name).from_single_file
-            pipe = load(str(path), config=repository, local_files_only=True, **dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
-        lacking = f"; the configuration of {repository} must be in the cache of huggingface_hub, or give a folder"
-        reason = " ".join(str(error).split())
-        raise TrainingError(f"{path} cannot be loaded: {reason}{lacking if repository else ''}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _kind_of(path: Path) -> tuple[str, str]:
-    """Return the class of a single file's pipeline, and the repository of its configuration."""
-    keys = read_header(path).tensors
-    for mark, found in _MARKS.items():
-        if any(mark in key for key in keys):
-            return found
-    raise TrainingError(f"{path}: is no checkpoint of SD1, SD2, SDXL, SD3 or Flux, by the names of its tensors")
+        return load_saved(
+            config.pretrained_model_name_or_path, PRECISIONS[config.mixed_precision], config.model_config or None
+        )
+    except ModelError as error:
+        raise TrainingError(str(error)) from error

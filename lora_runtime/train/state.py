@@ -23,7 +23,15 @@ __all__ = ["State", "check_same", "identity_of", "read_state", "state_path", "wr
 
 _NOTE = "lora_runtime.state"
 # What may be another when a run goes on: where things lie, what is seen of it, and how memory is saved.
-_FREE = {"pretrained_model_name_or_path", "train_data_dir", "reg_data_dir", "subsets", "output_dir", "output_name"}
+_FREE = {
+    "pretrained_model_name_or_path",
+    "model_config",
+    "train_data_dir",
+    "reg_data_dir",
+    "subsets",
+    "output_dir",
+    "output_name",
+}
 _FREE |= {"save_every_n_steps", "save_every_n_epochs", "sample_every_n_steps", "sample_prompts", "save_precision"}
 _FREE |= {"cache_latents_to_disk", "gradient_checkpointing", "caption_extension"}
 

@@ -142,7 +142,7 @@ def test_the_place_of_the_picture_is_checked_first(
 def test_a_folder_without_a_model_is_named(command: Command, loras: Path) -> None:
     result = command("run", "--model", loras, "--prompt", "a", "--out", loras / "a.png")
     assert result.status == 2
-    assert result.err.splitlines()[-1].startswith(f"lora-runtime: error: cannot load the model in {loras}: ")
+    assert result.err.splitlines()[-1].startswith(f"lora-runtime: error: {loras} cannot be loaded: ")
 
 
 def test_a_device_that_is_not_there_is_named(paint: Callable[..., Result]) -> None:

@@ -124,7 +124,7 @@ def test_single_files_need_a_configuration_and_say_which(tmp_path: Path, capsys:
         said = capsys.readouterr().err
         assert "cannot be loaded" in said
         assert repository in said
-        assert "or give a folder" in said
+        assert "name a folder of such a model beside the file" in said
     path = tmp_path / "other.safetensors"
     save_file({"some.key": torch.zeros(1)}, path)
     assert main(["train", "--model", str(path), "--data", str(tmp_path)]) == 2
