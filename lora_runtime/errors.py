@@ -87,7 +87,7 @@ class CorruptFileError(LoraFileError):
 
 
 class ModelError(LoraError):
-    """The model cannot be loaded or patched as it is; `.sha256` is of the file that alone asks for what fails, or ""."""
+    """The model cannot be loaded or patched as it is; `.sha256`: of the file that alone asks for what fails, or ""."""
 
     def __init__(self, message: str, sha256: str = "") -> None:
         super().__init__(message)

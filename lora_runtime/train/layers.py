@@ -235,8 +235,8 @@ def _said(layer: _Layer, algorithm: str) -> Iterator[tuple[str, Tensor]]:
         if _ADAPTER in held:
             # Two whole factors have no rank to divide by: readers take them at scale 1.
             yield stem + ending, held[_ADAPTER] * scale if whole and spelled == "lokr/w1" else held[_ADAPTER]
-    if not whole:
-        yield f"{stem}.alpha", torch.tensor(scale * rank)
+    # LyCORIS reads no file without an alpha, though it has none to do with two whole factors.
+    yield f"{stem}.alpha", torch.tensor(float(rank) if whole else scale * rank)
 
 
 def _lora(stem: str, wrapped: Any, scale: float, rank: int) -> Iterator[tuple[str, Tensor]]:

@@ -78,6 +78,11 @@ def test_a_file_does_what_the_layers_did(kind: str, over: dict[str, Any], tmp_pa
 
 
 DIFFUSERS = [("sd1", BOTH), ("sd1", {**BOTH, "conv_dim": 3}), ("sdxl", BOTH), ("sd3", {}), ("flux", {})]
+LYCORIS: list[dict[str, Any]] = [
+    {**BOTH, "network_module": "loha", "conv_dim": 2},
+    {**BOTH, "network_module": "lokr", "network_dim": 2},
+    {**BOTH, "use_dora": True},  # diffusers leaves the magnitudes of such a file out, and warns of it
+]
 
 
 @pytest.mark.parametrize(("kind", "over"), DIFFUSERS, ids=titled)
@@ -85,6 +90,27 @@ def test_a_file_does_the_same_in_diffusers(kind: str, over: dict[str, Any], tmp_
     pipe = pipeline(kind)
     before, inside, path = effect(pipe, config(tmp_path, **over), tmp_path)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
+    change = float((inside - before).abs().max())
+    torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
+
+
+@pytest.mark.parametrize("over", LYCORIS, ids=lambda over: over.get("network_module", "dora"))
+def test_a_file_does_the_same_in_lycoris(over: dict[str, Any], tmp_path: Path) -> None:
+    from lycoris.wrapper import create_lycoris_from_weights
+
+    pipe = pipeline("sd1")
+    before, inside, path = effect(pipe, config(tmp_path, **over), tmp_path)
+    for prefix, part in (("lora_unet_", pipe.unet), ("lora_te_", pipe.text_encoder)):
+        level = "" if hasattr(pipe.text_encoder, "text_model") else "text_model_"  # which transformers 5 does not have
+        state = {
+            key.replace(prefix, "lycoris_", 1).replace(level, ""): tensor
+            for key, tensor in load_file(path).items()
+            if key.startswith(prefix)
+        }
+        network, _ = create_lycoris_from_weights(1.0, "", part, weights_sd=state)
+        network.apply_to()
+        said = network.load_state_dict(state, strict=False)
+        assert not said.unexpected_keys
     change = float((inside - before).abs().max())
     torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
 
