@@ -107,8 +107,7 @@ def _resolutions(metadata: Mapping[str, str]) -> list[str]:
         resolution = bucket.get("resolution")
         if not isinstance(resolution, list) or len(resolution) != 2:
             continue
-        # kohya writes them in the order of the array's axes.
-        height, width = map(_count, resolution)
+        width, height = map(_count, resolution)  # the order of sd-scripts' bucket manager
         if height and width:
             name = f"{width}x{height}"
             counts[name] = counts.get(name, 0) + _count(bucket.get("count"))

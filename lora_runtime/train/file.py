@@ -1,7 +1,8 @@
-"""What a run leaves behind: the LoRA, its checkpoints, samples, a preview for the WebUI's card, a curve and a sheet."""
+"""What a run leaves behind: the LoRA, its checkpoints, samples, what the WebUI's card shows, a curve and a sheet."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from lora_runtime.train.batches import places_of
 from lora_runtime.train.charts import loss_curve, sheet
 from lora_runtime.train.config import Config
 from lora_runtime.train.folders import Dataset
-from lora_runtime.train.notes import metadata_of
+from lora_runtime.train.notes import metadata_of, trigger_phrase
 from lora_runtime.train.run import PRECISIONS, Run
 from lora_runtime.train.samples import Wish, paint, read_wish
 from lora_runtime.workbench.writing import write_file
@@ -55,6 +56,7 @@ class Writer:
     def finish(self, losses: Sequence[float], epoch: int) -> None:
         """Write the LoRA, and then what can fail: the pictures beside it."""
         self._write(self._out, self._run.steps, epoch)
+        self._note_words()
         painted = self._paint()
         if painted:
             painted[0].save(self._out.with_suffix(".png"))
@@ -64,6 +66,13 @@ class Writer:
             self._sheet(every)
         if not loss_curve(losses, self._out.with_stem(f"{self._out.stem}-loss").with_suffix(".png")):
             self.notes.append("no curve of the loss: matplotlib is not installed")
+
+    def _note_words(self) -> None:
+        """Write what the WebUI adds to the prompt with the tag, where it looks for it; a user's own notes stay."""
+        phrase = trigger_phrase(self._run.config, self._run.dataset)
+        path = self._out.with_suffix(".json")
+        if phrase and not path.exists():
+            path.write_text(json.dumps({"activation text": phrase}, indent=4, ensure_ascii=False) + "\n", "utf-8")
 
     def _write(self, path: Path, done: int, epoch: int) -> None:
         run = self._run

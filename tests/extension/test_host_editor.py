@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import double
 import pytest
 from double import loras
 from double.loras import plain
+from PIL import Image
 
 if TYPE_CHECKING:
     from double.webui import WebUI
@@ -281,3 +283,20 @@ def test_a_preview_of_a_file_that_is_gone_or_that_cannot_be_written_is_said(
     webui.client().post("/sdapi/v1/refresh-loras")
     assert "no such LoRA" in replace(opened, 0)
     assert not ink.path.with_suffix(".png").exists()
+
+
+def test_a_trained_file_has_its_picture_its_words_and_its_numbers_on_the_page(webui: WebUI) -> None:
+    metadata = json.loads((Path(double.__file__).parent / "trained.json").read_text(encoding="utf-8"))
+    dot = loras.write(webui.loras / "dot.safetensors", plain(), metadata=metadata)
+    Image.new("RGB", (8, 8), "red").save(dot.path.with_suffix(".png"))
+    dot.path.with_suffix(".json").write_text('{"activation text": "dot"}')
+    card = webui.client().get("/lora-runtime/card", params={"name": "dot"}).json()["html"]
+    assert 'data-activation="dot"' in card
+    assert "dot.png" in card
+    opened = Opened(webui, "dot")
+    table = opened.browser.value(opened.editor.html_filedata)
+    for fact in ("dot", "networks.lora", "32x32, 16x48"):
+        assert fact in table
+    done = webui.generate("a dot <lora:dot:1>")
+    assert done.comments == []
+    assert sorted(webui.changed(done.passes[0].weights)) == sorted(dot.places)

@@ -19,7 +19,7 @@ METADATA = {
     "ss_clip_skip": "None",
     "ss_network_module": "networks.lora",
     "ss_training_started_at": "1700000000.5",  # 2023-11-14 22:13:20 UTC
-    # (height, width), as kohya's buckets are
+    # (width, height), as the sizes of sd-scripts' bucket manager are
     "ss_bucket_info": json.dumps(
         {"buckets": {"0": {"resolution": [512, 768], "count": 12}, "1": {"resolution": [640, 640], "count": 30}}}
     ),
@@ -33,13 +33,13 @@ def test_the_table_tells_what_the_trainer_wrote() -> None:
         ("Model", "v1-5.safetensors"),
         ("Kohya module", "networks.lora"),
         ("Date trained", "2023-11-14 22:13"),
-        ("Resolutions", "640x640, 768x512"),
+        ("Resolutions", "640x640, 512x768"),
         ("Dataset size", "42"),
     ]
 
 
 def test_of_many_resolutions_four_are_shown_and_all_are_in_the_hint() -> None:
-    buckets = {str(n): {"resolution": [64 * n, 64], "count": 10 - n} for n in range(1, 7)}
+    buckets = {str(n): {"resolution": [64, 64 * n], "count": 10 - n} for n in range(1, 7)}
     rows = info.facts({"ss_bucket_info": json.dumps({"buckets": buckets})})
     assert rows == [
         info.Fact(

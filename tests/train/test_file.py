@@ -29,7 +29,7 @@ def test_a_run_leaves_a_file_a_preview_samples_a_sheet_and_a_curve(tmp_path: Pat
     told = config(tmp_path, sample_every_n_steps=2, sample_prompts=("a dot <lora:dot:1> --s 1", "b --s 1 --w 48"))
     trained = train(pipe, told)
     out = told.output_dir
-    names = {"dot.safetensors", "dot.png", "dot-samples.png", "dot-loss.png", "sample"}
+    names = {"dot.safetensors", "dot.png", "dot.json", "dot-samples.png", "dot-loss.png", "sample"}
     assert {path.name for path in out.iterdir()} == names
     samples = sorted(path.name for path in (out / "sample").iterdir())
     assert samples == ["dot-000002-0.png", "dot-000002-1.png", "dot-000004-0.png", "dot-000004-1.png"]
@@ -42,6 +42,7 @@ def test_a_run_leaves_a_file_a_preview_samples_a_sheet_and_a_curve(tmp_path: Pat
         again = pipe(applied.prompt, num_inference_steps=1, width=32, height=32, generator=generator).images[0]
     with Image.open(out / "dot.png") as preview:
         assert again.tobytes() == preview.convert("RGB").tobytes()
+    assert json.loads((out / "dot.json").read_text(encoding="utf-8")) == {"activation text": "dot"}
     assert trained.steps == len(trained.losses) == 4
     assert trained.notes == ()
 
@@ -60,6 +61,16 @@ def test_the_metadata_says_what_kohyas_tools_and_ours_read(tmp_path: Path) -> No
     assert len(said["sshs_model_hash"]) == 64
     assert metadata_of(trained.path.with_stem("dot-000002"))["ss_steps"] == "2"
     assert lora_runtime.load_lora(trained.path).metadata["ss_output_name"] == "dot"
+
+
+def test_the_tests_of_the_webui_show_a_file_with_this_metadata(tmp_path: Path) -> None:
+    shown = json.loads((Path(__file__).parents[1] / "double" / "trained.json").read_text(encoding="utf-8"))
+    pipe = pipeline("sd1")
+    told = config(tmp_path, train_text_encoder=True, max_train_steps=1, sample_prompts=("a --s 1",))
+    found = metadata_of(train(pipe, told).path)
+    assert found.keys() == shown.keys()
+    changing = {key for key in found if "hash" in key or key.endswith(("_at", ".date"))}
+    assert {key: found[key] for key in found.keys() - changing} == {key: shown[key] for key in shown.keys() - changing}
 
 
 def test_a_file_is_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
