@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from lora_runtime.stage import Side
 __all__ = ["Lookup", "Loras", "catalog_for", "clear_cache"]
 
 PathLike = str | os.PathLike[str]
-Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
+Folder = PathLike | Mapping[str, PathLike]  # or single files, by the names that they are to have
+Loras = Folder | Sequence[Folder] | LoraCatalog | None
 _cache = LoraCache()
 _MOST_SUGGESTIONS = 20  # of 10,000 files each takes 0.2 s
 
@@ -87,17 +88,26 @@ def clear_cache() -> None:
 
 
 def catalog_for(loras: Loras) -> LoraCatalog:
-    """Return the catalog of these folders."""
+    """Return the catalog of these folders and files; of two files of one name the first."""
     if isinstance(loras, LoraCatalog):
         return loras
     if loras is None:
-        folders: Iterable[PathLike] = LoraCatalog.default_folders()
-    else:
-        folders = [loras] if isinstance(loras, (str, os.PathLike)) else loras
-    return _catalog_of(tuple(str(Path(folder).absolute()) for folder in folders))
+        loras = LoraCatalog.default_folders()
+    folders: list[str] = []
+    files: dict[str, str] = {}
+    for each in [loras] if isinstance(loras, (str, os.PathLike, Mapping)) else loras:
+        if isinstance(each, Mapping):
+            files = {name: _absolute(path) for name, path in each.items()} | files
+        else:
+            folders.append(_absolute(each))
+    return _catalog_of(tuple(folders), tuple(files.items()))
+
+
+def _absolute(path: PathLike) -> str:
+    return str(Path(path).absolute())
 
 
 @lru_cache(maxsize=8)
-def _catalog_of(folders: tuple[str, ...]) -> LoraCatalog:
-    """Return the catalog of these folders, kept so that a second `apply` need not scan them again."""
-    return LoraCatalog(*folders)
+def _catalog_of(folders: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> LoraCatalog:
+    """Return the catalog of these, kept so that a second `apply` need not scan them again."""
+    return LoraCatalog(*folders, files=dict(files))

@@ -64,8 +64,9 @@ def apply(
 
     `model` is a diffusers pipeline or any `torch.nn.Module`. A later `apply` on it replaces this one; leaving the
     `with` block, `applied.restore()` or `lora_runtime.restore(model)` undoes it, bit for bit. Of a list of prompts each
-    image gets its own tags. `loras` is a folder, several, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH, else
-    `models/Lora` and `loras`.
+    image gets its own tags. `loras` is a folder, a mapping of names to single files wherever they lie
+    ({"ink": "D:/downloads/ink_v3.safetensors"}), several of these, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH,
+    else `models/Lora` and `loras`.
 
     `adapters` asks for LoRAs without a prompt, beside those in it: {"ink": 0.7, "wash": (0.5, 0.9)}. A value is what
     may stand in a tag behind the name: a number, a pair (te, unet), a text ("0@0,1@1", "0.7:IN=0") or a mapping of a

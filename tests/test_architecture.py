@@ -27,6 +27,7 @@ LADDER = (
     "metadata",
     "file_index",
     "folder",
+    "named_files",
     "catalog",
     "adapters",
     "dialects",
