@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_runtime.errors import AmbiguousLoraError, LoraError, LoraFileError, UnknownLoraError
+from lora_runtime.expert_pairs import Pair, pairs_of
 from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal, is_of_folder, newest
 from lora_runtime.foreign import UNFINISHED
 from lora_runtime.header import Hashes, read_header
@@ -67,6 +68,7 @@ class LoraCatalog:
         # By the caller's name, by relative path, by name, by alias, by a stem that all such files have: the first that
         # knows a name decides.
         self._levels: tuple[dict[str, list[Entry]], ...] = ()
+        self._pairs: dict[str, list[Pair]] | None = None  # by names whose dividers count as one; made when asked for
         self._loose: dict[str, list[Entry]] | None = None  # by names whose dividers count as one; made when asked for
 
     @classmethod
@@ -133,6 +135,20 @@ class LoraCatalog:
                 return found[0]
             raise self._ambiguous(name, found) if found else self._unknown(name, suggest)
 
+    def pair(self, name: str) -> Pair | None:
+        """Return the files for the two denoisers of Wan 2.2 that a name means together, where no file has the name.
+
+        style_high_noise and style_low_noise are "style"; `expert_pairs` says what else they may be called. Raises
+        AmbiguousLoraError where several pairs have the name.
+        """
+        with self._lock:
+            self._scan_once()
+            pair = self._pair(name)
+            if pair is not None and not all(self._is_one([entry]) for entry in pair):
+                self._scan()
+                pair = self._pair(name)
+            return pair
+
     def is_loose(self, name: str) -> bool:
         """Return whether a name means a file only where blanks, underscores and hyphens count as one."""
         with self._lock:
@@ -180,7 +196,7 @@ class LoraCatalog:
             # A tag has no blanks around its name; a file may.
             _by_name((name.strip(), entry) for entry in entries for name in (entry.relative, entry.name)),
         )
-        self._loose = None
+        self._loose = self._pairs = None
         self._scanned = True
 
     def _home(self, entry: Entry) -> LoraFolder | NamedFiles:
@@ -214,6 +230,24 @@ class LoraCatalog:
             named = ((name, entry) for level in self._levels for name, found in level.items() for entry in found)
             self._loose = _by_name((_loosened(name), entry) for name, entry in named)
         return self._loose.get(_loosened(_spellings(name)[2]), [])
+
+    def _pair(self, name: str) -> Pair | None:
+        if self._pairs is None:
+            self._pairs = {}
+            for known, pair in pairs_of(self._entries):
+                self._pairs.setdefault(_loosened(_composed(known)), []).append(pair)
+        found = [] if _HASH.fullmatch(name) else self._pairs.get(_loosened(_spellings(name)[2]), [])
+        if not found or self._find(name):
+            return None
+        if len(found) > 1:
+            candidates = tuple(entry.relative for pair in found for entry in pair)
+            raise AmbiguousLoraError(
+                f"{_quoted(name)} fits {len(found)} pairs of files in {self._where()}; give the path of one, or name "
+                f"its two files: {_listed(candidates, 'and')}",
+                name,
+                candidates,
+            )
+        return found[0]
 
     def _find_by_hash(self, prefix: str) -> list[Entry]:
         """Return the files with this hash; of equal ones the first.

@@ -20,6 +20,7 @@ from lora_runtime.problems import (
     Problems,
     text_at_all_steps,
     warn_of_emphasis,
+    warn_of_idle_files,
     warn_of_idle_tags,
     warn_of_negative_tags,
 )
@@ -136,6 +137,7 @@ def apply(
     )
     requests = asking.requests(problems)
     warn_of_idle_tags(asking.texts, looked_at, problems)
+    warn_of_idle_files(asking.texts, requests, looked_at, problems)
     warn_of_idle_blocks(asking.texts, looked_at, problems)
     applied._asking, applied._requests = asking, requests
 

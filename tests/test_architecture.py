@@ -28,6 +28,7 @@ LADDER = (
     "file_index",
     "folder",
     "named_files",
+    "expert_pairs",
     "catalog",
     "adapters",
     "dialects",
