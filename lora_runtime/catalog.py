@@ -89,6 +89,11 @@ class LoraCatalog:
         return tuple(self._folders)
 
     @property
+    def files(self) -> Mapping[str, Path]:
+        """The single files, by the names that the caller gave them."""
+        return MappingProxyType(self._files.files)
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """The usable files, those that have a name from the caller first, then by folder and path.
 

@@ -84,7 +84,7 @@ class Lookup:
 def files_of(
     catalog: LoraCatalog, tag: LoraTag, *, look_again: bool = True, suggest: bool = True
 ) -> list[tuple[LoraTag, Entry]]:
-    """Return the file that a tag means, or the two of a pair, each with the tag as it is for its denoiser.
+    """Return the file that a tag means, or the two of a pair, each with a tag for that file and its denoiser alone.
 
     Raises as `LoraCatalog.resolve` does.
     """
@@ -98,7 +98,7 @@ def files_of(
                 raise
     asked = tag.conditions.expert
     return [
-        (replace(tag, conditions=replace(tag.conditions, expert=expert)), entry)
+        (replace(tag, name=entry.relative, conditions=replace(tag.conditions, expert=expert)), entry)
         for expert, entry in ((EXPERTS["high"], pair.high), (EXPERTS["low"], pair.low))
         if asked in (None, expert)
     ]

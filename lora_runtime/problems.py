@@ -148,7 +148,9 @@ def warn_of_emphasis(prompts: Sequence[Prompt], model: ModelView, problems: Prob
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:
     """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
     texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
-    names = [tag.raw for text in texts for tag in parse_prompt(text).tags]
+    prompts = [parse_prompt(text) for text in texts]
+    names = [tag.raw for prompt in prompts for tag in prompt.tags]
+    names += [tag.raw for prompt in prompts for tag in prompt.others if tag.kind == "set"]
     if names:
         problems.warning(
             f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",

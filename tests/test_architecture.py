@@ -21,6 +21,7 @@ LADDER = (
     "blocks",
     "families",
     "prompt",
+    "sets",
     "foreign",
     "header",
     "key_endings",

@@ -237,7 +237,10 @@ class _Reader:
         body = self.source[start + len(kind) + 2 : end - 1]
         self.others.append(OtherTag(kind, body, span, self.utf16(span), self.source[start:end]))
         this = quote(f"<{kind}:")
-        if swallows:
+        if kind == "set":
+            message = "a named set means tags where LoRA folders are known; it is taken out of the text"
+            self.note("info", span, message)
+        elif swallows:
             self.note("warning", span, f"{this} has a LoRA tag inside", f'is a ">" missing after {this}?')
         elif near := _nearest(kind, _KINDS):
             self.note("warning", span, f"{this} is not a kind of tag that is read here", f"did you mean <{near}:?")
