@@ -11,6 +11,8 @@ from pathlib import Path
 from lora_runtime.catalog import Entry, LoraCatalog
 from lora_runtime.errors import CatalogError, LoraError, UnknownLoraError
 from lora_runtime.lora_cache import LoraCache
+from lora_runtime.memory_policy import read_bytes
+from lora_runtime.odd_strengths import doubts
 from lora_runtime.problems import Problems
 from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.prompt.conditions import EXPERTS
@@ -18,7 +20,7 @@ from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of", "limit_cache"]
 
 PathLike = str | os.PathLike[str]
 Folder = PathLike | Mapping[str, PathLike]  # or single files, by the names that they are to have
@@ -58,6 +60,8 @@ class Lookup:
             if said := _read_as(tag, files, catalog):
                 self._problems.info(said, tag.span)
             for (one, _), lora in zip(files, loras, strict=True):
+                for doubt in doubts(one, lora):
+                    self._problems.info(doubt, tag.span)
                 found.append(request_of(one, lora, hires=self._hires, seed=seed, side=side, place=place))
         return found
 
@@ -121,6 +125,19 @@ def clear_cache() -> None:
     """
     _cache.clear()
     _catalog_of.cache_clear()
+
+
+def limit_cache(size: int | str) -> None:
+    """Keep at most so many bytes of LoRA files in memory for the next `apply`: a number, or text such as "4GB".
+
+    1 GiB unless said. Files used longest ago go first; what the last `apply` used stays in any case. ValueError for
+    what is no size.
+    """
+    limit = read_bytes(size, "size")
+    if limit is None:
+        raise ValueError('size=None: give a number of bytes, or text such as "4GB"')
+    _cache.limit = limit
+    _cache.trim()
 
 
 def catalog_for(loras: Loras) -> LoraCatalog:

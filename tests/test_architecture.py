@@ -36,6 +36,7 @@ LADDER = (
     "tensors",
     "lora",
     "lora_cache",
+    "odd_strengths",
     "footprint",
     "memory",
     "uploads",
