@@ -19,6 +19,7 @@ __all__ = [
     "CommandError",
     "checked_out",
     "human_size",
+    "lora_places_argument",
     "needs_extra",
     "one_line",
     "print_json",
@@ -95,6 +96,23 @@ def reading_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="edit: brackets around a tag switch it; and: AND does (default: all)",
     )
+
+
+def lora_places_argument(parser: argparse.ArgumentParser) -> None:
+    """Define where names are looked for: `--loras`, folders and files with names of their own."""
+    parser.add_argument(
+        "--loras",
+        metavar="DIR|NAME=FILE",
+        action="append",
+        type=_lora_place,
+        help="a folder, or a file with a name for it; may be given several times (default: LORA_RUNTIME_PATH, else "
+        "models/Lora and loras)",
+    )
+
+
+def _lora_place(text: str) -> str | dict[str, str]:
+    name, equals, file = text.partition("=")
+    return {name: file} if equals and name and not Path(text).exists() else text
 
 
 def whole(text: str) -> int:

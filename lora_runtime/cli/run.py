@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, checked_out, needs_extra, one_line, reading_arguments, whole
+from lora_runtime.cli.console import (
+    CommandError,
+    checked_out,
+    lora_places_argument,
+    needs_extra,
+    one_line,
+    reading_arguments,
+    whole,
+)
 
 if TYPE_CHECKING:
     from lora_runtime.prompt import Diagnostic
@@ -43,12 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="words",
         help="apply: tags of the negative prompt act on its side of the guidance (default: words, which warns of them)",
     )
-    parser.add_argument(
-        "--loras",
-        metavar="DIR",
-        action="append",
-        help="may be given several times (default: LORA_RUNTIME_PATH, else models/Lora and loras)",
-    )
+    lora_places_argument(parser)
     parser.add_argument("--strict", action="store_true", help="fail where a tag cannot be used, before painting")
     reading_arguments(parser)
     parser.add_argument("--steps", metavar="N", type=whole)
@@ -75,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         import torch
         import transformers  # noqa: F401
 
-    from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.lookup import catalog_for
     from lora_runtime.pipelines.saved import best_device, dtype_argument
     from lora_runtime.runtime import apply
 
-    catalog = LoraCatalog(*arguments.loras) if arguments.loras else LoraCatalog.default()
+    catalog = catalog_for(arguments.loras)
     device = arguments.device or best_device(torch)
     dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
     with _failing(f"cannot load the model in {arguments.model}"):
