@@ -44,8 +44,8 @@ class NamedFiles:
         return stamp_of(entry.path) == entry.stamp
 
     def owns(self, entry: Entry) -> bool:
-        """Return whether an entry is one of these."""
-        return self._entries.get(entry.relative) == entry
+        """Return whether an entry is one of these, as it is now or as it was."""
+        return self.files.get(entry.relative) == entry.path
 
     def known_hashes(self, entry: Entry) -> Hashes | None:
         """Return the hashes of the file as it was when it was looked at, if they were computed before."""

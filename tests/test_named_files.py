@@ -106,6 +106,15 @@ def test_a_file_written_anew_is_read_again(elsewhere: Path) -> None:
             assert torch.equal(model.x.weight, torch.full((4, 4), value))
 
 
+def test_an_entry_from_before_a_change_still_has_hashes(elsewhere: Path) -> None:
+    catalog = LoraCatalog(files={"ink": elsewhere})
+    before = catalog.resolve("ink")
+    old = catalog.hashes(before)
+    ones(elsewhere, 3.0, LONG_AGO + 1)
+    assert catalog.hashes(catalog.resolve("ink")) != old
+    assert catalog.hashes(before) == catalog.hashes(catalog.resolve("ink"))  # of the file as it is now
+
+
 def test_what_cannot_be_used_says_why(elsewhere: Path, tmp_path: Path) -> None:
     pickle, broken = tmp_path / "x.ckpt", tmp_path / "y.safetensors"
     pickle.write_bytes(b"\x80\x02.")
