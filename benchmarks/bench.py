@@ -7,10 +7,11 @@ bench.json is a list of {case, dtype, who, seconds, bytes, spread, rounds}. Case
 of rank 32 on the attention blocks of a UNet of SD1.5's size; `first` (the first apply of a process, page faults
 included) and `again` (apply after restore, adapters still loaded: for diffusers without its load_lora_weights). The
 same cases with `-10x16` (10 LoRAs of rank 16) and `-conv` (3 LoCons of rank 16 on the 3×3 convolutions) behind their
-names. `parse10k` and `import` need no model. `live` and `batch8`: see cases/models.py; `nf4` and `linear`:
-cases/layers.py; `planned`, `make_plan`, `unchanged` and `restore800`: cases/plans.py. `merge` and `extract` are the
-workbench's, beside a plain loop (plain_svd.py): cases/merging.py and cases/extracting.py. `train` is a step of training
-a LoRA, beside diffusers' example with peft: cases/train.py.
+names. `parse10k`, `parse2k` (2,000 characters with five tags, `-plain` without, `-first` in a new process) and `import`
+need no model. `live` and `batch8`: see cases/models.py; `nf4` and `linear`: cases/layers.py; `planned`, `make_plan`,
+`unchanged` and `restore800`: cases/plans.py. `merge` and `extract` are the workbench's, beside a plain loop
+(plain_svd.py): cases/merging.py and cases/extracting.py. `train` is a step of training a LoRA, beside diffusers'
+example with peft: cases/train.py.
 
 `load200` is load_lora of a file of 200 MB, beside `read` (Path.read_bytes: into new memory, as any loader needs it)
 and `sha256` (the hash alone, of bytes in memory); `keys100k` a file of 100,000 keys. The page cache is warm. `delta …`
@@ -57,6 +58,8 @@ WORKERS = {
     "first": ("models", "first"),
     "parse": ("files", "parsing"),
     "import": ("files", "importing"),
+    "first_parse": ("files", "first_parsing"),
+    "first_plain": ("files", "first_plain"),
     "load": ("files", "loading"),
     "delta": ("layers", "deltas"),
     "layers": ("layers", "beside"),
@@ -115,10 +118,12 @@ def jobs_of(arguments: argparse.Namespace, options: Options) -> Iterator[tuple[J
             yield (part, replace(options, device=device if part == "layers" else "cpu")), 1
     if only is None:
         yield ("parse", options), 1
-        yield ("import", options), 2 * MOST_PROCESSES
+        for part in ("import", "first_parse", "first_plain"):
+            yield (part, options), 2 * MOST_PROCESSES
 
 
-NEEDS_NOTHING = ("parse", "import")  # they measure a process into which nobody has imported torch
+# They measure a process into which nobody has imported torch.
+NEEDS_NOTHING = ("parse", "import", "first_parse", "first_plain")
 
 
 def measure(arguments: argparse.Namespace, folder: str) -> Iterator[list[Record]]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lora_runtime.infotext import Infotext as Infotext
     from lora_runtime.infotext import read_infotext as read_infotext
     from lora_runtime.lookup import clear_cache as clear_cache
+    from lora_runtime.lookup import limit_cache as limit_cache
     from lora_runtime.lora import Lora as Lora
     from lora_runtime.lora import load_lora as load_lora
     from lora_runtime.prompt import LoraTag as LoraTag
@@ -49,6 +50,7 @@ _HOME = {
     "restore": "runtime",
     "Applied": "applied",
     "clear_cache": "lookup",
+    "limit_cache": "lookup",
     "read_infotext": "infotext",
     "Infotext": "infotext",
     "parse_prompt": "prompt",

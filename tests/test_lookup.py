@@ -120,6 +120,27 @@ def test_files_in_use_that_are_larger_than_the_cache_are_read_once(
     assert read == ["ink", "wash", "oil", "ink"]
 
 
+def test_a_caller_sets_how_much_of_files_stays_in_memory(loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, size = LoraCache(), (loras / "ink.safetensors").stat().st_size
+    monkeypatch.setattr(lookup, "_cache", cache)
+    model = Model()
+
+    def kept(limit: int | str) -> set[str]:
+        lora_runtime.limit_cache(limit)
+        for name in NAMES:
+            lora_runtime.apply(model, f"<lora:{name}>", loras=loras)
+        return {path.stem for path in cache._loras}
+
+    assert kept("1GiB") == set(NAMES)
+    assert kept(2 * size) == {"wash", "oil"}
+    assert kept(0) == {"oil"}  # what was used last
+    lora_runtime.limit_cache(0)
+    assert cache._loras == {}
+    for wrong in ("much", -1, None):
+        with pytest.raises(ValueError, match=r"size=.*: give a number of bytes"):
+            lora_runtime.limit_cache(wrong)  # type: ignore[arg-type]
+
+
 def test_thousands_of_broken_tags_are_told_in_time(loras: Path) -> None:
     """Linear: of 4,000 it was 3 s when each was looked up among all before it."""
     start = time.process_time()

@@ -40,6 +40,7 @@ NAMES = {
     "apply",
     "restore",
     "clear_cache",
+    "limit_cache",
     "Applied",
     "Infotext",
     "read_infotext",

@@ -265,6 +265,10 @@ quarter of what copies leave free there (and, with the rest, at most `device_mem
 none of them. They are given up first where memory runs out.
 
 The report of an apply says which step was taken, with its bytes and the reason.
+
+LoRA files that were read stay in host memory beside all that, so that a change of strength reads nothing from disk:
+those used last, up to 1 GiB, and whatever the last apply used. `lora_runtime.limit_cache("4GB")` sets another limit,
+`limit_cache(0)` keeps only what is in use, and `lora_runtime.clear_cache()` forgets them all.
 """
 _TABLES = """
 ## Tables

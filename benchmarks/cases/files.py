@@ -10,11 +10,23 @@ from pathlib import Path
 from benchmarks.records import Options, Record, record_of
 from benchmarks.timing import Times, timed
 
-__all__ = ["importing", "loading", "parsing"]
+__all__ = ["first_parsing", "first_plain", "importing", "loading", "parsing"]
+
+_SENTENCE = "a detailed painting of a boat on the calm sea at dawn, (golden light:1.2), soft clouds, "
+_TAGS = (
+    "<lora:ink:0.7> <lora:wash:0.5:0.9> <lora:oil:1:lbw=MIDD> <lora:detail:1@0,0@0.5> "
+    "<lora:style/line:te=0.5:unet=1:stop=10>"
+)
+# As long as prompts on the page get, with five tags and without any.
+_PAGE = (_SENTENCE * 11 + _TAGS + _SENTENCE * 20)[:2000]
+_PLAIN = (_SENTENCE * 31)[:2000]
 
 
 def parsing(options: Options) -> Iterator[Record]:
-    """Yield the time to parse 10 KB of prompt with a tag in each line, each time another one."""
+    """Yield the time to parse 10 KB of prompt with a tag in each line, each time another one, and 2,000 characters.
+
+    These are the same each time, as while somebody types: `parse2k` with five tags, `parse2k-plain` with none.
+    """
     import lora_runtime
 
     def prompt(number: int) -> str:
@@ -32,6 +44,31 @@ def parsing(options: Options) -> Iterator[Record]:
         if counts:
             times.add("ours", time.perf_counter() - start)
     yield record_of("parse10k", "-", "ours", times.timings()["ours"])
+    assert len(lora_runtime.parse_prompt(_PAGE).tags) == 5
+    ways = {
+        "parse2k": lambda: lora_runtime.parse_prompt(_PAGE),
+        "parse2k-plain": lambda: lora_runtime.parse_prompt(_PLAIN),
+    }
+    for case, timing in timed(ways, options.limits).items():
+        yield record_of(case, "-", "ours", timing)
+
+
+def first_parsing(options: Options) -> Iterator[Record]:
+    """Yield the time of the first prompt of this process, of 2,000 characters with five tags; it loads lark."""
+    yield from _first("parse2k-first", _PAGE)
+
+
+def first_plain(options: Options) -> Iterator[Record]:
+    """Yield the time of the first prompt of this process, of 2,000 characters without a tag."""
+    yield from _first("parse2k-plain-first", _PLAIN)
+
+
+def _first(case: str, text: str) -> Iterator[Record]:
+    from lora_runtime.prompt import parse_prompt
+
+    start = time.perf_counter()
+    parse_prompt(text)
+    yield Record(case, "-", "ours", time.perf_counter() - start)
 
 
 def importing(options: Options) -> Iterator[Record]:

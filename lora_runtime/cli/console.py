@@ -19,6 +19,7 @@ __all__ = [
     "CommandError",
     "checked_out",
     "human_size",
+    "lora_places_argument",
     "model_config_argument",
     "needs_extra",
     "one_line",
@@ -106,6 +107,23 @@ def model_config_argument(parser: argparse.ArgumentParser) -> None:
         help="of a single file: a folder or a repository of diffusers' with its configuration (default: that of the "
         "model it is of, from huggingface_hub)",
     )
+
+
+def lora_places_argument(parser: argparse.ArgumentParser) -> None:
+    """Define where names are looked for: `--loras`, folders and files with names of their own."""
+    parser.add_argument(
+        "--loras",
+        metavar="DIR|NAME=FILE",
+        action="append",
+        type=_lora_place,
+        help="a folder, or a file with a name for it; may be given several times (default: LORA_RUNTIME_PATH, else "
+        "models/Lora and loras)",
+    )
+
+
+def _lora_place(text: str) -> str | dict[str, str]:
+    name, equals, file = text.partition("=")
+    return {name: file} if equals and name and not Path(text).exists() else text
 
 
 def whole(text: str) -> int:

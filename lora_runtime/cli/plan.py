@@ -9,10 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, human_size, needs_extra, print_json, printable, table
+from lora_runtime.cli.console import (
+    CommandError,
+    human_size,
+    lora_places_argument,
+    needs_extra,
+    print_json,
+    printable,
+    table,
+)
 
 if TYPE_CHECKING:
     from lora_runtime.cli.outline import Outline
+    from lora_runtime.lookup import Loras
     from lora_runtime.lora import Lora
     from lora_runtime.requests import Request
 
@@ -27,12 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `plan`."""
     parser.add_argument("--model", metavar="DIR", required=True, help="a pipeline as diffusers saves it")
     parser.add_argument("--prompt", required=True, help='for example "a red circle <lora:watercolor:0.7>"')
-    parser.add_argument(
-        "--loras",
-        metavar="DIR",
-        action="append",
-        help="may be given several times (default: LORA_RUNTIME_PATH, else models/Lora and loras)",
-    )
+    lora_places_argument(parser)
     parser.add_argument("--device-memory", metavar="SIZE", help="what the GPU has, such as 24GB (default: no limit)")
     parser.add_argument("--host-memory", metavar="SIZE", help="what is free, such as 32GB (default: no limit)")
     parser.add_argument(
@@ -77,24 +81,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _requests(prompt: str, folders: Sequence[str] | None) -> list[Request]:
+def _requests(prompt: str, loras: Loras) -> list[Request]:
     """Return what the tags ask for; of their files only the headers are read. Raises for the first that cannot be."""
     from dataclasses import replace
 
-    from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.lookup import catalog_for, files_of
     from lora_runtime.lora import outline
-    from lora_runtime.prompt import parse_prompt
     from lora_runtime.requests import request_of
+    from lora_runtime.sets import parse_with_sets, read_sets
 
-    catalog = LoraCatalog(*folders) if folders else LoraCatalog.default()
-    loras: dict[Path, Lora] = {}
+    catalog = catalog_for(loras)
+    outlines: dict[Path, Lora] = {}
     found = []
-    for tag in parse_prompt(prompt, strict=True).tags:
-        entry = catalog.resolve(tag.name)
-        if entry.path not in loras:
+    read = parse_with_sets(prompt, lambda: read_sets(*catalog.folders), strict=True)
+    for tag, entry in (each for asked in read.tags for each in files_of(catalog, asked)):
+        if entry.path not in outlines:
             # Its path stands for the hash of its content, which only reading it all would tell.
-            loras[entry.path] = replace(outline(entry.path), name=entry.name, sha256=str(entry.path), nbytes=entry.size)
-        found.append(request_of(tag, loras[entry.path]))
+            outlines[entry.path] = replace(
+                outline(entry.path), name=entry.name, sha256=str(entry.path), nbytes=entry.size
+            )
+        found.append(request_of(tag, outlines[entry.path]))
     return found
 
 

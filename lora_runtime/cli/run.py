@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_runtime.cli.console import (
     CommandError,
     checked_out,
+    lora_places_argument,
     model_config_argument,
     needs_extra,
     one_line,
@@ -53,12 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="words",
         help="apply: tags of the negative prompt act on its side of the guidance (default: words, which warns of them)",
     )
-    parser.add_argument(
-        "--loras",
-        metavar="DIR",
-        action="append",
-        help="may be given several times (default: LORA_RUNTIME_PATH, else models/Lora and loras)",
-    )
+    lora_places_argument(parser)
     parser.add_argument("--strict", action="store_true", help="fail where a tag cannot be used, before painting")
     reading_arguments(parser)
     parser.add_argument("--steps", metavar="N", type=whole)
@@ -83,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
         import torch
         import transformers  # noqa: F401
 
-    from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.lookup import catalog_for
     from lora_runtime.pipelines.saved import best_device, load_saved
     from lora_runtime.runtime import apply
 
-    catalog = LoraCatalog(*arguments.loras) if arguments.loras else LoraCatalog.default()
+    catalog = catalog_for(arguments.loras)
     device = arguments.device or best_device(torch)
     dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
     pipe = load_saved(arguments.model, getattr(torch, dtype), arguments.model_config)

@@ -9,7 +9,7 @@ import time
 from functools import partial
 from typing import Any
 
-from lora_runtime.cli.console import checked_out, needs_extra, printable, whole
+from lora_runtime.cli.console import checked_out, lora_places_argument, needs_extra, printable, whole
 
 __all__ = ["add_arguments", "run"]
 
@@ -23,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("jobs", metavar="FILE", help="the rows: .csv, .jsonl or .toml; a grid is .toml")
     parser.add_argument("--model", metavar="DIR", required=True, help="a pipeline as diffusers saves it")
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the pictures")
-    parser.add_argument(
-        "--loras",
-        metavar="DIR",
-        action="append",
-        help="may be given several times (default: LORA_RUNTIME_PATH, else models/Lora and loras)",
-    )
+    lora_places_argument(parser)
     parser.add_argument(
         "--batch", metavar="N", type=whole, default=1, help="pictures in one call (default: 1, bit-equal to one by one)"
     )

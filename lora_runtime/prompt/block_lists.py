@@ -7,8 +7,8 @@ number of them is refused, since the same count means different blocks to differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from lora_runtime.blocks import LAYOUTS, expanded
 from lora_runtime.prompt.block_weights import Draw, Rule, selection
@@ -21,6 +21,8 @@ from lora_runtime.prompt.values import BadValueError, Reading, parse_float, read
 _COUNTS = "12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux) numbers"
 # Layouts of ComfyUI's Inspire Pack that are counted otherwise.
 _INSPIRE = frozenset({18, 21, 27, 55})
+_VARIES = re.compile("[X@~]")  # a list whose values depend on more than itself, or say something
+_OF_INSPIRE = re.compile(r"(FLUX|SDXL|SD)-(?:DBL|SGL|LyC)\b")
 _X = re.compile(r"X(?:([+-])(.+))?")
 _BLOCK_LIKE = re.compile(r"(?:BASE|CLIP|T5|IN|M|OUT|D|S)[\d-][\w-]*")
 _RATIO_HINT = "write a number such as 0.5"
@@ -87,8 +89,18 @@ def read_list(text: str, reading: Reading) -> tuple[Rule, ...]:
     if len(items) not in LAYOUTS:
         inspire = "; lists of the Inspire Pack are laid out otherwise" if len(items) in _INSPIRE else ""
         raise BadValueError(f"{_counted(len(items))}{inspire}", f"write {_COUNTS}")
-    ratios = [*_ratios(items, reading, placed=body is None)]
-    return tuple(Rule(block, 0.0 if place is None else ratios[place]) for block, place in expanded(len(items)))
+    if body is not None and not _VARIES.search(body):
+        return _rules_of_preset(body)
+    return _rules([*_ratios(items, reading, placed=body is None)])
+
+
+@lru_cache(maxsize=256)  # the same few presets come again with each picture
+def _rules_of_preset(body: str) -> tuple[Rule, ...]:
+    return _rules([*_ratios(body.split(","), Reading({}), placed=False)])
+
+
+def _rules(ratios: Sequence[Ratio]) -> tuple[Rule, ...]:
+    return tuple(Rule(block, 0.0 if place is None else ratios[place]) for block, place in expanded(len(ratios)))
 
 
 def read_elements(text: str, reading: Reading) -> tuple[Rule, ...]:
@@ -140,6 +152,11 @@ def _unknown(name: str, presets: Mapping[str, str]) -> BadValueError:
         return BadValueError("are empty", f"write a preset, or {_COUNTS}")
     if name in RESERVED:
         return BadValueError(f"{quote(name)} is a name that plots fill in", "write a preset or a list")
+    if match := _OF_INSPIRE.match(name):
+        way_out = "write a rule for each part, as in D00-06=1:D07-18=0" if match[1] == "FLUX" else f"write {_COUNTS}"
+        return BadValueError(f"{quote(name)} is a preset of the Inspire Pack that is laid out otherwise", way_out)
+    from difflib import get_close_matches  # not at the top: needed by few prompts
+
     near = get_close_matches(name.upper()[:40], presets, 1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets)}"
     return BadValueError(f"{quote(name)} is no preset that is known", hint)

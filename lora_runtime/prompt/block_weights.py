@@ -6,7 +6,6 @@ last that speaks of a module counts. sd-webui-lora-block-weight has the same ord
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,6 +34,8 @@ class Draw:
 
     def value(self, seed: int | None, salt: str) -> float:
         """Return the value for the seed of an image, the same wherever it is drawn; None is the seed 0."""
+        import hashlib  # not at the top: few prompts need it, and it takes a twentieth of the first call
+
         low, high = _RANGES[self.letter]
         digest = hashlib.sha256(f"{seed or 0}\n{salt}".encode("utf-8", "surrogatepass")).digest()
         return round(low + (high - low) * int.from_bytes(digest[:6], "big") / 2**48, 3)

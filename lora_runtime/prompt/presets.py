@@ -5,9 +5,9 @@ A name stands for a list ("1,0,0,…") or for element rules ("IN05-OUT05:attn:0"
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lora_runtime.blocks import LAYOUTS
 from lora_runtime.prompt.excerpt import quote
 
-__all__ = ["PresetFile", "common_presets", "load_presets"]
+__all__ = ["PresetFile", "common_presets", "load_presets", "text_beside"]
 
 MOST_BYTES = 1 << 20
 # Names that the plots of sd-webui-lora-block-weight fill in: they stand for no list.
@@ -31,9 +31,18 @@ class PresetFile(NamedTuple):
 
 @cache
 def common_presets() -> Mapping[str, str]:
-    """Return the presets that sd-webui-lora-block-weight comes with."""
-    text = files("lora_runtime.prompt").joinpath("block_presets.txt").read_text(encoding="utf-8")
-    return read_presets(text).presets
+    """Return the presets of sd-webui-lora-block-weight, and those of the Inspire Pack for SDXL in the same layout."""
+    return read_presets(text_beside("block_presets.txt")).presets
+
+
+def text_beside(name: str) -> str:
+    """Return the text of a file of this package, in a zip too.
+
+    pkgutil is there already when a prompt is read; importlib.resources would take a tenth of the first call.
+    """
+    content = pkgutil.get_data("lora_runtime.prompt", name)
+    assert content is not None  # as every loader of files gives it
+    return content.decode("utf-8")
 
 
 def load_presets(path: str | Path) -> PresetFile:

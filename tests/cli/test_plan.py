@@ -61,6 +61,19 @@ def size_of(root: Any, size: int) -> int:
     return sum(parameter.numel() for parameter in root.parameters()) * size
 
 
+def test_a_file_anywhere_may_be_given_a_name(plan: Callable[..., Result], loras: Path) -> None:
+    named = plan("--json", "--loras", f"mine={loras / 'ink.safetensors'}", prompt="a <lora:mine:0.7>")
+    assert found_by(named) == found_by(plan("--json"))
+    missing = plan("--loras", "mine=gone.safetensors", prompt="a <lora:mine:0.7>")
+    assert missing.status == 2
+    assert "there is no such file; correct the path" in missing.err
+
+
+def test_a_set_is_planned_as_its_tags(plan: Callable[..., Result], loras: Path) -> None:
+    (loras / "all.set.txt").write_text("<lora:ink:0.7>", encoding="utf-8")
+    assert found_by(plan("--json", prompt="a <set:all>")) == found_by(plan("--json"))
+
+
 def test_counts_and_bytes_are_those_of_the_real_apply(plan: Callable[..., Result], pipe: Any, loras: Path) -> None:
     found = found_by(plan("--json", "--dtype", "fp32"))
     with lora_runtime.apply(pipe, "a <lora:ink:0.7>", loras=loras, strict=True) as applied:

@@ -20,6 +20,12 @@ def test_importing_the_prompt_package_loads_neither_torch_nor_lark() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(("text", "loads"), [("a (cat:1.2) > b < c> <b>", False), ("a <b:c> d", True)])
+def test_a_prompt_loads_lark_only_where_a_tag_can_begin(text: str, loads: bool) -> None:
+    code = f"import sys, lora_runtime.prompt as p; p.parse_prompt({text!r}); sys.exit('lark' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == loads
+
+
 def test_the_pieces_of_a_prompt_are_texts_and_tags_in_order() -> None:
     assert [*split_prompt("a <lora:x:1>b<c")] == [(False, 0, 2), (True, 2, 12), (False, 12, 15)]
 

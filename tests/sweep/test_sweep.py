@@ -120,6 +120,28 @@ def test_a_batch_with_loras_of_their_own_is_the_same_within_a_level(
         assert np.abs(picture.astype(int) - one.astype(int)).max() <= 1
 
 
+def test_named_sets_and_single_files_are_painted_and_a_changed_set_anew(
+    pipe: Any, loras: Path, swept: Callable[..., Swept], tmp_path: Path
+) -> None:
+    (loras / "both.set.txt").write_text("<lora:ink:1> <lora:oil:0.5>", encoding="utf-8")
+    (loras / "wash.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    rows = [
+        {"name": "set", "prompt": "a boat <set:both:0.5>", "seed": 1, **SIZE},
+        {"name": "file", "prompt": "a boat <lora:mine:1>", "seed": 1, **SIZE},
+    ]
+    given = {"loras": [{"mine": tmp_path / "elsewhere.safetensors"}, loras]}
+    done = swept(rows, **given)
+    meant = {**rows[0], "prompt": "a boat <lora:ink:0.5><lora:oil:0.25>"}
+    assert np.array_equal(pictures(done.out)["set"], by_hand(pipe, loras, meant))
+    written = by_key(done.out)
+    assert written["set"]["infotext"].startswith(meant["prompt"])
+    assert set(written["set"]["files"]) == {"ink", "oil"}
+    assert set(written["file"]["files"]) == {"mine"}
+    (loras / "both.set.txt").write_text("<lora:ink:1>", encoding="utf-8")
+    again = swept(rows, resume=True, **given)
+    assert (again.painted, again.kept) == (1, 1)
+
+
 def test_the_weights_are_what_they_were(pipe: Any, swept: Callable[..., Swept]) -> None:
     before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     swept(ROWS[:4], batch=2)
