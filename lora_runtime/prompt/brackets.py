@@ -37,16 +37,24 @@ class _Bracket:
     part: int
     cuts: list[tuple[str, int]] = field(default_factory=list)
     whole: bool = True  # nothing in it is open
+    closed: bool = False
     whens: tuple[Window | Turn | None, ...] = ()  # of each part
 
 
-def scopes(text: str, places: Sequence[int]) -> list[tuple[Window | Turn, ...]]:
-    """Return when each of the places, in rising order, takes part: () is always.
+class Standing(NamedTuple):
+    """When a place takes part: () is always. `unread`: in brackets that look as if they said so and are not read."""
+
+    whens: tuple[Window | Turn, ...] = ()
+    unread: bool = False
+
+
+def scopes(text: str, places: Sequence[int]) -> list[Standing]:
+    """Return when each of the places, in rising order, takes part.
 
     Of more than MOST_LEVELS conditions the innermost MOST_LEVELS + 1 are returned.
     """
     if "[" not in text:
-        return [()] * len(places)
+        return [Standing()] * len(places)
     homes: list[tuple[_Bracket | None, int]] = []
     top: _Bracket | None = None
     for match in _TOKEN.finditer(text):
@@ -54,7 +62,7 @@ def scopes(text: str, places: Sequence[int]) -> list[tuple[Window | Turn, ...]]:
             homes.append((top, len(top.cuts) if top else 0))
         top = _after(top, match[0], match.start(), text)
     homes += [(top, len(top.cuts) if top else 0)] * (len(places) - len(homes))
-    return [_whens(*home) for home in homes]
+    return [Standing(_whens(*home), _is_unread(home[0])) for home in homes]
 
 
 class Edit(NamedTuple):
@@ -127,6 +135,7 @@ def _after(top: _Bracket | None, token: str, place: int, text: str) -> _Bracket 
     if token != {"[": "]", "(": ")"}[top.opener]:
         top.whole = False
         return top
+    top.closed = True
     if top.opener == "[" and top.whole:
         top.whens = _bracket_whens(top, place, text)
     return top.outer
@@ -186,3 +195,14 @@ def _whens(bracket: _Bracket | None, part: int) -> tuple[Window | Turn, ...]:
         part = bracket.part
         bracket = bracket.outer
     return tuple(reversed(found))
+
+
+def _is_unread(bracket: _Bracket | None) -> bool:
+    """Return whether one of the innermost brackets around a place has ":" or "|" in it and says nothing."""
+    for _ in range(MOST_LEVELS):
+        if bracket is None:
+            break
+        if bracket.opener == "[" and bracket.closed and bracket.cuts and not bracket.whens:
+            return True
+        bracket = bracket.outer
+    return False

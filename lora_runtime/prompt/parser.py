@@ -140,7 +140,10 @@ class _Reader:
             for tag, part in zip(self.tags, parts(text, self.places), strict=True):
                 yield replace(tag, conditions=replace(tag.conditions, part=part))
             return
-        for tag, whens in zip(self.tags, scopes(text, self.places), strict=True):
+        for tag, (whens, unread) in zip(self.tags, scopes(text, self.places), strict=True):
+            if unread:
+                message = "the brackets around a tag are read as words, and do not switch it"
+                self.note("info", tag.span, message, "brackets that do end in a number, as in [a:b:0.5], or are [a|b]")
             if not whens:
                 yield tag
             elif self.scope == "edit":

@@ -124,6 +124,29 @@ def test_brackets_that_are_not_read_are_said() -> None:
     assert diagnostic.hint == 'scope="edit" reads such tags with their brackets'
 
 
+@pytest.mark.parametrize("scope", ["all", "edit"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("[<lora:a>:b]", "[b:<lora:a>:HR]", "[<lora:a>|b:0.2]", "[<lora:a>:0.1,0.2,0.3]", "[SEQ:<lora:a>:x]"),
+        "[[<lora:a>]:b]",
+    ],
+)
+def test_brackets_that_look_like_prompt_editing_and_are_none_are_said(source: str, scope: str) -> None:
+    prompt = parse_prompt(source, scope=scope)  # type: ignore[arg-type]
+    (told,) = prompt.diagnostics
+    assert (told.severity, told.span) == ("info", prompt.tags[0].span)
+    assert told.message == "the brackets around a tag are read as words, and do not switch it"
+    assert prompt.tags[0].conditions.when == ()
+
+
+@pytest.mark.parametrize(
+    "source", ["[<lora:a>]", "([<lora:a>]:1.2)", "[<lora:a>:b", "<lora:a> [b:c]", "\\[<lora:a>:b]"]
+)
+def test_other_brackets_are_not_spoken_of(source: str) -> None:
+    assert parse_prompt(source).diagnostics == ()
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
