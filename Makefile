@@ -5,7 +5,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo format lock venv clean
+.PHONY: help demo test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean
 help:
 	@echo "make demo     paint with the embedded pipeline: out/demo.png"
 	@echo "make test     lint, types, the whole test suite, and the extension's tests with the WebUI's versions"
@@ -19,11 +19,14 @@ help:
 	@echo "make soak     100,000 random sequences of what people do with a model, an hour or more"
 	@echo "make train    train the embedded pipeline and its LoRAs again (about an hour)"
 	@echo "make train-demo   train a LoRA on training/pictures (3 minutes), paint with its tag: out/train-demo.png"
+	@echo "make docs     the pages as a site: site/ (ARGS=serve: shown while you write)"
+	@echo "make wheel    wheel and sdist in dist/, checked, installed elsewhere and used there"
+	@echo "make release  what a release of this version would do (ARGS=--tag: do it)"
 	@echo "make format   put the code into the project's format"
 	@echo "make lock     write the exact versions in locks/ anew (all to the newest: ARGS=--upgrade)"
 	@echo "make venv     only make .venv, with everything in it"
 	@echo "make clean    remove .venv and the other environments, caches and what the commands wrote"
 
-demo test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo format lock venv clean:
+demo test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer found. Install one, or name it: make $@ PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)

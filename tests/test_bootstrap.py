@@ -29,7 +29,7 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bootstrap", module)  # where dataclasses look for it
     spec.loader.exec_module(module)
-    for name in ("MAIN", "NEWEST", "WEBUI", "OLDEST"):
+    for name in ("MAIN", "NEWEST", "WEBUI", "OLDEST", "DOCS", "WHEEL"):
         env = dataclasses.replace(getattr(module, name), folder=tmp_path / getattr(module, name).name)
         monkeypatch.setattr(module, name, env)
         env.python.parent.mkdir(parents=True)
@@ -271,6 +271,36 @@ def test_without_its_python_the_oldest_stack_is_left_out_but_not_in_ci(
     with pytest.raises(bootstrap.Failed, match=r"Python 3\.10"):
         bootstrap.test_oldest([])
     assert commands == []
+
+
+def test_the_site_is_built_strictly_and_needs_no_torch(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.12" if wanted == (3, 12) else None)
+    commands = asked()
+    bootstrap.docs([])
+    assert commands[-1] == "-m zensical build --strict --clean"
+    assert not any("torch" in command or "--editable" in command for command in commands)
+    assert bootstrap.DOCS.constraints.read_text() == ""
+
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: None)
+    with pytest.raises(bootstrap.Failed, match=r"Python 3\.11 or newer"):
+        bootstrap.docs([])
+
+
+def test_a_release_is_checked_before_the_wheel_is_built_and_finished_after_it(
+    bootstrap: ModuleType, asked: Callable[..., list[str]]
+) -> None:
+    commands = asked()
+    bootstrap.release(["--tag"])
+    steps = [command for command in commands if command.startswith("tools/")]
+    wheel = f"tools/wheel.py --borrow {bootstrap.MAIN.python}"
+    assert steps == ["tools/release.py check", wheel, "tools/release.py finish --tag"]
+
+    commands = asked("tools/wheel.py")
+    with pytest.raises(bootstrap.Failed):
+        bootstrap.release(["--tag"])
+    assert not any("finish" in command for command in commands)
 
 
 def test_a_folder_that_cannot_be_written_to_is_what_the_advice_is_about(

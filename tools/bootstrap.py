@@ -1,12 +1,13 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo, format,
-lock, venv, clean.
+Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo, docs,
+wheel, release, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
 WebUI pins, and the tests of its extension run there; `.venv-oldest` has these with the WebUI's own Python and torch;
-`.venv-newest` has the newest versions within the ranges.
+`.venv-newest` has the newest versions within the ranges. `.venv-docs` and `.venv-wheel` have tools that only read the
+project.
 
 Needs Python 3.10 or newer and nothing else. Safe to repeat: what is there is kept, what is missing or broken is made,
 and a command starts at once when neither `pyproject.toml` nor the lock has changed since the last install. Where all is
@@ -43,6 +44,7 @@ class Environment:
     imports: dict[str, str]
     pythons: tuple[tuple[int, int], ...] = ()  # none: each from 3.10 on
     torch: str = ""  # the only version that will do
+    bare: bool = False  # tools that read the project's files: neither torch nor the project is put in
 
     @property
     def name(self) -> str:
@@ -88,7 +90,20 @@ WEBUI = Environment(
     ((3, 10), (3, 11)),
 )
 OLDEST = Environment(ROOT / ".venv-oldest", ("oldest",), WEBUI.imports, ((3, 10),), torch="2.1.2")
-ENVIRONMENTS = (MAIN, NEWEST, WEBUI, OLDEST)
+DOCS = Environment(
+    ROOT / ".venv-docs",
+    ("docs",),
+    {"zensical": "zensical", "mkdocstrings_handlers.python": "mkdocstrings-python"},
+    ((3, 11), (3, 12), (3, 13), (3, 14)),  # Zensical's own
+    bare=True,
+)
+WHEEL = Environment(
+    ROOT / ".venv-wheel",
+    ("wheel",),
+    {"build": "build", "hatchling": "hatchling", "twine": "twine", "check_wheel_contents": "check-wheel-contents"},
+    bare=True,
+)
+ENVIRONMENTS = (MAIN, NEWEST, WEBUI, OLDEST, DOCS, WHEEL)
 
 TORCH = "2.13.0"  # the CPU build is taken where there is no GPU: 0.2 GB instead of several
 TORCH_OLDEST = "2.1"
@@ -97,10 +112,12 @@ PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project 
 # Each names the locks that it needs and those that these bring along: `make demo` after `make test` installs nothing.
 NEEDS = {"demo": ("demo",), "train": ("train", "demo"), "test": ("test", "train", "demo"), "bench": ("bench", "demo")}
 NEEDS |= {"all": ("test", "train", "bench", "demo"), "webui": ("webui",), "oldest": ("oldest",)}
+NEEDS |= {"docs": ("docs",), "wheel": ("wheel",)}
 
 # What each lock is made from, by uv: the project's extras and the files locks/*.in.
 LOCKS = {"demo": ("demo",), "train": ("train",), "test": ("test",), "bench": ("bench",)}
 LOCKS |= {"webui": ("webui.in",), "oldest": ("oldest.in",)}
+LOCKS |= {"docs": ("docs.in",), "wheel": ("wheel.in",)}
 # torch and what belongs to its builds for GPUs stay out of the locks.
 NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
@@ -129,6 +146,9 @@ def main(arguments: list[str]) -> int:
         "soak": soak,
         "train": train,
         "train-demo": train_demo,
+        "docs": docs,
+        "wheel": wheel,
+        "release": release,
         "format": reformat,
         "lock": lock,
         "venv": venv,
@@ -324,6 +344,31 @@ def train_demo(arguments: list[str]) -> None:
     run(MAIN.python, "training/train_demo.py", *arguments)
 
 
+def docs(arguments: list[str]) -> None:
+    """Build the site from docs/ into site/, strictly: a link to a page or heading that is not there fails."""
+    python = next(filter(None, map(find_python, reversed(DOCS.pythons))), None)
+    if python is None:
+        raise Failed("The site needs a Python 3.11 or newer. PYTHON311=/path/to/python3.11 names one.")
+    install("docs", DOCS, python)
+    run(DOCS.python, "-m", "zensical", *(arguments or ["build", "--strict", "--clean"]))
+    if not arguments:
+        say("site/index.html is the first page. make docs ARGS=serve shows it while you write")
+
+
+def wheel(arguments: list[str]) -> None:
+    """Build wheel and sdist into dist/, check them, and use the wheel as a stranger would; see tools/wheel.py."""
+    install("demo")
+    install("wheel", WHEEL)
+    run(WHEEL.python, "tools/wheel.py", "--borrow", MAIN.python, *arguments)
+
+
+def release(arguments: list[str]) -> None:
+    """Say what a release of this version would do; with --tag, do it. See tools/release.py."""
+    run(sys.executable, "tools/release.py", "check")
+    wheel([])
+    run(sys.executable, "tools/release.py", "finish", *arguments)
+
+
 def reformat(arguments: list[str]) -> None:
     """Format the code and correct what ruff can correct."""
     install("test")
@@ -339,14 +384,15 @@ def lock(arguments: list[str]) -> None:
         make_venv(env)
         pip(env, "install", "--quiet", "uv")
 
-        def solve(output: Path, sources: Sequence[str], *more: str | Path) -> None:
-            inputs = [name for name in sources if name.endswith(".in")]
-            extras = [f"--extra={name}" for name in sources if name not in inputs]
+        def solve(output: Path, sources: Sequence[str], *more: str, of: Environment = MAIN) -> None:
+            inputs = [f"locks/{name}" for name in sources if name.endswith(".in")]
+            extras = [f"--extra={name}" for name in sources if not name.endswith(".in")]
+            project = () if of.bare else ("pyproject.toml", "locks/build.in")
+            oldest = ".".join(map(str, min(of.pythons, default=(3, 10))))
             run(
-                *(env.python, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.10"),
+                *(env.python, "-m", "uv", "pip", "compile", "--quiet", "--universal", f"--python-version={oldest}"),
                 *("--no-config", "--no-header", "--no-annotate", f"--output-file={output}"),
-                *("pyproject.toml", "locks/build.in", *(f"locks/{name}" for name in inputs), *extras),
-                *("--constraint=locks/held-back.in", *more, *arguments),
+                *(*project, *inputs, *extras, "--constraint=locks/held-back.in", *more, *arguments),
             )
 
         def torch(of: Environment) -> str:
@@ -359,10 +405,12 @@ def lock(arguments: list[str]) -> None:
         known = {line for name in MAIN.locks for line in lock_lines(name)}
         together.write_text("".join(f"{line}\n" for line in sorted(known)), encoding="utf-8")
         solve(together, [source for name in MAIN.locks for source in LOCKS[name]], torch(MAIN))
+        apart = {"webui": WEBUI, "oldest": OLDEST, "docs": DOCS, "wheel": WHEEL}
         for name, sources in LOCKS.items():
             output = folder / f"{name}.txt"
-            agreed = {"webui": torch(WEBUI), "oldest": torch(OLDEST)}.get(name, f"--constraint={together}")
-            solve(output, sources, agreed)
+            of = apart.get(name, MAIN)
+            agreed = () if of.bare else (torch(of) if of is not MAIN else f"--constraint={together}",)
+            solve(output, sources, *agreed, of=of)
             lines = [line for line in output.read_text(encoding="utf-8").splitlines() if not NOT_LOCKED.match(line)]
             header = "# Written by `make lock`. torch and what comes with its GPU builds: see tools/bootstrap.py."
             output.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
@@ -377,7 +425,7 @@ def venv(arguments: list[str]) -> None:
 
 def clean(arguments: list[str]) -> None:
     """Remove the environments, caches and what the commands wrote; sources and trained weights stay."""
-    names = ("out", "dist", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
+    names = ("out", "dist", "build", "site", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
     for path in [*(env.folder for env in ENVIRONMENTS), *(ROOT / name for name in names)]:
         if path.is_dir():
             say(f"Removing {path.name}/")
@@ -398,14 +446,15 @@ def install(what: str, env: Environment = MAIN, python: str = sys.executable) ->
         return
     started = time.monotonic()
     prepare(env, python)
-    say(f"Installing the project and the versions in locks/{wanted[0]}.txt")
+    say(f"Installing {'' if env.bare else 'the project and '}the versions in locks/{wanted[0]}.txt")
     # A lock is whole, so pip has nothing to look up: what is there already is not asked for, and the build, with the
     # builder from the lock, is not isolated. Where nothing is missing, this works without a network.
     lacking = [f"{name}=={locked}" for name, locked, _ in differences(env, wanted)]
     if lacking:
         env.requirements.write_text("".join(f"{line}\n" for line in lacking), encoding="utf-8")
         pip(env, "install", "--no-deps", "--requirement", env.requirements, "--constraint", env.constraints)
-    pip(env, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+    if not env.bare:
+        pip(env, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
     check_imports(env)
     before = set(stamp["locks"]) if stamp.get("key") == key else set()
     env.stamp.write_text(json.dumps({"key": key, "locks": sorted(before | set(wanted))}), encoding="utf-8")
@@ -430,19 +479,20 @@ def install_newest() -> None:
 
 
 def prepare(env: Environment, python: str = sys.executable) -> None:
-    """Leave an environment with pip and torch in it, and a file of constraints that keeps this torch."""
+    """Leave an environment with pip, and torch unless it is bare, and a file of constraints that keeps this torch."""
     if env.folder.exists():
         env.stamp.unlink(missing_ok=True)
     if not working_venv(env):
         make_venv(env, python)
-    if not working_torch(env):
+    if not env.bare and not working_torch(env):
         install_torch(env)
     pin_torch(env)
 
 
 def pin_torch(env: Environment) -> None:
     """Write the constraint without which pip could exchange a CPU or a hand-built torch for the registry's."""
-    env.constraints.write_text(f"torch=={probe(env)['torch']}\n", encoding="utf-8")
+    constraint = "" if env.bare else f"torch=={probe(env)['torch']}\n"
+    env.constraints.write_text(constraint, encoding="utf-8")
 
 
 def working_venv(env: Environment) -> bool:
