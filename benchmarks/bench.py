@@ -7,10 +7,10 @@ bench.json is a list of {case, dtype, who, seconds, bytes, spread, rounds}. Case
 of rank 32 on the attention blocks of a UNet of SD1.5's size; `first` (the first apply of a process, page faults
 included) and `again` (apply after restore, adapters still loaded: for diffusers without its load_lora_weights). The
 same cases with `-10x16` (10 LoRAs of rank 16) and `-conv` (3 LoCons of rank 16 on the 3×3 convolutions) behind their
-names. `parse10k`, `parse2k` (2,000 characters with five tags, `-plain` without, `-first` in a new process) and `import`
-need no model. `live` and `batch8`: see cases/models.py; `nf4` and `linear`: cases/layers.py; `planned`, `make_plan`,
-`unchanged` and `restore800`: cases/plans.py. `merge` and `extract` are the workbench's, beside a plain loop
-(plain_svd.py): cases/merging.py and cases/extracting.py. `train` is a step of training a LoRA, beside diffusers'
+names. `parse10k`, `parse2k` (2,000 characters with five tags; `first2k` in a new process; `-plain` without tags) and
+`import` need no model. `live` and `batch8`: see cases/models.py; `nf4` and `linear`: cases/layers.py; `planned`,
+`make_plan`, `unchanged` and `restore800`: cases/plans.py. `merge` and `extract` are the workbench's, beside a plain
+loop (plain_svd.py): cases/merging.py and cases/extracting.py. `train` is a step of training a LoRA, beside diffusers'
 example with peft: cases/train.py.
 
 `load200` is load_lora of a file of 200 MB, beside `read` (Path.read_bytes: into new memory, as any loader needs it)

@@ -30,7 +30,10 @@ _UNTYPED = re.compile(r'[<>:"/\\|?*]')  # what a tag or a file system has anothe
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # names that Windows keeps
 _TAG = re.compile(r"<set:([^:<>]*)(?::([^<>]*))?>")
 
+_MOST_SUGGESTIONS = 20
+
 Sets = Callable[[], Mapping[str, str]]
+_Note = tuple[Severity, str, str]  # and the message, and the hint
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -128,8 +131,12 @@ def _composed(name: str) -> str:
 
 
 def _unknown(name: str, known: Mapping[str, object]) -> UnknownLoraError:
-    near = tuple(get_close_matches(name[:_LONGEST_NAME], known, n=3))
+    near = _near(name, known)
     return UnknownLoraError(f"no set named {quote(name)}{_or_near(near, known)}", name, near)
+
+
+def _near(name: str, known: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(get_close_matches(name[:_LONGEST_NAME], known, n=3))
 
 
 def _or_near(near: tuple[str, ...], known: Mapping[str, object]) -> str:
@@ -157,7 +164,7 @@ def parse_with_sets(
     """
     if not isinstance(text, str) or "<set:" not in text:
         return parse_prompt(text, strict=strict, dialect=dialect, scope=scope, presets=presets)
-    source, said = _written_out(text, sets(), dialect)
+    source, said = _written_out(text, sets(), dialect, presets)
     for diagnostic in said if strict else ():
         if diagnostic.severity == "error":
             raise TagSyntaxError(f"{diagnostic.message} ({diagnostic.hint})", diagnostic)
@@ -169,13 +176,16 @@ def parse_with_sets(
 
 def with_sets(text: str, sets: Sets) -> str:
     """Return a prompt with the tags of its sets in their places; what is no set, or cannot be read, stays."""
-    return _written_out(text, sets(), "a1111")[0] if "<set:" in text else text
+    return _written_out(text, sets(), "a1111", None)[0] if "<set:" in text else text
 
 
-def _written_out(text: str, sets: Mapping[str, str], dialect: Dialect) -> tuple[str, list[Diagnostic]]:
+def _written_out(
+    text: str, sets: Mapping[str, str], dialect: Dialect, presets: Mapping[str, str] | None
+) -> tuple[str, list[Diagnostic]]:
     """Return a text with tags in the place of each set, and what there is to say, by places in it."""
     pieces: list[str] = []
     said: list[Diagnostic] = []
+    known: dict[tuple[str, str | None], tuple[str | None, list[_Note]]] = {}
     length = end = 0
     for match in _TAG.finditer(text):
         if dialect == "native" and text[: match.start()].endswith("\\"):
@@ -183,45 +193,41 @@ def _written_out(text: str, sets: Mapping[str, str], dialect: Dialect) -> tuple[
         pieces.append(text[end : match.start()])
         length += len(pieces[-1])
         end = match.end()
-        try:
-            tags, notes = _tags_of(match[1].strip(), match[2], sets, dialect)
-        except _NotASetError as error:
-            pieces.append(match[0])
-            said.append(Diagnostic("error", (length, length + len(match[0])), str(error), error.hint))
-        else:
-            pieces.append(tags)
-            span = (length, length + len(tags))
-            said += [Diagnostic(severity, span, message, hint) for severity, message, hint in notes]
+        asked = match[1].strip(), match[2]
+        if asked not in known:  # a text may name one set thousands of times
+            known[asked] = _tags_of(*asked, sets, dialect, presets, suggest=len(known) < _MOST_SUGGESTIONS)
+        tags, notes = known[asked]
+        pieces.append(match[0] if tags is None else tags)
+        span = (length, length + len(pieces[-1]))
+        said += [Diagnostic(severity, span, message, hint) for severity, message, hint in notes]
         length += len(pieces[-1])
     return "".join([*pieces, text[end:]]), said
 
 
-class _NotASetError(Exception):
-    """Why the tag of a set stays as it is."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
 def _tags_of(
-    name: str, strength: str | None, sets: Mapping[str, str], dialect: Dialect
-) -> tuple[str, list[tuple[Severity, str, str]]]:
-    """Return the tags of a set at its strength, and what cannot be used of it."""
+    name: str,
+    strength: str | None,
+    sets: Mapping[str, str],
+    dialect: Dialect,
+    presets: Mapping[str, str] | None,
+    *,
+    suggest: bool,
+) -> tuple[str | None, list[_Note]]:
+    """Return the tags of a set at its strength, None where it has none to give, and what cannot be used of it."""
     text = sets.get(_composed(name))
     if text is None:
-        near = tuple(get_close_matches(name[:_LONGEST_NAME], sets, n=3))
-        raise _NotASetError(f"no set named {quote(name)}{_or_near(near, sets)}", "write a set that is there, or tags")
+        near = _near(name, sets) if suggest else ()
+        message = f"no set named {quote(name)}{_or_near(near, sets)}"
+        return None, [("error", message, "write the name of a set, or tags")]
     try:
         factor = 1.0 if strength is None else read_number(strength)
     except BadValueError as error:
-        raise _NotASetError(
-            f"the strength of the set {quote(name)} {error.reason}; it is not applied", error.hint
-        ) from None
-    read = parse_prompt(text)
+        message = f"the strength of the set {quote(name)} {error.reason}; it is not applied"
+        return None, [("error", message, error.hint)]
+    read = parse_prompt(text, presets=presets)
     this = f"the set {quote(name)}"
     told = [each for each in read.diagnostics if each.severity != "info"]
-    notes: list[tuple[Severity, str, str]] = [(each.severity, f"in {this}: {each.message}", each.hint) for each in told]
+    notes: list[_Note] = [(each.severity, f"in {this}: {each.message}", each.hint) for each in told]
     if any(other.kind == "set" for other in read.others):
         notes.append(("warning", f"{this} has a set in it, which is left out", "write its tags there"))
     if words := read.text.strip(" \t\r\n,;"):
@@ -229,7 +235,11 @@ def _tags_of(
         notes.append(("warning", message, "write them into the prompt"))
     if not read.tags:
         notes.append(("warning", f"{this} has no tag in it", "write tags such as <lora:NAME:0.7>"))
-    return "".join(format_tag(_scaled(tag, factor), dialect=dialect) for tag in read.tags), notes
+    try:
+        return "".join(format_tag(_scaled(tag, factor), dialect=dialect) for tag in read.tags), notes
+    except ValueError:  # beyond any number
+        message = f"{quote(strength or '')} makes strengths of {this} that no tag can say; it is not applied"
+        return None, [("error", message, "write a number such as 0.5")]
 
 
 def _scaled(tag: LoraTag, factor: float) -> LoraTag:

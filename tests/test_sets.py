@@ -91,6 +91,12 @@ def test_a_set_means_the_same_in_any_dialect(dialect: str) -> None:
     assert (tag.te, tag.unet) == (0.2, 0.4)
 
 
+def test_a_set_may_name_the_presets_of_the_program() -> None:
+    (tag,) = read("<set:a>", {"a": "<lora:ink:1:lbw=MINE>"}, presets={"MINE": ",".join("0" * 17)}).tags
+    assert tag.conditions.blocks is not None
+    assert {rule.ratio for rule in tag.conditions.blocks.rules} == {0.0}
+
+
 def test_brackets_around_a_set_switch_its_tags() -> None:
     meant = parse_prompt("[<lora:ink:0.5><lora:wash:1>::10]", scope="edit")
     assert read("[<set:a>::10]", {"a": "<lora:ink:0.5> <lora:wash:1>"}, scope="edit").tags == meant.tags
@@ -125,6 +131,7 @@ def test_where_there_are_none_it_is_said_where_sets_are() -> None:
     [
         ("<set:a:x>", PORTRAIT, "error", 'the strength of the set "a" "x" is not a number; it is not applied'),
         ("<set:a:0.5:1>", PORTRAIT, "error", 'the strength of the set "a" "0.5:1" is not a number; it is not applied'),
+        ("<set:a:1e308>", "<lora:b:100>", "error", '"1e308" makes strengths of the set "a" that no tag can say'),
         ("<set:a>", "<lora:b:1> <set:c>", "warning", 'the set "a" has a set in it, which is left out'),
         ("<set:a>", "<lora:b:1> film, ", "warning", 'the set "a" has words in it, "film", which are left out'),
         ("<set:a>", "<lora:b:1><lora:c:x>", "error", 'in the set "a": the strength "x" is not a number; this tag is'),

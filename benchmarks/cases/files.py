@@ -55,12 +55,12 @@ def parsing(options: Options) -> Iterator[Record]:
 
 def first_parsing(options: Options) -> Iterator[Record]:
     """Yield the time of the first prompt of this process, of 2,000 characters with five tags; it loads lark."""
-    yield from _first("parse2k-first", _PAGE)
+    yield from _first("first2k", _PAGE)
 
 
 def first_plain(options: Options) -> Iterator[Record]:
     """Yield the time of the first prompt of this process, of 2,000 characters without a tag."""
-    yield from _first("parse2k-plain-first", _PLAIN)
+    yield from _first("first2k-plain", _PLAIN)
 
 
 def _first(case: str, text: str) -> Iterator[Record]:

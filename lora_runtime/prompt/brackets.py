@@ -25,6 +25,7 @@ _HOLLOW = re.compile(r"[(\[]\s*(?::\s*[\d.]+\s*)?[)\]]")  # emphasis of nothing
 _AND = re.compile(r"\bAND\b")
 MOST_LEVELS = 32
 _END = Position(1.0)
+_LONGEST_WORD = 200
 
 
 @dataclass(slots=True)
@@ -155,9 +156,9 @@ def _bracket_whens(bracket: _Bracket, end: int, text: str) -> tuple[Window | Tur
     if kinds != {":"}:
         return ()
     spans = _spans(bracket, end)
-    if count > 1 and text[slice(*spans[0])].strip() == "SEQ":
-        return _sequence([_positions(text[slice(*span)]) for span in spans[2::2]], count)
-    changes = _positions(text[slice(*spans[-1])])
+    if count > 1 and _word(text, spans[0]) == "SEQ":
+        return _sequence([_positions(_word(text, span)) for span in spans[2::2]], count)
+    changes = _positions(_word(text, spans[-1]))
     if count > 3 or not changes or len(changes) > 2:
         return ()
     if count == 3 and len(changes) == 1:
@@ -176,6 +177,15 @@ def _sequence(ends: Sequence[tuple[Position, ...]], count: int) -> tuple[Window 
     starts = [None, *(end[0] for end in ends[:-1])]
     texts = (Window(start, end[0]) for start, end in zip(starts, ends, strict=True))
     return (None, *(when for window in texts for when in (window, None)))
+
+
+def _word(text: str, span: tuple[int, int]) -> str:
+    """Return what stands at a place, without blanks; "" for what is longer than a word or two numbers.
+
+    Not all of it is looked at: of brackets in brackets each would copy all that is inside.
+    """
+    start, end = span
+    return "" if end - start > _LONGEST_WORD else text[start:end].strip()
 
 
 def _positions(written: str) -> tuple[Position, ...]:
