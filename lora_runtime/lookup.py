@@ -16,7 +16,7 @@ from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_read"]
 
 PathLike = str | os.PathLike[str]
 Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
@@ -84,6 +84,11 @@ def clear_cache() -> None:
     """
     _cache.clear()
     _catalog_of.cache_clear()
+
+
+def files_read() -> int:
+    """Return how many files this process has read; those that it had in memory already are not counted again."""
+    return _cache.reads
 
 
 def catalog_for(loras: Loras) -> LoraCatalog:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora_runtime.pipelines.saved import best_device, dtype_argument
 from lora_runtime.sweep.rows import SweepError
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_pipeline", "loaders"]
+
+
+def loaders(models: Sequence[str], device: str | None = None, dtype: str | None = None) -> dict[str, Callable[[], Any]]:
+    """Return what loads each model, by name: of "NAME=DIR" the name, else that of the folder.
+
+    A file of rows says names and no paths: it may be anybody's. SweepError for a name that is there twice.
+    """
+    found: dict[str, Callable[[], Any]] = {}
+    for given in models:
+        head, equals, tail = given.partition("=")
+        named = bool(equals) and not re.search(r"[/\\]", head)  # else it is a path with an = in it
+        folder = tail if named else given
+        name = head if named else Path(folder).resolve().name
+        if name in found:
+            raise SweepError(f'two models are called "{name}": name them, --model NAME=DIR')
+        if not Path(folder).is_dir():
+            raise SweepError(f"the model folder {folder} does not exist")
+        found[name] = partial(load_pipeline, folder, device, dtype)
+    return found
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str | None = None) -> Any:
