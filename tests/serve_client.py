@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_runtime.serve.line import Line
 from lora_runtime.sweep.manifest import line_of
 from lora_runtime.sweep.paint import Painted, Stopped
 from lora_runtime.sweep.rows import Row
@@ -37,7 +36,7 @@ class Answer:
 class Client:
     """`async with Client(app, line) as client` starts the app and stops it."""
 
-    def __init__(self, app: Any, line: Line, **headers: str) -> None:
+    def __init__(self, app: Any, line: Any, **headers: str) -> None:
         self._app, self.line = app, line
         self._headers = {"host": "localhost:8000", **headers}
         self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

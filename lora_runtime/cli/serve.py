@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from lora_runtime.cli.console import CommandError, needs_extra, printable, whole
+
+if TYPE_CHECKING:
+    from lora_runtime.serve import Limits
 
 __all__ = ["add_arguments", "run"]
 
@@ -45,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", metavar="N", type=whole, default=1536 * 1536, help="of an image (default: 1536 × 1536)"
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", nargs="?", const="local", help="replicas on a cluster (default: on this machine)"
+    )
+    parser.add_argument("--replicas", metavar="N", type=whole, default=1, help="with --ray: pipelines at once")
+    parser.add_argument("--gpus", metavar="X", type=float, help="of each replica (default: 1 where there is any)")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
     parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
 
@@ -70,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     given = {each.name: getattr(arguments, each.name) for each in fields(Limits) if hasattr(arguments, each.name)}
     models = loaders([arguments.model], arguments.device, arguments.dtype)
     (name,) = models
+    if arguments.ray is not None:
+        return _on_ray(arguments, models, name, Limits(**given))
     try:
         serve(
             models,
@@ -85,6 +97,25 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise CommandError(f"cannot listen on {arguments.host}, port {arguments.port}: {error.strerror}") from error
     return 0
+
+
+def _on_ray(arguments: argparse.Namespace, models: Any, name: str, limits: Limits) -> int:
+    from lora_runtime.serve.on_ray import deploy
+
+    with deploy(
+        models,
+        loras=arguments.loras,
+        model=name,
+        limits=limits,
+        host=arguments.host,
+        port=arguments.port,
+        replicas=arguments.replicas,
+        gpus=arguments.gpus,
+        address=arguments.ray,
+    ) as address:
+        print(printable(f"{name} on {address}"), flush=True)
+        while True:
+            time.sleep(1)  # until ^C
 
 
 def _port(text: str) -> int:

@@ -7,9 +7,9 @@ import base64
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import CatalogError
@@ -22,8 +22,9 @@ from lora_runtime.serve.gate import App, Gate, send_refused
 from lora_runtime.serve.limits import Limits, Refused
 from lora_runtime.serve.line import Line, Paints
 from lora_runtime.sweep.paint import Painted
+from lora_runtime.sweep.rows import Row
 
-__all__ = ["make_app"]
+__all__ = ["app_of", "make_app"]
 
 _CLIENT_GONE = 499  # nobody reads it; the counts have it
 
@@ -43,12 +44,45 @@ def make_app(
     """
     limits, counts = limits or Limits(), Counts()
     line = Line(painter, limits, counts.painted)
+    return app_of(line, catalog, model, limits, key, counts), line
+
+
+class Waits(Protocol):
+    """What requests wait in: a `Line`, or what stands for one elsewhere."""
+
+    async def __aenter__(self) -> Any:
+        """Begin to take rows in."""
+
+    async def __aexit__(self, *error: object) -> None:
+        """End."""
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait."""
+
+    @property
+    def in_hand(self) -> int:
+        """How many rows are being painted."""
+
+    @property
+    def open(self) -> bool:
+        """Whether rows are taken in."""
+
+    async def paint(self, rows: Sequence[Row]) -> list[Painted]:
+        """Return what became of the rows, in order."""
+
+
+def app_of(
+    line: Waits, catalog: LoraCatalog, model: str, limits: Limits, key: str | None, counts: Counts | None = None
+) -> App:
+    """Return an ASGI app whose requests wait in `line`."""
+    counts = counts or Counts()
     counts.watch(lambda: line.waiting, lambda: line.in_hand, files_read)
-    return _Routes(line, catalog, model, limits, counts).app(key), line
+    return _Routes(line, catalog, model, limits, counts).app(key)
 
 
 class _Routes:
-    def __init__(self, line: Line, catalog: LoraCatalog, model: str, limits: Limits, counts: Counts) -> None:
+    def __init__(self, line: Waits, catalog: LoraCatalog, model: str, limits: Limits, counts: Counts) -> None:
         self._line, self._catalog, self._model = line, catalog, model
         self._limits, self._counts = limits, counts
 
