@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for logs in (diffusers.utils.logging, transformers.utils.logging):
         logs.disable_progress_bar()
+        logs.set_verbosity_error()  # what they warn of has parts of prompts in it
     from lora_runtime.serve import Limits, serve
     from lora_runtime.sweep import loaders
 

@@ -52,9 +52,8 @@ def read_asked(given: Object, limits: Limits, model: str, key: Callable[[], str]
     """Return what a request asks; `key` gives each row a name that no other has. Refused for what cannot be."""
     readers = _readers(limits, model)
     if strange := sorted(given.keys() - readers.keys()):
-        raise Refused(
-            400, f"unknown: {_short(', '.join(strange))}; known are {', '.join(readers)}", "unknown_field", strange[0]
-        )
+        said = f"unknown: {_short(', '.join(strange))}; known are {', '.join(readers)}"
+        raise Refused(400, said, "unknown_field", _short(strange[0]))
     read = {name: _read(readers[name], name, value) for name, value in given.items()}
     if "prompt" not in read:
         raise Refused(400, "there is no prompt: send a text, with tags such as <lora:ink:0.7>", "no_prompt", "prompt")
@@ -138,7 +137,15 @@ def _read(reader: Callable[[Any], Any], name: str, value: Any) -> Any:
     try:
         return reader(value)
     except ValueError as error:
-        raise Refused(400, f"{name} is {_short(repr(value))}: {error}", "bad_value", name) from error
+        # Of a list in a list in a list … even its text may be too deep.
+        shown = (
+            repr(value)
+            if isinstance(value, (str, int, float))
+            else "a list"
+            if isinstance(value, list)
+            else "an object"
+        )
+        raise Refused(400, f"{name} is {_short(shown)}: {error}", "bad_value", name) from error
 
 
 def _text(longest: int) -> Callable[[Any], str]:

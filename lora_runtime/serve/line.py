@@ -98,6 +98,11 @@ class Line:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.close)
 
+    def give_up(self) -> None:
+        """Have what is being painted end at its next step, whoever waits for it; from any thread."""
+        for each in self._in_hand:
+            each.gone.set()
+
     async def paint(self, rows: Sequence[Row]) -> list[Painted]:
         """Return what became of the rows, in order. Cancelled, it takes them out of the line.
 
@@ -131,6 +136,9 @@ class Line:
             try:
                 painted = await loop.run_in_executor(self._thread, self._paint, batch)
             except Stopped:
+                for each in batch:
+                    if not each.done.done():
+                        each.done.set_exception(_stopping())
                 continue
             except Exception as error:  # what no painter expects costs this batch, and not the server
                 for each in batch:

@@ -121,7 +121,7 @@ def deploy(
         raise ServeError('replicas need Ray Serve: python -m pip install "ray[serve]>=2.50"') from error
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a node that does not start in time Ray says so by a plain one
         raise ServeError(f"Ray cannot be reached at {address}: {error}") from error
     try:
         if gpus is None:

@@ -29,8 +29,8 @@ def serve(
 ) -> None:
     """Answer requests until a signal ends it: what is being painted is finished then, and who waits is sent away.
 
-    A second signal ends it at once. The key is that of LORA_RUNTIME_API_KEY. `port` 0 takes a free one; `on_ready` is
-    told the address.
+    A second signal ends that at its next step. The key is that of LORA_RUNTIME_API_KEY. `port` 0 takes a free one;
+    `on_ready` is told the address.
 
     Raises ServeError where others can reach `host` and there is no key, OSError for an address that cannot be had, and
     what `make_pipe` raises.
@@ -46,6 +46,8 @@ def serve(
         exits = server.handle_exit
 
         def handle_exit(sig: int, frame: Any) -> None:
+            if server.should_exit:
+                line.give_up()
             line.close_soon()
             exits(sig, frame)
 

@@ -44,7 +44,7 @@ def paint_on_ray(
         more = {} if address else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
         try:
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **more)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of a node that does not start in time Ray says so by a plain one
             where = f"cannot be reached at {address}" if address else "cannot be started here"
             raise SweepError(f"Ray {where}: {reason_of(error)}") from error
     try:

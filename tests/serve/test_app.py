@@ -276,6 +276,7 @@ BROKEN = [
     ("POST", PAINT, b'{"prompt": "a", "guidance_scale": NaN}', 400),
     ("POST", PAINT, b'{"seed": ' + b"9" * 60_000 + b"}", 400),
     ("POST", PAINT, b"null", 400),
+    *(("POST", PAINT, b'{"n": ' + b"[" * deep + b"]" * deep + b"}", 400) for deep in range(500, 1000, 20)),
     ("POST", PAINT, b"", 400),
 ]
 
@@ -452,3 +453,17 @@ def test_when_it_stops_what_is_being_painted_is_finished_and_who_waits_is_sent_a
 
     asyncio.run(run())
     assert easel.batches == [["painting"]]
+
+
+def test_when_it_is_told_again_what_is_being_painted_is_given_up(loras: Path) -> None:
+    easel = Easel()
+
+    async def story(client: Client) -> None:
+        began = Began(easel)
+        painting = asyncio.create_task(client.post(prompt="painting"))
+        await began.wait()
+        client.line.give_up()
+        assert (await painting).status == 503
+
+    tell(story, loras, easel)
+    assert easel.stopped == [["painting"]]
