@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,16 @@ def test_a_bad_tag_has_its_line_and_column(loras: Path) -> None:
         assert answer.error["message"].startswith("line 2, column 8: no LoRA named")
 
     tell(story, loras)
+
+
+def test_what_is_asked_is_read_without_torch_and_without_a_server() -> None:
+    code = (
+        "import sys; from lora_runtime.serve import Limits, ServeError; import lora_runtime.serve.asking;"
+        "import lora_runtime.serve.explaining, lora_runtime.serve.gate, lora_runtime.cli.serve;"
+        "print({'torch', 'numpy', 'starlette', 'uvicorn', 'prometheus_client'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 BROKEN = [
