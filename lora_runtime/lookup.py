@@ -20,7 +20,7 @@ from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of", "limit_cache"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of", "files_read", "limit_cache"]
 
 PathLike = str | os.PathLike[str]
 Folder = PathLike | Mapping[str, PathLike]  # or single files, by the names that they are to have
@@ -125,6 +125,11 @@ def clear_cache() -> None:
     """
     _cache.clear()
     _catalog_of.cache_clear()
+
+
+def files_read() -> int:
+    """Return how many files this process has read; those that it had in memory already are not counted again."""
+    return _cache.reads
 
 
 def limit_cache(size: int | str) -> None:

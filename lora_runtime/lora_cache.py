@@ -26,6 +26,7 @@ class LoraCache:
         """Hold at most `limit` bytes of tensors and `files` files, and always the file asked for last."""
         self.limit = limit
         self.files = files
+        self.reads = 0  # files that were read, one that was read twice counted twice
         self._loras: OrderedDict[Path, tuple[_Stamp, Lora]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -36,6 +37,7 @@ class LoraCache:
             known = self._loras.get(path)
             if known is None or known[0] != stamp:
                 self._loras.pop(path, None)
+                self.reads += 1
                 known = self._loras[path] = stamp, self._shared(load_lora(path, name=name))
             self._loras.move_to_end(path)
             if trim:

@@ -84,12 +84,13 @@ LADDER = (
     "workbench",
     "train",
     "sweep",
+    "serve",
     "demo",
     "cli",
     "__main__",
 )
 WITHOUT_TORCH = LADDER[: LADDER.index("adapters")]
-EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL", "matplotlib", "ray"}
+EXTRAS = {"diffusers", "transformers", "accelerate", "peft", "PIL", "matplotlib", "ray", "starlette", "uvicorn"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

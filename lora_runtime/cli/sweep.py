@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 import time
-from functools import partial
 from typing import Any
 
 from lora_runtime.cli.console import checked_out, lora_places_argument, needs_extra, printable, whole
@@ -21,7 +20,13 @@ _MOST_SHOWN = 10  # rows that failed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `sweep`."""
     parser.add_argument("jobs", metavar="FILE", help="the rows: .csv, .jsonl or .toml; a grid is .toml")
-    parser.add_argument("--model", metavar="DIR", required=True, help="a pipeline as diffusers saves it")
+    parser.add_argument(
+        "--model",
+        metavar="[NAME=]DIR",
+        action="append",
+        required=True,
+        help="a pipeline as diffusers saves it; given several times, rows say which by its name (default: the first)",
+    )
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the pictures")
     lora_places_argument(parser)
     parser.add_argument(
@@ -39,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Paint the rows; print how many, and where. Returns 1 where rows failed."""
-    from lora_runtime.sweep import load_pipeline, read_jobs
+    from lora_runtime.sweep import loaders, read_jobs
 
     grid = None if arguments.grid is None else checked_out(arguments.grid, (".png", ".jpg", ".webp"), option="--grid")
     rows = read_jobs(arguments.jobs)
+    models = loaders(arguments.model, arguments.device, arguments.dtype)
     # What is said of single rows is in the manifest. Without any handler Python would print the log too.
     logger = logging.getLogger("lora_runtime")
     if not logger.handlers:
@@ -60,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         swept = sweep(
             rows,
-            partial(load_pipeline, arguments.model, arguments.device, arguments.dtype),
+            models,
             arguments.out,
             loras=arguments.loras,
             batch=arguments.batch,
@@ -81,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     for note in (*progress.failures, *swept.notes):
         print(printable(note), file=sys.stderr)
     kept = f", {swept.kept} were there" if swept.kept else ""
-    print(f"{swept.painted} painted{kept}, {swept.failed} failed, {swept.seconds:.1f} s")
+    read = f"{swept.read} LoRA file{'' if swept.read == 1 else 's'} read"
+    print(f"{swept.painted} painted{kept}, {swept.failed} failed, {swept.seconds:.1f} s, {read}")
     print(printable(str(swept.index)))
     return 1 if swept.failed else 0
 

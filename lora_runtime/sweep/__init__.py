@@ -2,9 +2,11 @@
 
 rows        one picture to be painted, its key, and what is wrong with it
 jobs        files of rows, and grids
+pipes       which pipeline a row wants, where there are several
 plan        rows to batches, and batches to workers
 paint       one worker: a pipeline that paints batches
 on_ray      many workers; dispatch: which of them paints what next
+lock        one sweep at a time in a folder
 manifest    what is written: pictures, and a line for each row
 page, sheet the same to look at
 loading     a pipeline from a folder
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from lora_runtime.sweep.jobs import grid_rows as grid_rows
     from lora_runtime.sweep.jobs import read_jobs as read_jobs
     from lora_runtime.sweep.loading import load_pipeline as load_pipeline
+    from lora_runtime.sweep.loading import loaders as loaders
     from lora_runtime.sweep.rows import Row as Row
     from lora_runtime.sweep.rows import SweepError as SweepError
     from lora_runtime.sweep.run import Swept as Swept
@@ -32,6 +35,7 @@ _HOME = {
     "Swept": "run",
     "grid_rows": "jobs",
     "load_pipeline": "loading",
+    "loaders": "loading",
     "read_jobs": "jobs",
     "sweep": "run",
 }

@@ -19,6 +19,7 @@ class Dispatch:
     def __init__(self, shares: Sequence[Sequence[Batch]]) -> None:
         self._queues = [deque(share) for share in shares]
         self._tries: Counter[str] = Counter()
+        self._models: dict[int, str] = {}  # of each worker, by what it painted last
 
     @property
     def empty(self) -> bool:
@@ -28,12 +29,19 @@ class Dispatch:
     def next(self, worker: int) -> Batch | None:
         """Return what a worker paints next, None where nothing is left.
 
-        Its own batches come first, whose files it has; then the last one of whoever has most to do.
+        Its own batches come first, whose files it has; then the last one of whoever has most to do, if it can be one of
+        the model that it has.
         """
         if self._queues[worker]:
-            return self._queues[worker].popleft()
-        longest = max(self._queues, key=len)
-        return longest.pop() if longest else None
+            batch = self._queues[worker].popleft()
+        elif self.empty:
+            return None
+        else:
+            model = self._models.get(worker)
+            longest = max(self._queues, key=lambda queue: (bool(queue) and queue[-1].model == model, len(queue)))
+            batch = longest.pop()
+        self._models[worker] = batch.model
+        return batch
 
     def lost(self, worker: int, batch: Batch) -> list[Row]:
         """Take back the batch of a worker that died with it; return those of its rows that have no more tries.

@@ -18,7 +18,8 @@ from lora_runtime.sweep.rows import Row, SweepError, read_row
 
 __all__ = ["grid_rows", "read_jobs"]
 
-_AXES = ("prompts", "loras", "strengths", "seeds")  # the last one changes fastest
+_AXES = ("models", "prompts", "loras", "strengths", "seeds")  # the last one changes fastest
+_COLUMN = {"models": "model", "seeds": "seed"}  # axes that are columns; the others make the prompt
 _RANGE = re.compile(r"\s*(\d{1,20})\s*-\s*(\d{1,20})\s*")
 _MOST = 100_000  # rows of one grid: more is a typing error
 _STRENGTH = 1.0  # of a LoRA that an axis adds and no number is given for
@@ -100,9 +101,9 @@ def _tables(table: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 def grid_rows(grid: Mapping[str, Any]) -> list[Row]:
     """Return a row for each combination of the axes; all else in `grid` is the same for all of them.
 
-    `prompts`, `seeds` and `loras` are lists, seeds also "1-4"; `loras` puts each in the place of the prompt's first
-    one, "None" takes that away. `strengths` is "ink: 0-1(+0.25)", "ink: 0.3, 0.6", or numbers alone for all LoRAs, as
-    in the WebUI's XYZ plots. SweepError for an axis that cannot be.
+    `models`, `prompts`, `seeds` and `loras` are lists, seeds also "1-4"; `loras` puts each in the place of the prompt's
+    first one, "None" takes that away. `strengths` is "ink: 0-1(+0.25)", "ink: 0.3, 0.6", or numbers alone for all
+    LoRAs, as in the WebUI's XYZ plots. SweepError for an axis that cannot be.
     """
     given = dict(grid)
     axes = {axis: _values(axis, given.pop(axis)) for axis in _AXES if axis in given}
@@ -113,7 +114,7 @@ def grid_rows(grid: Mapping[str, Any]) -> list[Row]:
     rows = []
     for values in itertools.product(*axes.values()):
         at = dict(zip(axes, values, strict=True))
-        cells = {**given, **({"seed": at["seeds"]} if "seeds" in at else {})}
+        cells = {**given, **{_COLUMN[axis]: at[axis] for axis in _COLUMN if axis in at}}
         if "name" in cells:  # one name for all of them would be none
             cells["name"] = "-".join([str(given["name"]), *map(str, values)])
         prompt = at.get("prompts", given.get("prompt"))

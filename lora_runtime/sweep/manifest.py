@@ -28,6 +28,7 @@ def line_of(row: Row, *, error: str = "", **more: Any) -> Line:
         "height": row.height,
         "steps": row.steps,
         "guidance_scale": row.guidance_scale,
+        **({"model": row.model} if row.model else {}),
         "columns": dict(row.columns),
         "digest": row.digest,
         "tags": [tag.raw for tag in row.tags],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_runtime.lookup import Loras
 from lora_runtime.sweep.dispatch import Dispatch
 from lora_runtime.sweep.manifest import line_of
 from lora_runtime.sweep.paint import Painted, Painter, reason_of
+from lora_runtime.sweep.pipes import MakePipe
 from lora_runtime.sweep.plan import Batch, shares
 from lora_runtime.sweep.rows import Row, SweepError
 
@@ -20,7 +21,7 @@ _MOST_LOST_STARTS = 3  # workers in a row that died before they had a pipeline
 
 def paint_on_ray(
     batches: Sequence[Batch],
-    make_pipe: Callable[[], Any],
+    make_pipe: MakePipe,
     loras: Loras,
     workers: int,
     address: str | None = None,
@@ -43,7 +44,7 @@ def paint_on_ray(
         more = {} if address else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
         try:
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **more)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of a node that does not start in time Ray says so by a plain one
             where = f"cannot be reached at {address}" if address else "cannot be started here"
             raise SweepError(f"Ray {where}: {reason_of(error)}") from error
     try:
@@ -58,7 +59,7 @@ def paint_on_ray(
 class _Worker:
     """What runs in a process of its own."""
 
-    def __init__(self, make_pipe: Callable[[], Any], loras: Loras, place: int) -> None:
+    def __init__(self, make_pipe: MakePipe, loras: Loras, place: int) -> None:
         import torch
 
         # Ray has said how many cores are its own; torch read that before the variable was there, or not at all.
@@ -76,7 +77,7 @@ class _Worker:
 class _Crew:
     """The actors by their places; in the place of one that dies comes another."""
 
-    def __init__(self, ray: Any, make_pipe: Callable[[], Any], loras: Loras, gpus: float) -> None:
+    def __init__(self, ray: Any, make_pipe: MakePipe, loras: Loras, gpus: float) -> None:
         self._ray = ray
         self._class = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus)
         self._given = make_pipe, loras

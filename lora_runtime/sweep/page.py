@@ -66,7 +66,7 @@ def _figure(line: Mapping[str, Any]) -> str:
         shown.append(f'<p class="error">{_text(line["error"])}</p>')
     for said in line.get("diagnostics") or ():
         shown.append(f'<p class="small">{_text(said.get("severity"))}: {_text(said.get("message"))}</p>')
-    names = ("key", "seed", "width", "height", "steps", "guidance_scale", "seconds", "worker")
+    names = ("key", "model", "seed", "width", "height", "steps", "guidance_scale", "seconds", "worker")
     facts = {name: line[name] for name in names if line.get(name) is not None} | dict(line.get("columns") or {})
     shown.append(f'<p class="small">{_text(", ".join(f"{name}: {value}" for name, value in facts.items()))}</p>')
     picture = ""

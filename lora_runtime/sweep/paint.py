@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lora_runtime.applied import Applied
-from lora_runtime.errors import LoraError
+from lora_runtime.errors import LoraError, MemoryBudgetError, ModelBusyError
 from lora_runtime.infotext import infotext_of
-from lora_runtime.lookup import Loras, catalog_for, files_of
+from lora_runtime.lookup import Loras, catalog_for, files_of, files_read
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.runtime import apply
 from lora_runtime.sweep.manifest import Line, line_of
+from lora_runtime.sweep.pipes import MakePipe, pipes_of
 from lora_runtime.sweep.rows import Row
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Painted", "Painter", "reason_of"]
+__all__ = ["Painted", "Painter", "Stopped", "reason_of"]
 
 _CALL = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "width": "width", "height": "height"}
 _NOT_A_NUMBER = "invalid value encountered in cast"  # what numpy says where pixels become bytes
@@ -32,40 +34,81 @@ _NOT_A_NUMBER = "invalid value encountered in cast"  # what numpy says where pix
 
 @dataclass(frozen=True)
 class Painted:
-    """What became of a row: the bytes of its PNG, None where it failed, and its line in the manifest."""
+    """What became of a row: the bytes of its PNG, None where it failed, and its line in the manifest.
+
+    `blame` of one that failed is "row" where it asks for what cannot be, "worker" where another might have painted it.
+    """
 
     png: bytes | None
     line: Line
+    blame: Literal["", "row", "worker"] = ""
+
+
+class Stopped(Exception):
+    """Nobody waits for these pictures any more."""
 
 
 class Painter:
-    """Paints batches with one pipeline. A seed gives the same noise in any batch and on any device."""
+    """Paints batches with one pipeline at a time. A seed gives the same noise in any batch and on any device."""
 
-    def __init__(self, make_pipe: Callable[[], Any], loras: Loras = None, worker: int = 0) -> None:
-        """Make the pipeline; what `make_pipe` raises is raised."""
-        self._pipe = make_pipe()
+    def __init__(self, make_pipe: MakePipe, loras: Loras = None, worker: int = 0) -> None:
+        """Make the pipeline where there is only one, and raise what that raises; of several each when it is due."""
+        self._pipes = pipes_of(make_pipe)
         self._loras = loras
         self._worker = worker
-        parameters = inspect.signature(self._pipe.__call__).parameters.values()
-        # What a row leaves out is the pipeline's own, and the picture says it.
-        self._defaults = {each.name: each.default for each in parameters if isinstance(each.default, (int, float))}
+        self._pipe: Any = None
+        self._model: str | None = None
+        self._accepted: Mapping[str, inspect.Parameter] = {}
+        self._defaults: dict[str, float] = {}
+        self._broken: dict[str, str] = {}  # why there is no pipeline, by the model's name
+        if len(self._pipes) == 1:
+            self._take(next(iter(self._pipes)))
 
-    def paint(self, rows: Sequence[Row]) -> list[Painted]:
+    def paint(self, rows: Sequence[Row], stopped: Callable[[], bool] | None = None) -> list[Painted]:
         """Return what became of each row of a batch, in order.
 
         Where something fails the batch is halved until what fails is alone: a bad row costs no other, and a batch that
-        is too large for the memory is painted in parts.
+        is too large for the memory is painted in parts. `stopped` is asked after each step: once it says yes, Stopped
+        is raised; a pipeline that cannot be stopped paints to its end.
         """
         try:
-            return self._together(rows)
+            return self._together(rows, stopped)
+        except Stopped:
+            raise
         except Exception as error:  # a pipeline may be anybody's, and so what it raises; the manifest says it
             if len(rows) == 1:
-                return [Painted(None, line_of(rows[0], error=reason_of(error), worker=self._worker))]
+                line = line_of(rows[0], error=reason_of(error), worker=self._worker)
+                return [Painted(None, line, _blame(error))]
         half = len(rows) // 2
-        return self.paint(rows[:half]) + self.paint(rows[half:])
+        return self.paint(rows[:half], stopped) + self.paint(rows[half:], stopped)
 
-    def _together(self, rows: Sequence[Row]) -> list[Painted]:
-        started = time.perf_counter()
+    def _take(self, model: str) -> None:
+        """Have the pipeline of a model. The one before is given up first: there may be no room for two."""
+        if model == self._model:
+            return
+        if model in self._broken:
+            raise LoraError(self._broken[model])
+        if self._pipe is not None:
+            self._pipe, self._model = None, None
+            gc.collect()  # a pipeline and its modules know each other
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        try:
+            self._pipe = self._pipes[model]()
+        except Exception as error:
+            if len(self._pipes) == 1:
+                raise
+            self._broken[model] = f'the model "{model}" cannot be had: {reason_of(error)}'
+            raise LoraError(self._broken[model]) from error
+        self._model = model
+        self._accepted = inspect.signature(self._pipe.__call__).parameters
+        # What a row leaves out is the pipeline's own, and the picture says it.
+        defaults = {name: each.default for name, each in self._accepted.items()}
+        self._defaults = {name: value for name, value in defaults.items() if isinstance(value, (int, float))}
+
+    def _together(self, rows: Sequence[Row], stopped: Callable[[], bool] | None) -> list[Painted]:
+        self._take(rows[0].model or next(iter(self._pipes)))
+        started, read = time.perf_counter(), files_read()
         negative = [row.negative for row in rows] if rows[0].negative else None
         with apply(
             self._pipe,
@@ -75,25 +118,36 @@ class Painter:
             seeds=[row.seed for row in rows],
             strict=True,
         ) as applied:
-            pictures = self._call(rows, applied.prompt, negative)
+            pictures = self._call(rows, applied.prompt, negative, stopped)
             diagnostics = applied.diagnostics
         seconds = (time.perf_counter() - started) / len(rows)
         found = []
         for index, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
             said = [each for each in diagnostics if _is_about(each, index, applied)]
             more = {"batch": len(rows), "seconds": round(seconds, 6), "worker": self._worker}
+            more["read"] = 0 if index else files_read() - read  # of the whole batch, said once
             found.append(self._painted(row, picture, applied, said, more))
         return found
 
-    def _call(self, rows: Sequence[Row], prompts: list[str], negative: list[str] | None) -> list[Image.Image]:
-        given = {name: getattr(rows[0], field) for name, field in _CALL.items()}
-        given["negative_prompt"] = negative
+    def _call(
+        self,
+        rows: Sequence[Row],
+        prompts: list[str],
+        negative: list[str] | None,
+        stopped: Callable[[], bool] | None,
+    ) -> list[Image.Image]:
+        asked = {name: getattr(rows[0], field) for name, field in _CALL.items()} | {"negative_prompt": negative}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if strange := [name for name in given if not self._takes(name)]:
+            raise LoraError(f"this pipeline takes no {', '.join(strange)}: leave it out")
+        if stopped is not None and "callback_on_step_end" in self._accepted:
+            given["callback_on_step_end"] = _stopping(stopped)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             pictures = self._pipe(
                 prompts,
                 generator=[torch.Generator("cpu").manual_seed(row.seed) for row in rows],
-                **{name: value for name, value in given.items() if value is not None},
+                **given,
             ).images
         for warning in said:
             if _NOT_A_NUMBER in str(warning.message):
@@ -102,6 +156,10 @@ class Painter:
         if len(pictures) != len(rows):
             raise LoraError(f"the pipeline gave {len(pictures)} pictures for {len(rows)} prompts")
         return list(pictures)
+
+    def _takes(self, name: str) -> bool:
+        """Return whether the pipeline's call has an argument of this name, or takes any."""
+        return name in self._accepted or any(each.kind is each.VAR_KEYWORD for each in self._accepted.values())
 
     def _painted(
         self, row: Row, picture: Image.Image, applied: Applied[Any], said: Sequence[Diagnostic], more: dict[str, Any]
@@ -112,6 +170,7 @@ class Painter:
         parameters = {name: getattr(row, field) for name, field in _CALL.items()}
         parameters |= {name: self._defaults.get(name) for name, value in parameters.items() if value is None}
         parameters |= {"seed": row.seed, "width": picture.width, "height": picture.height}
+        parameters |= {"Model": row.model} if row.model else {}
         infotext = infotext_of(row.prompt, row.negative, parameters, hashes)
         notes, buffer = PngInfo(), io.BytesIO()
         notes.add_text("parameters", infotext)
@@ -143,6 +202,23 @@ def reason_of(error: BaseException) -> str:
     """Return why a row failed, in one line; of what is no error of this library, its kind too."""
     said = " ".join(str(error).split())
     return said if isinstance(error, LoraError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
+
+
+def _blame(error: Exception) -> Literal["row", "worker"]:
+    """Return whose fault it is: what this library refuses and values that a pipeline refuses are the row's."""
+    of_worker = isinstance(error, (ModelBusyError, MemoryBudgetError)) or not isinstance(error, (LoraError, ValueError))
+    return "worker" if of_worker else "row"
+
+
+def _stopping(stopped: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+    """Return what diffusers calls after each step; it gives back what it is given, and changes nothing."""
+
+    def step(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if stopped():
+            raise Stopped
+        return values
+
+    return step
 
 
 def _is_about(diagnostic: Diagnostic, index: int, applied: Applied[Any]) -> bool:

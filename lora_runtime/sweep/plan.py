@@ -23,6 +23,11 @@ class Batch:
     files: frozenset[str]
 
     @property
+    def model(self) -> str:
+        """The name of the model that paints them."""
+        return self.rows[0].model
+
+    @property
     def cost(self) -> float:
         """What it takes to paint, in no unit: pixels × steps, where the rows say them."""
         return sum((row.width or 512) * (row.height or 512) * (row.steps or 30) for row in self.rows)
@@ -31,8 +36,9 @@ class Batch:
 def make_batches(rows: Sequence[Row], size: int, files: Files) -> list[Batch]:
     """Return the rows in batches of at most `size`; `files` names the files of a row, the same name for the same file.
 
-    A batch has one size of pictures, one number of steps and one guidance. Rows with the same tags come together first,
-    since a LoRA that all pictures of a batch ask for alike costs nothing while they are painted; the rest is mixed.
+    A batch has one model, one size of pictures, one number of steps and one guidance, and the batches of a model follow
+    each other. Rows with the same tags come together first, since a LoRA that all pictures of a batch ask for alike
+    costs nothing while they are painted; the rest is mixed.
     Rows that share files follow each other, those with the files that most rows want first.
     """
     of = {row.key: tuple(files(row)) for row in rows}
@@ -73,9 +79,9 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, l
 
 
 def _shape(row: Row) -> tuple[Any, ...]:
-    """Return what a call of the pipeline has one of; a negative prompt is given to all or to none."""
+    """Return what a call of a pipeline has one of, the pipeline first; a negative prompt is given to all or to none."""
     values = (row.width, row.height, row.steps, row.guidance_scale)
-    return (*((value is not None, value or 0) for value in values), bool(row.negative))
+    return (row.model, *((value is not None, value or 0) for value in values), bool(row.negative))
 
 
 def _tags(row: Row) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class Row:
     guidance_scale: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     fault: str = ""
+    model: str = ""  # the name of one of several
 
     @cached_property
     def tags(self) -> tuple[LoraTag, ...]:
@@ -58,6 +59,7 @@ class Row:
     def digest(self) -> str:
         """The SHA-256, as hex digits, of all that the row says but its name."""
         said = [self.prompt, self.negative, self.seed, self.width, self.height, self.steps, self.guidance_scale]
+        said += [["model", self.model]] if self.model else []
         text = json.dumps([*said, sorted(self.columns.items())], default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -148,6 +150,7 @@ _READERS = {
     "height": _whole(1, 1 << 16),
     "steps": _whole(1, _MOST_STEPS),
     "guidance_scale": _number,
+    "model": _text,
 }
 
 

@@ -15,10 +15,12 @@ from lora_runtime.folder import Entry
 from lora_runtime.lookup import Loras, catalog_for, files_of
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.sets import read_sets, with_sets
+from lora_runtime.sweep.lock import alone_in
 from lora_runtime.sweep.manifest import Line, Manifest, line_of, write_whole
 from lora_runtime.sweep.on_ray import paint_on_ray
 from lora_runtime.sweep.page import page_of
 from lora_runtime.sweep.paint import Painted, Painter
+from lora_runtime.sweep.pipes import MakePipe, model_fault, pipes_of, with_models
 from lora_runtime.sweep.plan import make_batches
 from lora_runtime.sweep.rows import Row, SweepError, checked_rows
 from lora_runtime.sweep.sheet import write_sheet
@@ -32,7 +34,10 @@ _MOST_SUGGESTIONS = 20  # of 10,000 files each takes 0.2 s
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep has done: how many rows it painted, how many failed, how many pictures were there before."""
+    """What a sweep has done: how many rows it painted, how many failed, how many pictures were there before.
+
+    `read` is how often its workers read a LoRA file from disk.
+    """
 
     out: Path
     painted: int
@@ -40,6 +45,7 @@ class Swept:
     kept: int
     seconds: float
     notes: tuple[str, ...] = ()
+    read: int = 0
 
     @property
     def manifest(self) -> Path:
@@ -54,7 +60,7 @@ class Swept:
 
 def sweep(
     rows: Iterable[Row | Mapping[str, Any]],
-    make_pipe: Callable[[], Any],
+    make_pipe: MakePipe,
     out: str | os.PathLike[str],
     *,
     loras: Loras = None,
@@ -71,6 +77,9 @@ def sweep(
 
         swept = sweep([{"prompt": "a boat <lora:ink:0.7>", "seed": 1}], load_pipeline, "out", loras="loras")
 
+    `make_pipe` makes the pipeline, or a mapping of names to such functions makes several, one after the other: a row's
+    `model` is such a name, and the first where it says none.
+
     A row is a mapping of columns as docs/sweep.md has them, or a `Row`. Each gets a picture and a line in
     `manifest.jsonl`; one that cannot be painted costs only itself, and its line says why. `loras` is as for `apply`.
     With `batch` 1 a picture has the bits of one painted by hand; a larger one paints rows with LoRAs of their own in
@@ -79,47 +88,47 @@ def sweep(
     is a PNG with all pictures. No row may have more than `max_pixels`. `on_line(line, total)` is told of each row that
     is done. An exception, KeyboardInterrupt too, leaves all that was painted until then in the folder.
 
-    Raises SweepError for what can be no sweep: a folder with a sweep in it and not `resume`, workers without Ray, no
-    worker that gets a pipeline. What `make_pipe` raises in this process is raised.
+    Raises SweepError for what can be no sweep: a folder with a sweep in it and not `resume`, or in which another one is
+    at work; workers without Ray; no worker that gets a pipeline. What `make_pipe` raises in this process is raised;
+    of several models the rows of one that cannot be had fail.
     """
     if batch < 1 or workers < 1:
         raise SweepError(f"batch is {batch} and workers is {workers}: both are whole numbers from 1")
     started = time.perf_counter()
+    pipes = pipes_of(make_pipe)
     asked, notes = checked_rows(rows)
     sets = cache(lambda: read_sets(*catalog_for(loras).folders))
     # Written out from here on: what a set says now is what a picture was made of.
     asked = [replace(row, prompt=with_sets(row.prompt, sets)) for row in asked]
-    folder = _Folder(Path(out), loras, resume, {row.key: row for row in asked})
-    left = [row for row in asked if row.key not in folder.manifest.lines]
-    kept = len(asked) - len(left)
-    folder.tell = (lambda line: on_line(line, len(left))) if on_line else None
-    try:
-        faults = {row.key: fault for row in left if (fault := folder.fault(row, max_pixels))}
-        folder.write([Painted(None, line_of(row, error=faults[row.key])) for row in left if row.key in faults])
-        good = [row for row in left if row.key not in faults]
-        batches = make_batches(good, batch, folder.files)
-        if good and (workers > 1 or ray is not None):
-            done = paint_on_ray(batches, make_pipe, folder.folders, workers, ray, gpus)
-        else:
-            done = _paint_here([each.rows for each in batches], make_pipe, loras)
-        for painted in done:
-            folder.write(painted)
-    finally:
-        lines = folder.in_order()
-        write_whole(folder.path / "index.html", page_of(lines, folder.path.resolve().name).encode())
-    if grid is not None:
+    asked = with_models(asked, pipes)
+    with alone_in(Path(out)) as said:
+        notes += [said] if said else []
+        folder = _Folder(Path(out), loras, resume, {row.key: row for row in asked})
+        left = [row for row in asked if row.key not in folder.manifest.lines]
+        kept = len(asked) - len(left)
+        folder.tell = (lambda line: on_line(line, len(left))) if on_line else None
         try:
-            drawn = write_sheet([line for line in lines if line["key"] in folder.asked], folder.path, Path(grid))
-            notes += [] if drawn else [f"no {grid}: there is no picture to be shown"]
-        except SweepError as error:  # for a sheet no sweep has failed
-            notes.append(f"no {grid}: {error}")
-    failed = sum(bool(folder.manifest.lines[row.key]["error"]) for row in left)
-    return Swept(folder.path, len(left) - failed, failed, kept, time.perf_counter() - started, tuple(notes))
+            faults = {row.key: fault for row in left if (fault := folder.fault(row, max_pixels, pipes))}
+            folder.write([Painted(None, line_of(row, error=faults[row.key])) for row in left if row.key in faults])
+            good = [row for row in left if row.key not in faults]
+            batches = make_batches(good, batch, folder.files)
+            if good and (workers > 1 or ray is not None):
+                done = paint_on_ray(batches, make_pipe, folder.folders, workers, ray, gpus)
+            else:
+                done = _paint_here([each.rows for each in batches], make_pipe, loras)
+            for painted in done:
+                folder.write(painted)
+        finally:
+            lines = folder.in_order()
+            write_whole(folder.path / "index.html", page_of(lines, folder.path.resolve().name).encode())
+        if grid is not None:
+            notes += folder.draw(Path(grid))
+    of_now = [folder.manifest.lines[row.key] for row in left]
+    failed, read = sum(bool(line["error"]) for line in of_now), sum(line.get("read", 0) for line in of_now)
+    return Swept(folder.path, len(left) - failed, failed, kept, time.perf_counter() - started, tuple(notes), read)
 
 
-def _paint_here(
-    batches: Sequence[Sequence[Row]], make_pipe: Callable[[], Any], loras: Loras
-) -> Iterator[list[Painted]]:
+def _paint_here(batches: Sequence[Sequence[Row]], make_pipe: MakePipe, loras: Loras) -> Iterator[list[Painted]]:
     if batches:
         painter = Painter(make_pipe, loras)
         for rows in batches:
@@ -135,7 +144,6 @@ class _Folder:
         self._catalog = catalog_for(loras)
         self._entries: dict[tuple[str, str | None], list[tuple[LoraTag, Entry]] | LoraError] = {}  # by name and expert
         self._unknown = 0
-        path.mkdir(parents=True, exist_ok=True)
         self.manifest = Manifest(path / "manifest.jsonl")
         self.manifest.read()
         if self.manifest.lines and not resume:
@@ -161,16 +169,24 @@ class _Folder:
             if self.tell is not None:
                 self.tell(each.line)
 
+    def draw(self, sheet: Path) -> list[str]:
+        """Draw the contact sheet of the rows that are asked for; return what there is to say of it."""
+        lines = [line for line in self.in_order() if line["key"] in self.asked]
+        try:
+            return [] if write_sheet(lines, self.path, sheet) else [f"no {sheet}: there is no picture to be shown"]
+        except SweepError as error:  # for a sheet no sweep has failed
+            return [f"no {sheet}: {error}"]
+
     def in_order(self) -> list[Line]:
         """Return the lines in the order of the rows, then those of rows that are not asked for now."""
         lines = self.manifest.lines
         order = [key for key in self.asked if key in lines]
         return [lines[key] for key in (*order, *(key for key in lines if key not in self.asked))]
 
-    def fault(self, row: Row, max_pixels: int) -> str:
+    def fault(self, row: Row, max_pixels: int, pipes: Mapping[str, Any]) -> str:
         """Return why a row cannot be painted, as far as that is known before a pipeline is asked; "" where it can."""
-        if row.fault:
-            return row.fault
+        if known := row.fault or model_fault(row, pipes):
+            return known
         width, height = row.width or _USUAL_SIDE, row.height or _USUAL_SIDE
         if width * height > max_pixels:
             return f"{width} × {height} are more than {max_pixels} pixels: ask for less, or allow more (max_pixels)"

@@ -17,7 +17,13 @@ __all__ = ["cells_of", "write_sheet"]
 _MOST = 2000  # places on one sheet
 _TILE, _LEAST = 256, 96  # pixels: larger pictures are made smaller, smaller ones whole times larger
 _LETTER, _WIDEST = 6, 288  # pixels of a letter of a title, and of the widest title
-_SAID = {"seed": "seed {}", "steps": "{} steps", "guidance_scale": "guidance {:g}", "negative": "without {}"}
+_SAID = {
+    "model": "{}",
+    "seed": "seed {}",
+    "steps": "{} steps",
+    "guidance_scale": "guidance {:g}",
+    "negative": "without {}",
+}
 
 Line = Mapping[str, Any]
 
@@ -25,8 +31,8 @@ Line = Mapping[str, Any]
 def cells_of(lines: Sequence[Line]) -> tuple[list[str], list[tuple[str, list[Line | None]]]]:
     """Return the titles of the columns, and for each row of the sheet its label and a line, or None, for each column.
 
-    A column is what the tags say; a row is the prompt without them, with the seed, size, steps, guidance and negative
-    prompt where these differ in the sweep. Lines that differ in neither stand in rows of their own.
+    A column is what the tags say; a row is the prompt without them, with the model, seed, size, steps, guidance and
+    negative prompt where these differ in the sweep. Lines that differ in neither stand in rows of their own.
     """
     differs = [name for name in (*_SAID, "width", "height") if len({str(line.get(name)) for line in lines}) > 1]
     titles: dict[str, None] = {}

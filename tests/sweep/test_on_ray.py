@@ -29,7 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip("this machine is too busy: Ray gives a node 30 s to start")
     yield
     ray.shutdown()
 
@@ -53,12 +58,18 @@ def pixels(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
-def test_two_workers_paint_the_pictures_of_one(loras: Path, tmp_path: Path) -> None:
-    one = sweep(ROWS, sweep_pipes.plain, tmp_path / "one", loras=loras)
-    two = sweep(ROWS, sweep_pipes.plain, tmp_path / "two", loras=loras, workers=2)
-    assert (one.painted, two.painted, two.failed) == (8, 8, 0)
-    assert pixels(tmp_path / "one") == pixels(tmp_path / "two")
-    assert {line["worker"] for line in lines(tmp_path / "two").values()} <= {0, 1}
+def test_one_two_and_four_workers_paint_the_pictures_of_one_process(loras: Path, tmp_path: Path) -> None:
+    here = sweep(ROWS, sweep_pipes.plain, tmp_path / "here", loras=loras)
+    assert (here.painted, here.failed) == (8, 0)
+    for workers in (1, 2, 4):
+        out = tmp_path / str(workers)
+        done = sweep(ROWS, sweep_pipes.plain, out, loras=loras, workers=workers, ray="auto")
+        assert (done.painted, done.failed) == (8, 0)
+        assert pixels(out) == pixels(tmp_path / "here")
+        assert {line["worker"] for line in lines(out).values()} <= set(range(workers))
+        # Two files, and no worker reads one twice.
+        reads = {(line["worker"], line["read"]) for line in lines(out).values()}
+        assert 2 <= done.read <= 2 * workers, reads
 
 
 def test_a_row_that_kills_its_worker_twice_costs_only_itself(loras: Path, tmp_path: Path) -> None:

@@ -140,3 +140,17 @@ def test_no_row_is_tried_more_than_twice_whatever_dies(workers: int) -> None:
         failed += [each.key for each in dispatch.lost(turn % workers, found)]
     assert set(tried.values()) == {2}
     assert sorted(failed) == sorted(tried)
+
+
+def test_the_batches_of_a_model_follow_each_other_and_are_its_own() -> None:
+    rows = [row(f"{model}{n}", f"x <lora:{n % 3}:1>", model=model) for n in range(9) for model in "abc"]
+    models = [{each.model for each in batch.rows} for batch in make_batches(rows, 4, names)]
+    assert models == [{"a"}] * 3 + [{"b"}] * 3 + [{"c"}] * 3
+
+
+def test_a_worker_without_batches_takes_over_those_of_the_model_that_it_has() -> None:
+    a, b = (Batch((row(f"{model}{n}", model=model),), frozenset()) for model, n in (("a", 0), ("b", 0)))
+    rest = [Batch((row(f"{model}{n}", model=model),), frozenset()) for model, n in (("a", 1), ("b", 1), ("b", 2))]
+    dispatch = Dispatch([[a], [rest[0], rest[0]], [b, rest[1], rest[2]]])
+    assert dispatch.next(0) == a
+    assert dispatch.next(0) == rest[0], "the longest queue has another model"

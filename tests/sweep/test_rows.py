@@ -187,7 +187,11 @@ def test_a_grid_over_loras_puts_each_in_the_place_of_the_first() -> None:
         ("jobs.toml", "row = 1", r"has row: known are \[defaults\], \[\[rows\]\] and \[\[grid\]\]"),
         ("jobs.toml", "rows = 1", r"rows is no table: write \[\[rows\]\]"),
         ("jobs.toml", "defaults = 1", "defaults is no table"),
-        ("jobs.toml", '[grid]\nprompt = "a"', "a grid without an axis: give it prompts, loras, strengths, seeds"),
+        (
+            "jobs.toml",
+            '[grid]\nprompt = "a"',
+            "a grid without an axis: give it models, prompts, loras, strengths, seeds",
+        ),
         ("jobs.toml", '[grid]\nprompt = "a"\nseeds = 3', "seeds of a grid is '3': give a list of numbers"),
         ("jobs.toml", '[grid]\nprompt = "a"\nseeds = []', "give at least one value"),
         ("jobs.toml", '[grid]\nprompt = "a"\nseeds = "1-999999"', "100000 are the most"),

@@ -475,7 +475,7 @@ def test_the_command_paints_and_resumes(command: Command, model: Path, loras: Pa
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (("--model", "nowhere"), "the model folder nowhere does not exist"),
+        (("--model", "nowhere"), "the model nowhere does not exist"),
         (("--grid", "sheet.txt"), "--grid sheet.txt: give a name that ends in"),
         (("--loras", "nowhere"), "nowhere"),
     ],
