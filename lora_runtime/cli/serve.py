@@ -20,7 +20,9 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `serve`."""
-    parser.add_argument("--model", metavar="[NAME=]DIR", required=True, help="a pipeline as diffusers saves it")
+    parser.add_argument(
+        "--model", metavar="[NAME=]DIR|FILE", required=True, help="a folder as diffusers saves it, or a checkpoint file"
+    )
     parser.add_argument(
         "--loras",
         metavar="DIR",

@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("jobs", metavar="FILE", help="the rows: .csv, .jsonl or .toml; a grid is .toml")
     parser.add_argument(
         "--model",
-        metavar="[NAME=]DIR",
+        metavar="[NAME=]DIR|FILE",
         action="append",
         required=True,
-        help="a pipeline as diffusers saves it; given several times, rows say which by its name (default: the first)",
+        help="a folder as diffusers saves it, or a checkpoint file; given several times, rows say which by its name (default: the first)",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the pictures")
     lora_places_argument(parser)

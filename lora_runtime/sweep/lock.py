@@ -20,7 +20,7 @@ def alone_in(folder: Path) -> Iterator[str]:
     The lock is the system's, on a file that stays: it goes with the process, however that ends. Gives what there is to
     say where the file system has no locks, else "".
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, Timeout  # which torch brings along
 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _NAME)
