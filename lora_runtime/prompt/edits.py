@@ -46,9 +46,8 @@ def with_arguments(tag: str, changes: Mapping[str, str | None], presets: Mapping
         if field.argument in rewritten:
             continue
         if field.argument and field.argument in changes:
-            text = waiting.pop(field.argument, None) if field.argument in BY_NAME else None
-            if text is not None:
-                rest.append(f"{field.argument}={text}")
+            again = waiting.pop(field.argument, None) if field.argument in BY_NAME else None
+            rest += [] if again is None else [f"{field.argument}={again}"]
             continue
         rest.append(field.text)
     rest += [f"{key}={text}" for key, text in waiting.items() if text is not None]
@@ -91,7 +90,7 @@ def unmuted(tag: str, presets: Mapping[str, str]) -> str:
     pairs = dict(zip(words[::2], words[1::2], strict=False)) if len(words) > 1 else {}
     if len(words) == 1:
         pairs = {"te": words[0], "unet": words[0]}
-    if not pairs or len(words) > 1 and len(words) % 2 or not pairs.keys() <= set(STRENGTHS):
+    if not pairs or (len(words) > 1 and len(words) % 2) or not pairs.keys() <= set(STRENGTHS):
         raise EditError(f'what the tag was cannot be read from "was={" ".join(words)}"; give it a strength')
     return with_arguments(tag, {**dict.fromkeys(STRENGTHS), **pairs, "was": None}, presets)
 

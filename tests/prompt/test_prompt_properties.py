@@ -12,8 +12,8 @@ WORDS = """
     < > : = <lora: <lyco: <LoRA: lora <hypernet: <_: <é: <1: te= unet= dyn= foo= x 1 0.5 -.5e1 nan 1_0 1,0 8 １
     , \\ [ ](| 🐱 猫 <lora:x:1> <lyco:y> AND
     <loractl: @ ~ ; % s sigma - 0@0,1@1 1@50%,0@9s 1@9sigma,0@1sigma curve= ease hr= hrte= hrunet= in= mid= out=
-    lbw= w= lbwe= OUTALL ATTNDEEPOFF IN04;attn;0 IN04-08= OUT= *attn*= NOT R U X X+1 x= start= stop= step= was= 1-5 25%-0.5
-    module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1 [0@0,1@0.5]
+    lbw= w= lbwe= OUTALL ATTNDEEPOFF IN04;attn;0 IN04-08= OUT= *attn*= NOT R U X X+1 x= start= stop= step= 1-5 25%-0.5
+    was= module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1 [0@0,1@0.5]
 """
 CODES = [" ", "\n", "\r\n", "\t", "\0", "\x1c", "\x85", "\u2028", "\ufeff", "\ud83d", "\udc31", "e\u0301", "< lora"]
 FRAGMENTS = st.sampled_from([*WORDS.split(), *CODES])
