@@ -39,7 +39,7 @@ def edit(
 
     `tag` is the tag's number in `tags`. `field` and `value` are one of
 
-        strength, te, unet, hr, hrte, hrunet     a number or keyframes as text or as {"unit", "keys": [[place, value], …]};
+        strength, te, unet, hr, hrte, hrunet     a number or keyframes: text, or {"unit", "keys": [[place, value], …]};
                                                  "" for none
         start, stop, step, curve, module, dyn    the text of the field; "" for none
         block:IN04                               a number or keyframes

@@ -24,6 +24,7 @@ __all__ = ["MOST_ROWS", "ratio_of", "tags"]
 
 MOST_ROWS = 60
 _USUAL_RANGE = 2.0  # up to twice the strength that a file is made for
+_WIDEST_RANGE = 100.0
 # What the panel has a control for; every other field is shown as it is written.
 _SHOWN = frozenset({"te", "unet", "hr", "hrte", "hrunet", "start", "stop", "curve", "module", "lbw", "was"})
 _TEXTS = ("hr", "hrte", "hrunet", "start", "stop", "step", "curve", "module", "dyn")
@@ -145,10 +146,8 @@ def _range(weight: float, tag: LoraTag) -> tuple[float, float]:
     """Return from where to where the sliders go: about the preferred strength, and as far as the tag is now."""
     high = _USUAL_RANGE * (abs(weight) or 1.0)
     numbers = [strength for strength in (tag.te, tag.unet) if not isinstance(strength, Curve)]
-    return (
-        math.floor(min(-high / 2, *numbers, 0.0) * 10) / 10,
-        math.ceil(max(high, *numbers, 0.0) * 10) / 10,
-    )
+    low, high = min(-high / 2, *numbers, 0.0), max(high, *numbers, 0.0)
+    return math.floor(max(low, -_WIDEST_RANGE) * 10) / 10, math.ceil(min(high, _WIDEST_RANGE) * 10) / 10
 
 
 def _is_other(field: WrittenField, blocks: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ def web_hash() -> str:
 def web_file(hash: str, name: str) -> tuple[bytes, str] | None:
     """Return the content of a file and its media type; None for another folder's or none of ours."""
     content = _contents().get(name) if hash == web_hash() else None
-    return None if content is None else (content, f"{_MEDIA[name[name.rindex('.') :]]}; charset=utf-8")
+    return None if content is None else (content, _MEDIA[name[name.rindex(".") :]])
 
 
 @cache
