@@ -52,6 +52,13 @@ export function called(button, label) {
     button.setAttribute("aria-label", label);
 }
 
+/** Set a slider to a value, and colour its way up to there. */
+export function slideTo(slider, value) {
+    slider.value = value;
+    const {min, max} = slider;
+    slider.style.setProperty("--fill", `${((slider.value - min) / (max - min)) * 100}%`);
+}
+
 /** Set a field's value unless somebody is writing in it. */
 export function put(field, value) {
     const active = field.getRootNode().activeElement;

@@ -1,6 +1,6 @@
 // What a row has when it is opened: when, where and for which pass its tag acts.
 import {CurveEditor} from "./curve.js";
-import {make, put, t, whenChanged} from "./dom.js";
+import {make, put, slideTo, t, whenChanged} from "./dom.js";
 import {SHAPE_NAMES} from "./text.js";
 
 const EDITABLE = ["fraction", "step", "share"];
@@ -87,14 +87,17 @@ export class Opened {
             slider.disabled = Number.isNaN(Number(ratio));
             slider.min = Math.min(0, Number(ratio) || 0);
             slider.max = Math.max(1.5, Number(ratio) || 0);
-            slider.value = slider.disabled ? 1 : ratio;
+            slideTo(slider, slider.disabled ? 1 : ratio);
         }
     }
 
     blockSlider(name) {
         const output = make("output");
         const slider = make("input", {type: "range", min: 0, max: 1.5, step: 0.05});
-        slider.addEventListener("input", () => (output.textContent = slider.value));
+        slider.addEventListener("input", () => {
+            output.textContent = slider.value;
+            slideTo(slider, slider.value);
+        });
         whenChanged(slider, (value) => this.change(`block:${name}`, value));
         return {slider, output, element: make("label", {class: "block"}, make("span", {}, name), slider, output)};
     }

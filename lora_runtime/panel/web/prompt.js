@@ -1,5 +1,5 @@
 // The prompt's text area: found anew whenever the page has replaced it, watched, and changed so that undo works.
-import {moved} from "./text.js";
+import {isUnfinished, moved} from "./text.js";
 
 const LOOK_MS = 400;
 const TYPING_MS = 180;
@@ -11,6 +11,7 @@ export class PromptArea {
         this.changed = changed;
         this.told = null;
         this.timer = 0;
+        this.onBlur = (event) => event.target === this.area && this.look();
         this.onInput = (event) => {
             if (event.target !== this.area) return;
             clearTimeout(this.timer);
@@ -20,6 +21,7 @@ export class PromptArea {
 
     start() {
         document.addEventListener("input", this.onInput, true);
+        document.addEventListener("focusout", this.onBlur, true);
         // Prompts also change without an event: pasted parameters, styles, other extensions.
         this.watch = setInterval(() => document.hidden || this.timer || this.look(), LOOK_MS);
         this.look();
@@ -27,6 +29,7 @@ export class PromptArea {
 
     stop() {
         document.removeEventListener("input", this.onInput, true);
+        document.removeEventListener("focusout", this.onBlur, true);
         clearInterval(this.watch);
         clearTimeout(this.timer);
     }
@@ -40,10 +43,16 @@ export class PromptArea {
         return this.area ? this.area.value : "";
     }
 
+    /** Whether somebody is in the middle of a tag; the rows wait until it is one. */
+    get isBeingWritten() {
+        const area = this.area;
+        return Boolean(area) && document.activeElement === area && isUnfinished(area.value, area.selectionStart);
+    }
+
     look() {
         clearTimeout(this.timer);
         this.timer = 0;
-        if (this.text === this.told) return;
+        if (this.text === this.told || this.isBeingWritten) return;
         this.told = this.text;
         this.changed();
     }

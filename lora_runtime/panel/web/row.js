@@ -1,5 +1,5 @@
 // One tag of the prompt as a row.
-import {called, iconButton, make, put, t, whenChanged} from "./dom.js";
+import {called, iconButton, make, put, slideTo, t, whenChanged} from "./dom.js";
 import {Opened} from "./opened.js";
 
 const SIDES = [["te", "Text"], ["unet", "Image"]];
@@ -64,7 +64,7 @@ export class Row {
     preview(side, value) {
         for (const each of this.isLinked ? ["te", "unet"] : [side]) {
             this.sides[each].field.value = value;
-            if (each !== side) this.sides[each].range.value = value;
+            slideTo(this.sides[each].range, value);
         }
     }
 
@@ -119,7 +119,7 @@ export class Row {
         const [low, high] = this.tag.range;
         if (!range.dataset.dirty) {
             Object.assign(range, {min: low, max: high, disabled: varies});
-            range.value = varies ? 1 : value;
+            slideTo(range, varies ? 1 : value);
         }
         range.setAttribute("aria-label", `${name}: ${label}`);
         field.setAttribute("aria-label", `${name}: ${label}, ${t("number")}`);

@@ -11,6 +11,11 @@ export function isInTag(text, cursor) {
     return /<(?:lora|lyco|loractl):[^<>\n]*$/i.test(text.slice(Math.max(0, cursor - 320), cursor));
 }
 
+/** Return whether the cursor is in a LoRA tag whose ">" is still to come: nothing there is a mistake yet. */
+export function isUnfinished(text, cursor) {
+    return isInTag(text, cursor) && !/^[^<>\n]*>/.test(text.slice(cursor));
+}
+
 const SHAPES = {
     linear: (x) => x,
     hold: () => 0,
