@@ -142,7 +142,7 @@ def test_a_tag_that_is_typed_is_a_row_with_its_file(page: PanelPage) -> None:
     assert len(page.parts(".line .thumb img")) == 1
     page.shot("panel-rows")
     page.write("a boat")
-    assert page.parts(".stack") == []
+    assert page.parts(".row") == []
 
 
 def test_a_slider_changes_the_tag_alone_and_cursor_undo_and_gradio_know(page: PanelPage) -> None:
@@ -245,6 +245,26 @@ def test_what_is_opened_writes_its_fields(page: PanelPage) -> None:
     field.send_keys(Keys.CONTROL, "a", Keys.NULL, "-3", Keys.TAB)
     page.until(lambda: any("lies before the run" in said for said in page.said(".notice")))
     assert page.value(PROMPT) == "<lora:ink:0.7:stop=10:lbw=OUTALL>"
+
+
+def test_rows_are_kept_as_a_set_and_put_into_another_prompt(page: PanelPage) -> None:
+    page.write("a boat <lora:ink:0.7:lbw=MIDD>, <lora:oil:0.2>")
+    page.part("header .word").click()
+    page.part(".sets input").send_keys("portrait", Keys.ENTER)
+    page.until(lambda: page.said(".sets .notice") == ["saved: portrait"])
+    page.shot("panel-sets")
+    written = (page.webui.loras / "portrait.set.txt").read_text(encoding="utf-8")
+    assert written == "<lora:ink:0.7:lbw=MIDD> <lora:oil:0.2>\n"
+    page.write("a house")
+    page.parts(".sets .word")[0].click()
+    page.becomes("a house <lora:ink:0.7:lbw=MIDD> <lora:oil:0.2>")
+    assert page.said(".name") == ["ink", "oil"]
+    page.parts(".sets .word")[2].click()
+    page.until(lambda: page.said(".sets .notice") == ["deleted: portrait"])
+    assert not (page.webui.loras / "portrait.set.txt").exists()
+    page.part(".sets input").send_keys("..", Keys.ENTER)
+    page.until(lambda: any("is no name for a set" in said for said in page.said(".sets .notice")))
+    page.part("header .word").click()
 
 
 def test_names_and_fields_are_completed_and_the_area_keeps_the_focus(page: PanelPage) -> None:
