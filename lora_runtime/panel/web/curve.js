@@ -26,8 +26,8 @@ export class CurveEditor {
         this.plane.addEventListener("pointermove", (event) => this.drag(event));
         this.plane.addEventListener("pointerup", () => this.drop());
         this.plane.addEventListener("pointercancel", () => this.drop());
-        this.add_ = iconButton("add", t("Add a point"), {onclick: () => this.add(null)});
-        this.element = make("div", {class: "curve-editor"}, this.plane, this.add_);
+        this.adder = iconButton("add", t("Add a point"), {onclick: () => this.add(null)});
+        this.element = make("div", {class: "curve-editor"}, this.plane, this.adder);
     }
 
     show(unit, keys, shape, range) {
