@@ -13,12 +13,15 @@ from double import loras
 from double.loras import plain
 from double.page.driven import Page, browser, skip_without_browser
 
+from lora_runtime.prompt import Curve, parse_prompt
+
 if TYPE_CHECKING:
     from double.page import Served
     from double.webui import WebUI
 
 pytest.importorskip("selenium", reason="selenium is not installed: `make test` has it with the WebUI's own versions")
 
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 skip_without_browser()
@@ -224,6 +227,33 @@ def test_a_curve_is_drawn_by_keyboard(page: PanelPage) -> None:
     page.parts(".point")[1].send_keys(Keys.DELETE)
     page.becomes("<lora:ink:0.65@0,0.75@0.9>")
     page.shot("panel-curve")
+
+
+def test_a_point_is_dragged_and_a_double_click_adds_one(page: PanelPage) -> None:
+    page.write("<lora:ink:0.7>")
+    if not page.parts(".opened"):
+        page.part(".more").click()
+    plane, point = page.part(".plane"), page.parts(".point")[1]
+    ActionChains(page.driver).drag_and_drop_by_offset(point, 0, -40).perform()
+    page.until(lambda: page.value(PROMPT) != "<lora:ink:0.7>")
+    [tag] = parse_prompt(page.value(PROMPT)).tags
+    first, last = cast("Curve", tag.unet).keys
+    assert (first.value, first.position.value, last.position.value) == (0.7, 0, 1)
+    # The plane is 120 units high, with 10 left above and below the range of the sliders, -0.8 to 1.6.
+    up = 40 / plane.size["height"] * 120 / 100 * (1.6 + 0.8)
+    assert last.value == pytest.approx(0.7 + up, abs=0.051)
+    assert page.said(".curve-editor .hint") == [f"{last.value:g} at 100%"]
+    page.becomes(page.value(PROMPT))
+    ActionChains(page.driver).move_to_element(plane).double_click().perform()
+    page.until(lambda: len(page.parts(".point")) == 3)
+    page.until(lambda: "@0.5," in page.value(PROMPT))
+
+
+def test_a_row_is_dragged_onto_another(page: PanelPage) -> None:
+    page.write("<lora:ink:0.7>, x, <lora:oil:0.2>")
+    rows, grip = page.parts(".row"), page.parts(".grip")[0]
+    ActionChains(page.driver).drag_and_drop(grip, rows[1]).perform()
+    page.becomes("<lora:oil:0.2>, x, <lora:ink:0.7>")
 
 
 def test_what_is_opened_writes_its_fields(page: PanelPage) -> None:
