@@ -7,14 +7,19 @@
 
     const LOOK_MS = 500;
     const TABS = ["txt2img", "img2img"];
-    let loading = null;
+    let state = "none"; // then "loading", "there"
 
     /** Fetch the panel's modules, whose address changes with their content. */
     async function load() {
         const answer = await fetch("./lora-runtime/web");
+        if (answer.status === 404) { // a program in which the extension has no page
+            clearInterval(timer);
+            return;
+        }
         if (!answer.ok) throw new Error(`web: ${answer.status} ${answer.statusText}`);
         const {hash} = await answer.json();
         await import(new URL(`./lora-runtime/web/${hash}/stack.js`, document.baseURI).href);
+        state = "there";
     }
 
     /** Put a panel below a tab's prompts, where the page has them and there is none yet. */
@@ -33,10 +38,14 @@
     // The page replaces what it has when the UI is reloaded.
     const timer = setInterval(() => {
         if (document.hidden || !TABS.some((tab) => document.getElementById(`${tab}_prompt`))) return;
-        loading = loading || load().catch((error) => {
-            clearInterval(timer);
-            console.error("LoRA Runtime:", error);
-        });
-        TABS.forEach(mount);
+        if (state === "there") {
+            TABS.forEach(mount);
+        } else if (state === "none") {
+            state = "loading";
+            load().catch((error) => {
+                clearInterval(timer);
+                console.error("LoRA Runtime:", error);
+            });
+        }
     }, LOOK_MS);
 })();
