@@ -31,6 +31,7 @@ LADDER = (
     "named_files",
     "expert_pairs",
     "catalog",
+    "panel",
     "adapters",
     "dialects",
     "tensors",
