@@ -103,7 +103,7 @@ def test_the_page_for_language_models_runs(here: Path, capsys: pytest.CaptureFix
 
 
 def test_the_japanese_page_goes_from_pictures_to_a_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its own folder, numbers and commands, but for two steps of two small pictures."""
+    """With its own folder, numbers and commands, but for two steps of two small pictures and a quick preview."""
     pytest.importorskip("peft")
     page = text_of("ja.md")
     pictures = here / "pictures" / "20_robot"
@@ -115,6 +115,7 @@ def test_the_japanese_page_goes_from_pictures_to_a_picture(here: Path, capsys: p
     numbers = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]
     small = re.sub(r"resolution = \d+", "resolution = 48\nenable_bucket = false", numbers)
     small = re.sub(r"max_train_steps = \d+", "max_train_steps = 2", small)
+    small += 'sample_prompts = "a robot <lora:robot:1> --s 2"\n'  # else the file's preview takes 50 steps
     (here / "robot.toml").write_text(small, encoding="utf-8")
     shutil.copytree(PIPELINE, here / "model")
     commands = commands_of("ja.md")
