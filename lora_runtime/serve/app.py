@@ -17,7 +17,7 @@ from lora_runtime.lookup import files_read
 from lora_runtime.prompt import parse_prompt
 from lora_runtime.serve.asking import Asked, Object, check_names, read_asked, read_object, read_text
 from lora_runtime.serve.counting import Counts
-from lora_runtime.serve.explaining import explained, listed
+from lora_runtime.serve.explaining import explained, listed, placeless
 from lora_runtime.serve.gate import App, Gate, send_refused
 from lora_runtime.serve.limits import Limits, Refused
 from lora_runtime.serve.line import Line, Paints
@@ -121,7 +121,8 @@ class _Routes:
             if each.png is None:
                 blamed = each.blame == "row"
                 code = "cannot_be_painted" if blamed else "painting_failed"
-                raise Refused(400 if blamed else 500, each.line["error"], code, "prompt" if blamed else None)
+                said = placeless(each.line["error"], self._catalog)
+                raise Refused(400 if blamed else 500, said, code, "prompt" if blamed else None)
         return _answer({"created": int(time.time()), "data": [_picture(asked, each) for each in painted]})
 
     async def explain(self, request: Any) -> Any:

@@ -14,6 +14,7 @@ from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import CatalogError, LoraError
 from lora_runtime.prompt import LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.excerpt import line_and_column
+from lora_runtime.serve.explaining import placeless
 from lora_runtime.serve.limits import Limits, Refused
 from lora_runtime.sweep.rows import Row
 
@@ -85,19 +86,20 @@ def check_names(prompt: Prompt, catalog: LoraCatalog) -> None:
 
     A mask is a file too, and must lie in the folders.
     """
-    for said in prompt.diagnostics:
-        if said.severity == "error":
-            hint = f" ({said.hint})" if said.hint else ""
-            raise _of_tag(prompt, said.span[0], said.message + hint, "bad_tag")
+    for each in prompt.diagnostics:
+        if each.severity == "error":
+            hint = f" ({each.hint})" if each.hint else ""
+            raise _of_tag(prompt, each.span[0], each.message + hint, "bad_tag")
     for tag in prompt.tags:
         try:
             catalog.resolve(tag.name)
             _check_mask(tag, catalog)
         except CatalogError as error:
             candidates = list(error.candidates) or None
-            raise _of_tag(prompt, tag.span[0], str(error), "unknown_lora", candidates=candidates) from error
+            said = placeless(str(error), catalog)
+            raise _of_tag(prompt, tag.span[0], said, "unknown_lora", candidates=candidates) from error
         except LoraError as error:
-            raise _of_tag(prompt, tag.span[0], str(error), "bad_file") from error
+            raise _of_tag(prompt, tag.span[0], placeless(str(error), catalog), "bad_file") from error
 
 
 def _check_mask(tag: LoraTag, catalog: LoraCatalog) -> None:

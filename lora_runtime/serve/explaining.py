@@ -10,7 +10,7 @@ from lora_runtime.prompt import Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.writer import condition_fields
 
-__all__ = ["explained", "listed"]
+__all__ = ["explained", "listed", "placeless"]
 
 
 def explained(prompt: Prompt, catalog: LoraCatalog) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def explained(prompt: Prompt, catalog: LoraCatalog) -> dict[str, Any]:
         try:
             said |= {"file": _file(catalog.resolve(tag.name)), "error": None}
         except LoraError as error:
-            said |= {"file": None, "error": str(error)}
+            said |= {"file": None, "error": placeless(str(error), catalog)}
         tags.append(said)
     return {"text": prompt.text, "tags": tags, "diagnostics": diagnostics_of(prompt)}
 
@@ -36,6 +36,14 @@ def diagnostics_of(prompt: Prompt) -> list[dict[str, Any]]:
         said = {"severity": each.severity, "line": line, "column": column}
         found.append({**said, "message": each.message, "hint": each.hint})
     return found
+
+
+def placeless(text: str, catalog: LoraCatalog) -> str:
+    """Return what a client may read of an error: folders by their names, and not where they lie on the disk."""
+    for folder in catalog.folders:
+        whole = folder.absolute()
+        text = text.replace(str(whole), whole.name) if whole.name else text
+    return text
 
 
 def listed(catalog: LoraCatalog) -> dict[str, Any]:

@@ -256,6 +256,7 @@ def test_what_cannot_be_is_refused_with_the_reason(loras: Path) -> None:
             assert (answer.status, answer.error["code"]) == (400, code), (content, answer.body)
             assert re.search(reason, answer.error["message"]), answer.error["message"]
             assert answer.error["type"] == "invalid_request_error"
+            assert str(loras.parent) not in answer.error["message"]
 
     assert tell(story, loras).batches == [["row's fault"]]
 
