@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from lora_runtime.pipelines.saved import dtype_argument
 from lora_runtime.train.config import Config
 from lora_runtime.train.run import PRECISIONS
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_file", "load_pipeline"]
 
 # By a part of a key that only files of that kind have: the pipeline, and the repository whose configuration it is.
 _MARKS = {
@@ -29,28 +31,47 @@ def load_pipeline(config: Config) -> Any:
     TrainingError where there is none. A single file has no configuration: diffusers takes that of the model it is of
     from its cache, and the error says which one is lacking there.
     """
-    import diffusers
-
     path = Path(config.pretrained_model_name_or_path)
-    dtype = dtype_argument(diffusers.__version__, PRECISIONS[config.mixed_precision])
     if not config.pretrained_model_name_or_path:
         raise TrainingError("no model is given: --model, or pretrained_model_name_or_path, with a folder or a file")
     if not path.exists():
         raise TrainingError(f"the model {str(path)!r} does not exist; give a folder or a .safetensors file")
-    repository = ""
-    try:
-        if path.is_dir():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(str(path), local_files_only=True, **dtype)
-        else:
-            name, repository = _kind_of(path)
-            load = getattr(diffusers, name).from_single_file
-            pipe = load(str(path), config=repository, local_files_only=True, **dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
-        lacking = f"; the configuration of {repository} must be in the cache of huggingface_hub, or give a folder"
-        reason = " ".join(str(error).split())
-        raise TrainingError(f"{path} cannot be loaded: {reason}{lacking if repository else ''}") from error
+    dtype = PRECISIONS[config.mixed_precision]
+    return _load_folder(path, dtype) if path.is_dir() else load_file(path, dtype)
+
+
+def load_file(path: Path, dtype: Any) -> Any:
+    """Return the pipeline of a single file, in a dtype of torch's; TrainingError where that cannot be."""
+    import diffusers
+
+    name, repository = _kind_of(path)
+    lacking = f"; the configuration of {repository} must be in the cache of huggingface_hub, or give a folder"
+    with _loading(path, lacking):
+        pipe = getattr(diffusers, name).from_single_file(
+            str(path), config=repository, local_files_only=True, **dtype_argument(diffusers.__version__, dtype)
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _load_folder(path: Path, dtype: Any) -> Any:
+    import diffusers
+
+    with _loading(path):
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            str(path), local_files_only=True, **dtype_argument(diffusers.__version__, dtype)
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def _loading(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn what diffusers raises for a model that cannot be loaded into a TrainingError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
+        raise TrainingError(f"{path} cannot be loaded: {' '.join(str(error).split())}{advice}") from error
 
 
 def _kind_of(path: Path) -> tuple[str, str]:
