@@ -81,6 +81,7 @@ LADDER = (
     "train",
     "sweep",
     "demo",
+    "studio",
     "cli",
     "__main__",
 )

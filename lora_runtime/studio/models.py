@@ -24,11 +24,11 @@ _SIDE = 512  # pixels, where nothing says it
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be chosen; `path` is None for the embedded one. `side` and `guidance` are what it was made for."""
+    """A model that can be chosen, and what it was made for; `path` is None for the embedded one."""
 
     name: str
     path: Path | None = None
-    side: int = _SIDE
+    side: int = _SIDE  # pixels
     guidance: float = 7.0
     example: str = ""
     samplers: tuple[str, ...] = tuple(SAMPLERS)
@@ -148,7 +148,7 @@ def _side_of(path: Path) -> int:
         try:
             size = json.loads((path / part / "config.json").read_bytes())["sample_size"]
             blocks = json.loads((path / "vae" / "config.json").read_bytes())["block_out_channels"]
-            return int(size) * 2 ** (len(blocks) - 1)
+            return int(size) << (len(blocks) - 1)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return _SIDE

@@ -42,6 +42,7 @@ class Page:
     compare: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     read: dict[str, Any] = field(default_factory=dict)
+    api: dict[str, Any] = field(default_factory=dict)
     random: Any = None  # buttons for the seed
     again: Any = None
     last: Any = None  # what was painted last, of each user
@@ -57,7 +58,7 @@ def build(models: Mapping[str, Model]) -> Page:
             gr.HTML("<h1>lora_runtime <span>studio</span></h1>", elem_classes="lr-title", scale=3, min_width=200)
             chosen = gr.Dropdown(list(models), value=model.name, label="Model", scale=2, min_width=200)
         with gr.Row(elem_classes="lr-main"):
-            with gr.Column(scale=5, min_width=340):
+            with gr.Column(elem_classes="lr-ask", min_width=0):
                 prompt = gr.Textbox(
                     label="Prompt",
                     value=model.example,
@@ -67,29 +68,35 @@ def build(models: Mapping[str, Model]) -> Page:
                     placeholder="a boat on the sea <lora:watercolor:0.8>",
                 )
                 notices = gr.HTML(elem_classes="lr-checks")
-                negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=6, elem_id="lr-negative")
-                with gr.Row(elem_classes="lr-go"):
+                negative = gr.Textbox("", label="Negative prompt", lines=1, max_lines=6, elem_id="lr-negative")
+                with gr.Row():
                     paint = gr.Button("Paint", variant="primary", scale=3, elem_id="lr-paint")
                     cancel = gr.Button(
                         "Cancel", variant="stop", scale=1, min_width=90, elem_id="lr-cancel", interactive=False
                     )
-                status = gr.HTML(elem_classes="lr-line", elem_id="lr-status")
-                page = Page(blocks, chosen, prompt, negative, notices, paint, cancel, status)
-                _settings(page, model)
-            with gr.Column(scale=6, min_width=340):
+                status = gr.HTML(elem_id="lr-status")
+            page = Page(blocks, chosen, prompt, negative, notices, paint, cancel, status)
+            with gr.Column(elem_classes="lr-results", min_width=0):
                 _results(page)
-        with gr.Column(elem_classes="lr-loras"):
-            with gr.Row(elem_classes="lr-shelf"):
-                gr.HTML("<h2>LoRAs</h2>", scale=1, min_width=80)
-                page.search = gr.Textbox(
-                    show_label=False,
-                    placeholder="Search: words of a name or a family",
-                    container=False,
-                    scale=3,
-                    elem_id="lr-search",
-                )
-            page.cards = gr.HTML(elem_id="lr-cards")
+            with gr.Column(elem_classes="lr-settings", min_width=0):
+                _settings(page, model)
+        with gr.Row(elem_classes="lr-shelf"):
+            gr.HTML("<h2>LoRAs</h2>", scale=1, min_width=80)
+            page.search = gr.Textbox(
+                show_label=False,
+                placeholder="Search: words of a name or a family",
+                container=False,
+                scale=3,
+                elem_id="lr-search",
+            )
+        page.cards = gr.HTML(elem_id="lr-cards")
         page.last = gr.State(None)
+        # What a program is given in place of a page: shown nowhere, the files come through the server like all others.
+        page.api = {
+            "button": gr.Button(visible=False),
+            "files": gr.File(label="pictures", file_count="multiple", visible=False),
+            "said": gr.JSON(label="said", visible=False),
+        }
     return page
 
 
@@ -107,18 +114,17 @@ def _settings(page: Page, model: Model) -> None:
             found["pictures"] = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", min_width=140)
         with gr.Row(elem_classes="lr-seed"):
             found["seed"] = gr.Number(
-                -1, precision=0, minimum=-1, label="Seed, -1: another each time", elem_id="lr-seed", scale=4, min_width=130
+                -1, precision=0, minimum=-1, label="Seed, -1: another each time", scale=4, min_width=130
             )
             page.random = gr.Button("Another", size="sm", scale=1, min_width=76)
             page.again = gr.Button("The last", size="sm", scale=1, min_width=76)
     with gr.Accordion("Begin with a picture", open=False):
         found["source"] = gr.Image(type="pil", show_label=False, height=220, sources=["upload", "clipboard"])
         found["strength"] = gr.Slider(0, 1, 0.75, step=0.05, label="How much is painted anew")
-    return found
 
 
 def _results(page: Page) -> None:
-    with gr.Tabs(elem_classes="lr-results"):
+    with gr.Tabs():
         with gr.Tab("Pictures"):
             page.preview = gr.Image(
                 label="So far",

@@ -11,7 +11,7 @@ from lora_runtime.studio.faults import StudioError
 
 __all__ = ["OWN", "SAMPLERS", "called", "fields_of", "fitting", "sampling"]
 
-OWN = "the model's own"
+OWN = "model's own"
 
 
 @dataclass(frozen=True)

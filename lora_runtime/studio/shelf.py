@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from lora_runtime.errors import LoraError
 from lora_runtime.header import read_header
 from lora_runtime.metadata import trigger_words
 
-__all__ = ["MOST_CARDS", "Card", "cards"]
+__all__ = ["MOST_CARDS", "Card", "cards", "names_of"]
 
 MOST_CARDS = 60  # at once: a person searches, and does not look through thousands
 _SIDE = 192  # pixels of a card's picture
@@ -25,7 +27,7 @@ _NO_TAG = re.compile("[:>]")  # what ends a name in a tag
 
 @dataclass(frozen=True)
 class Card:
-    """A file to be chosen; `picture` is a data address, "" for none, and `words` are what its author trained it with."""
+    """A file to be chosen; `picture` is a data address, "" for none, `words` are what it was trained with."""
 
     name: str
     tag: str
@@ -42,19 +44,25 @@ def cards(catalog: LoraCatalog, search: str = "") -> tuple[list[Card], int]:
         for entry in catalog.entries
         if all(word in f"{entry.relative} {entry.alias or ''} {entry.family}".casefold() for word in wanted)
     ]
-    names = [entry.name for entry in catalog.entries]
-    return [_card(entry, alone=names.count(entry.name) == 1, catalog=catalog) for entry in found[:MOST_CARDS]], len(
-        found
-    )
+    names = names_of(catalog)
+    return [_card(entry, names[entry.path]) for entry in found[:MOST_CARDS]], len(found)
 
 
-def _card(entry: Entry, *, alone: bool, catalog: LoraCatalog) -> Card:
-    name = entry.name if alone else entry.relative
-    if _NO_TAG.search(name) or name != name.strip():
-        try:
-            name = f"#{catalog.hashes(entry).sha256_of_tensors[:12]}"
-        except LoraError:  # gone since it was listed: the tag will say so
-            pass
+def names_of(catalog: LoraCatalog) -> dict[Path, str]:
+    """Return what a tag calls each file: its name, its path where others have that too, its hash where none can."""
+    entries = catalog.entries
+    counts = Counter(entry.name for entry in entries)
+    found = {}
+    for entry in entries:
+        name = entry.name if counts[entry.name] == 1 else entry.relative
+        if _NO_TAG.search(name) or name != name.strip():
+            with suppress(LoraError):  # gone since it was listed: the tag will say so
+                name = f"#{catalog.hashes(entry).sha256_of_tensors[:12]}"
+        found[entry.path] = name
+    return found
+
+
+def _card(entry: Entry, name: str) -> Card:
     picture = _picture(entry.path)
     return Card(
         name=entry.relative,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -15,10 +15,11 @@ from lora_runtime.prompt import parse_prompt
 from lora_runtime.studio import words
 from lora_runtime.studio.faults import CancelledError, StudioError
 from lora_runtime.studio.page import ALL_LORAS, Page
-from lora_runtime.studio.painting import Step
+from lora_runtime.studio.painting import Painted, Step
 from lora_runtime.studio.reading import read_picture
+from lora_runtime.studio.samplers import OWN
 from lora_runtime.studio.settings import SEEDS, Settings
-from lora_runtime.studio.shelf import cards
+from lora_runtime.studio.shelf import cards, names_of
 from lora_runtime.studio.workshop import Workshop, grid_of, strength_points, without
 
 __all__ = ["wire"]
@@ -47,7 +48,7 @@ def wire(page: Page, shop: Workshop) -> None:
         events = [
             gr.on(
                 [page.paint.click, page.prompt.submit],
-                bench.paint,
+                bench.pictures,
                 inputs,
                 [*bench.line, page.preview, page.gallery, page.report, page.last, page.compare["tag"]],
                 **waiting,
@@ -68,6 +69,9 @@ def wire(page: Page, shop: Workshop) -> None:
                 **_PRIVATE,
             ),
         ]
+        page.api["button"].click(
+            bench.api, inputs, [page.api["files"], page.api["said"]], api_name="paint", **_ONE_AT_A_TIME
+        )
         page.cancel.click(
             bench.cancel, None, [*bench.line, page.preview, page.gallery], cancels=events, queue=False, **_PRIVATE
         )
@@ -101,7 +105,7 @@ class _Bench:
         self._buttons = [page.paint, page.compare["button"], page.grid["button"]]
         self.line = [page.status, page.cancel, *self._buttons]
 
-    def paint(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+    def pictures(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Paint what the fields ask for."""
         page, painted = self._page, None
         yield self._busy("Waiting for the model …")
@@ -122,13 +126,50 @@ class _Bench:
         paths = [self._shop.save(picture) for picture in painted.pictures]
         tags = [tag.raw for tag in parse_prompt(settings.prompt).tags]
         yield {
-            **self._idle(f"Painted with seed {settings.seed}."),
+            **self._idle("Painted."),
             page.preview: gr.update(value=None, visible=False),
             page.gallery: gr.update(value=list(map(str, paths)), visible=True, selected_index=0),
             page.report: words.report(painted),
             page.last: _Last(settings, model, paths[0]),
             page.compare["tag"]: gr.update(choices=[ALL_LORAS, *dict.fromkeys(tags)], value=ALL_LORAS),
         }
+
+    def api(
+        self,
+        request: gr.Request,
+        prompt: str,
+        negative: str = "",
+        model: str = "",
+        width: float | None = None,
+        height: float | None = None,
+        sampler: str = OWN,
+        steps: float = 20,
+        guidance: float | None = None,
+        pictures: float = 1,
+        seed: float = -1,
+        source: Any = None,
+        strength: float = 0.75,
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Paint for a program: return the PNGs and what is to be said of them.
+
+        What is left out is the first model, and what that was made for.
+        """
+        try:
+            chosen = self._shop.models.named(model) if model else next(iter(self._shop.models.all.values()))
+            usual = (width or chosen.side, height or chosen.side, sampler, steps)
+            less = (chosen.guidance if guidance is None else guidance, pictures, seed, source, strength)
+            settings, name = self._asked([prompt, negative, chosen.name, *usual, *less])
+            *_, done = self._shop.paint([settings], name, str(request.session_hash))
+            (painted,) = cast("list[Painted]", done)
+        except Exception as error:
+            raise gr.Error(_said(error), print_exception=False) from error
+        said = {
+            "seed": settings.seed,
+            "report": str(painted.report),
+            "messages": [each.message for each in painted.diagnostics],
+            "infotexts": [picture.infotext for picture in painted.pictures],
+        }
+        return [str(self._shop.save(picture)) for picture in painted.pictures], said
 
     def compare(self, tag: str, last: _Last | None, request: gr.Request) -> Iterator[Updates]:
         """Paint the last picture again without a tag, and lay the two above each other."""
@@ -181,11 +222,8 @@ class _Bench:
 
     def lists(self) -> tuple[Any, Any]:
         """Return the models and the LoRAs that are there now."""
-        names = [entry.name for entry in self._shop.loras.entries]
-        relative = [
-            entry.name if names.count(entry.name) == 1 else entry.relative for entry in self._shop.loras.entries
-        ]
-        return gr.update(choices=list(self._shop.models.all)), gr.update(choices=["None", *relative])
+        known = ["None", *names_of(self._shop.loras).values()]
+        return gr.update(choices=list(self._shop.models.all)), gr.update(choices=known)
 
     def choose(self, name: str) -> tuple[Any, ...]:
         """Return what a model was made for."""
@@ -209,7 +247,9 @@ class _Bench:
             said: words.status("Read: the fields have what this picture was painted with."),
         }
 
-    def _painted(self, asked: Sequence[Settings], model: str, request: gr.Request) -> Iterator[Updates]:
+    def _painted(
+        self, asked: Sequence[Settings], model: str, request: gr.Request
+    ) -> Generator[Updates, None, list[Painted] | None]:
         """Yield steps; return what was painted, None where it was cancelled."""
         try:
             for said in self._shop.paint(asked, model, str(request.session_hash)):
@@ -246,15 +286,20 @@ class _Bench:
         return {**ready, self._page.cancel: gr.update(interactive=False), self._page.status: words.status(text, kind)}
 
     def _failed(self, error: Exception) -> Updates:
-        """Say why nothing was painted; a pipeline may be anybody's, and so what it raises."""
-        text = " ".join(str(error).split())
-        return self._idle(text if isinstance(error, LoraError) and text else f"{type(error).__name__}: {text}", "error")
+        """Say why nothing was painted."""
+        return self._idle(_said(error), "error")
 
     def _no_preview(self) -> Updates:
         return {
             self._page.preview: gr.update(value=None, visible=False),
             self._page.gallery: gr.update(visible=True),
         }
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; a pipeline may be anybody's, and so what it raises."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LoraError) and text else f"{type(error).__name__}: {text}"
 
 
 def _whole(value: Any, name: str) -> int:

@@ -51,7 +51,11 @@ def notices(diagnostics: Iterable[Diagnostic]) -> str:
 
 def report(painted: Painted) -> str:
     """Return what acted, where, and at which strength, and what did not."""
-    parts = [f"<p>{len(painted.pictures)} in {painted.seconds:.1f} s</p>"]
+    count = len(painted.pictures)
+    parts = [
+        f"<p>{count} {'picture' if count == 1 else 'pictures'} in {painted.seconds:.1f} s, "
+        f"{'seed' if count == 1 else 'seeds from'} {painted.settings.seed}</p>"
+    ]
     loras = painted.report.loras
     if loras:
         head = "".join(f'<th scope="col">{title}</th>' for title in ("LoRA", "strength", "acts on", "keys used"))
@@ -64,7 +68,8 @@ def report(painted: Painted) -> str:
         parts.append("<p>No LoRA acted.</p>")
     for name, words in painted.triggers.items():
         parts.append(
-            f"<p>{escape(name)} was trained with words that the prompt has not: {escape(', '.join(words))}</p>"
+            f'<p class="lr-small">Words that {escape(name)} was trained with and the prompt lacks: '
+            f"{escape(', '.join(words))}</p>"
         )
     return f'<div class="lr-report">{"".join(parts)}{notices(painted.diagnostics)}</div>'
 

@@ -1,0 +1,149 @@
+"""The studio for real: gradio's page in headless Chromium, the embedded pipeline behind it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed: the extra `studio` has it")
+pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
+
+from studio_browser import CHROMIUM, DRIVER, Page, chromium
+
+from lora_runtime import read_infotext
+from lora_runtime.studio.server import Options, Studio
+
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip("Chromium with its driver is not installed", allow_module_level=True)
+
+STEPS, SEED = 3, 4
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[str]:
+    """Serve the page, with few steps and a seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        studio = Studio(Options(port=free_port))
+        studio.page.settings["steps"].value = STEPS
+        studio.page.settings["seed"].value = SEED
+        studio.warm()
+        found = studio.serve()
+        yield found
+        studio.close()
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(driver: Any, url: str) -> Page:
+    found = Page(driver, url)
+    found.load()
+    return found
+
+
+def written(png: bytes) -> str:
+    """Return the prompt that stands in a picture."""
+    with Image.open(io.BytesIO(png)) as opened:
+        return read_infotext(opened).prompt
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(png)) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_a_tag_changes_the_picture_and_without_it_every_byte_is_as_before(page: Page) -> None:
+    found = []
+    for prompt in ("a red circle", "a red circle <lora:stripes:1>", "a red circle"):
+        page.write(prompt)
+        page.paint()
+        found.append(page.painted())
+        if "stripes" in prompt:
+            assert "stripes" in page.text("#lr-report tbody th")
+    before, with_tag, after = found
+    assert abs(pixels(before) - pixels(with_tag)).mean() > 5  # of 255
+    assert before == after
+
+
+def test_a_click_on_a_card_puts_its_tag_in_and_a_second_takes_it_out(page: Page) -> None:
+    page.write("a boat")
+    page.click('.lr-card[data-tag="<lora:night:1>"]')
+    assert page.value() == "a boat <lora:night:1>"
+    page.until(
+        lambda: (
+            page.run("return document.querySelector('.lr-card[aria-pressed=true] .lr-name')?.textContent") == "night"
+        )
+    )
+    page.click('.lr-card[data-tag="<lora:night:1>"]')
+    assert page.value() == "a boat"
+    page.run("document.execCommand('undo')")
+    assert page.value() == "a boat <lora:night:1>"
+
+
+def test_a_mistyped_name_is_said_below_the_prompt_while_it_is_written_and_with_the_picture(page: Page) -> None:
+    page.write("a red circle <lora:hart:1>")
+    page.until(lambda: 'Did you mean "heart"?' in page.text(".lr-checks"))
+    page.paint()
+    page.painted()
+    assert 'no LoRA named "hart"' in page.text("#lr-report")
+    page.write("a red circle <lora:heart:1>")
+    page.until(lambda: not page.text(".lr-checks"))
+
+
+def test_a_picture_has_its_text_and_gives_it_back_to_the_fields(page: Page, tmp_path: Path) -> None:
+    page.write("a tree <lora:outline:0.6>")
+    page.paint()
+    (tmp_path / "one.png").write_bytes(page.painted())
+    assert read_infotext(tmp_path / "one.png").prompt == "a tree <lora:outline:0.6>"
+    page.write("something else")
+    page.run("[...document.querySelectorAll('button[role=tab]')].find(e => e.textContent == 'Read a picture').click()")
+    field = page.until(lambda: page.driver.find_element("css selector", "#lr-read input[type=file]"))
+    field.send_keys(str(tmp_path / "one.png"))
+    page.until(lambda: page.value() == "a tree <lora:outline:0.6>")
+    page.run("[...document.querySelectorAll('button[role=tab]')].find(e => e.textContent == 'Pictures').click()")
+
+
+def test_what_is_cancelled_ends_and_the_next_picture_is_as_ever(page: Page, driver: Any, url: str) -> None:
+    page.write("a red circle")
+    page.paint()
+    first = page.painted()
+    page.run(
+        "const n = document.querySelector(\"input[aria-label='number input for Pictures']\"); n.value = 16;"
+        "n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.paint()
+    page.until(lambda: page.says("of 16"))
+    page.click("#lr-cancel")
+    page.until(lambda: page.says("Cancelled."))
+    page.run(
+        "const n = document.querySelector(\"input[aria-label='number input for Pictures']\"); n.value = 1;"
+        "n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.paint()
+    assert page.painted() == first
+
+
+def test_two_at_once_get_their_own_pictures_with_their_own_tags(page: Page, driver: Any, url: str) -> None:
+    other = Page(driver, url)
+    other.load()
+    wishes = {page: "a red circle <lora:stripes:1>", other: "a red circle <lora:night:1>"}
+    for each, prompt in wishes.items():
+        each.write(prompt)
+    for each in wishes:
+        each.click("#lr-paint")
+    for each, prompt in wishes.items():
+        each.until(
+            lambda each=each, prompt=prompt: read_infotext(Image.open(io.BytesIO(each.painted()))).prompt == prompt
+        )
+    assert abs(pixels(page.painted()) - pixels(other.painted())).mean() > 5

@@ -1,0 +1,100 @@
+"""Who may come to the page, and what it gives them; its API."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_runtime.cli import main
+from lora_runtime.demo.scene_pipeline import LORAS
+from lora_runtime.studio.faults import StudioError
+from lora_runtime.studio.server import Options, Studio
+
+NEEDS_GRADIO = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="gradio is not installed: the extra `studio` has it"
+)
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "studio.md"
+
+
+def test_unless_told_otherwise_it_is_for_this_machine_alone_and_asks_nobody() -> None:
+    options = Options()
+    assert (options.host, options.share, options.login) == ("127.0.0.1", False, None)
+    assert Options(auth="anna:a:b").login == ("anna", "a:b")
+
+
+@pytest.mark.parametrize("auth", ["anna", "anna:", ":secret", ":"])
+def test_half_a_login_is_refused(auth: str) -> None:
+    with pytest.raises(StudioError, match="no USER:PASSWORD"):
+        Options(auth=auth)
+
+
+def test_nothing_goes_into_the_public_internet_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studio", "--share"]) == 2
+    assert "give --auth USER:PASSWORD too" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[tuple[Studio, str]]:
+    """A page that asks for a name and a password."""
+    pytest.importorskip("gradio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        studio = Studio(Options(port=free_port, auth="anna:secret"))
+        url = studio.serve()
+        yield studio, url
+        studio.close()
+
+
+@NEEDS_GRADIO
+def test_whoever_has_no_login_gets_neither_pictures_nor_an_answer(guarded: tuple[Studio, str]) -> None:
+    import httpx
+
+    _, url = guarded
+    for path in ("config", "gradio_api/info", f"gradio_api/file={LORAS / 'heart.safetensors'}"):
+        assert httpx.get(url + path).status_code == 401, path
+    asked = httpx.post(f"{url}gradio_api/call/paint", json={"data": ["a"]})
+    assert asked.status_code == 401
+
+
+@NEEDS_GRADIO
+def test_files_beside_the_pictures_are_given_to_nobody(guarded: tuple[Studio, str]) -> None:
+    import httpx
+
+    _, url = guarded
+    with httpx.Client() as client:
+        assert client.post(f"{url}login", data={"username": "anna", "password": "secret"}).status_code == 200
+        for path in (LORAS / "heart.safetensors", DOCS, Path(__file__)):
+            assert client.get(f"{url}gradio_api/file={path}").status_code == 403, path
+
+
+@NEEDS_GRADIO
+def test_the_example_in_the_docs_paints(guarded: tuple[Studio, str], tmp_path: Path) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    from lora_runtime import read_infotext
+
+    _, url = guarded
+    [example] = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    said: dict[str, Any] = {}
+
+    def client(address: str) -> Client:
+        assert address == "http://127.0.0.1:7860/"
+        return Client(url, auth=("anna", "secret"), verbose=False, download_files=tmp_path)
+
+    exec(
+        example.replace("from gradio_client import Client\n", "").replace("steps=20", "steps=2"),
+        {"Client": client},
+        said,
+    )
+    [path] = said["pictures"]
+    assert read_infotext(path).prompt == "a red circle <lora:watercolor:0.7>"
+    assert said["said"]["seed"] == 4
+    assert "watercolor × 0.7: 252 of 252 keys" in said["said"]["report"]
+    with pytest.raises(AppError, match="give a multiple of 8"):
+        said["client"].predict("a", width=50, steps=2, api_name="/paint")
