@@ -8,10 +8,10 @@ SD 1 and 2 and SDXL have, and their inpainting and refining relatives.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 
-__all__ = ["FLUX", "LAYOUTS", "UNET", "block_of", "expanded", "names_between"]
+__all__ = ["FLUX", "LAYOUTS", "UNET", "block_of", "blocks_in", "expanded", "names_between"]
 
 
 def _numbered(word: str, *numbers: int) -> tuple[str, ...]:
@@ -69,6 +69,13 @@ def expanded(count: int) -> tuple[tuple[str, int | None], ...]:
     places = {name: place for place, name in enumerate(LAYOUTS[count])}
     every = FLUX if count == len(FLUX) else UNET
     return tuple((name, places.get(name)) for name in every)
+
+
+def blocks_in(modules: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the blocks that a model has, in their order; `modules` are component and path of each of its modules."""
+    found = {block_of(component, path) for component, path in modules}
+    # CLIP is BASE by another name, and IN and OUT stand in one of the orders only.
+    return [name for name in dict.fromkeys((*UNET, *FLUX)) if name in found]
 
 
 def names_between(first: str, last: str) -> tuple[str, ...]:

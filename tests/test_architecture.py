@@ -28,6 +28,7 @@ LADDER = (
     "file_index",
     "folder",
     "catalog",
+    "panel",
     "adapters",
     "dialects",
     "tensors",

@@ -23,6 +23,7 @@ from ..whole import shown_path, whole
 from .card_routes import add_card_routes, replace_routes
 from .guards import Guards
 from .report_route import ReportOn, report_json
+from .stack_routes import PromptFacts, add_stack_routes
 
 __all__ = ["Explain", "ReportOn", "add_routes"]
 
@@ -39,10 +40,13 @@ _PROMPT = f"a text of at most {_LONGEST_PROMPT:,} characters"
 _BODY = Body(..., embed=True, description=_PROMPT)
 
 
-def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain, report_on: ReportOn) -> None:
+def add_routes(
+    app: Any, shelf: Shelf, page: Any, explain_prompt: Explain, report_on: ReportOn, facts: Callable[[], PromptFacts]
+) -> None:
     """Add the routes to the program's app, in place of any others at the same paths.
 
-    All or none: where one cannot be added, the app has those that it had. `page` shows the cards of `shelf`.
+    All or none: where one cannot be added, the app has those that it had. `page` shows the cards of `shelf`, and
+    `facts` says how prompts are read now.
     """
 
     # Plain functions and not coroutines: FastAPI runs them in threads, and a slow disk does not stop the UI.
@@ -83,6 +87,7 @@ def add_routes(app: Any, shelf: Shelf, page: Any, explain_prompt: Explain, repor
         replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
         replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
+        add_stack_routes(app, shelf, page, facts, guards.page)
     except Exception:
         app.router.routes[:] = before
         raise

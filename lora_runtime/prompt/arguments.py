@@ -57,6 +57,13 @@ def read_rank(text: str, reading: Reading) -> int:
     raise BadValueError(f"{quote(text)} is not a whole number", hint)
 
 
+def read_was(text: str, reading: Reading) -> str:
+    """Return what a muted tag's strengths were, as text: they are read when it is heard again."""
+    if not text.strip():
+        raise BadValueError("is empty", "write was=0.7")
+    return " ".join(text.split())
+
+
 # Fields are read in this order, whatever their order in the tag: lists have an X that x= gives.
 ARGUMENTS = (
     Argument("te", "strength", read_strength, essential=True),
@@ -79,6 +86,7 @@ ARGUMENTS = (
     Argument("mask", "mask", read_mask),
     Argument("box", "box", read_box),
     Argument("soft", "width of the edge", read_soft),
+    Argument("was", "strength before it was muted", read_was),
 )
 BY_NAME: Mapping[str, Argument] = {argument.name: argument for argument in ARGUMENTS}
 # Other spellings of a key. Of LBW's, "w" is the old one.

@@ -48,7 +48,7 @@ _BETWEEN = str.maketrans({"：": ":", "；": ";", "＝": "="})  # what keyboards
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
 _ORDER = {argument.name: index for index, argument in enumerate(ARGUMENTS)}
-_IDLE = frozenset({"curve", "soft", "x"})  # arguments that act on others
+_IDLE = frozenset({"curve", "soft", "x", "was"})  # arguments that act on others, or on nothing
 _TEXTS = ("mask",)  # arguments whose text may be quoted in the native dialect
 # What other programs call an argument, and what people call the first one.
 _ELSEWHERE_CALLED = {"clip": "te", "tenc": "te", "text_encoder": "te", "model": "unet", "rank": "dyn", "blocks": "lbw"}
@@ -86,6 +86,37 @@ def parse_prompt(
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             raise TagSyntaxError(f"line {line}, column {column}: {diagnostic.message}{hint}", diagnostic)
     return prompt
+
+
+class WrittenField(NamedTuple):
+    """A field of a tag as it stands there: `argument` is what it gives, "" for the name and what is ignored."""
+
+    argument: str
+    text: str
+    value: str  # the text without its key
+
+
+def written_fields(tag: str, presets: Mapping[str, str]) -> list[WrittenField]:
+    """Return the fields of a LoRA tag, given whole and in the WebUI's dialect, in their order; the name is the first.
+
+    Behind an argument that is given before the name, the name comes later; it is put first here.
+    """
+    reader = _Reader(tag, "a1111", "all", presets)
+    body = tag.index(":")
+    fields = [*reader.with_whole_paths([_moved(field, body) for field in split_fields(tag[body:-1])])]
+    unkeyed, _ = reader.sort_fields(fields)
+    names = {one.span: one.argument.name for one in reader.by_position(unkeyed[1:])}
+    found = []
+    for field in fields:
+        span = (field.start, field.end)
+        if span in unkeyed[:1]:
+            continue
+        argument = names.get(span, "")
+        if field.key is not None and (known := reader.argument(field.key.strip(), span, is_first=False)) is not None:
+            argument = known.name
+        found.append(WrittenField(argument, tag[slice(*span)], tag[field.value_start : field.end]))
+    name = tag[slice(*unkeyed[0])] if unkeyed else ""
+    return [WrittenField("", name, name), *found]
 
 
 class _Given(NamedTuple):
@@ -256,6 +287,7 @@ class _Reader:
                 utf16_span=self.utf16(span),
                 raw=self.source[start:end],
                 conditions=conditions_of(values, name),
+                was=values.get("was", ""),
             )
         )
         self.places.append(self.length)
@@ -420,9 +452,10 @@ class _Reader:
         """Say which fields were read and have nothing to act on."""
         values = reading.values
         effects = (
-            ("curve", any(map(has_curve, values.values())), "no strength of this tag has keyframes"),
+            ("curve", any(map(has_curve, values.values())) or "was" in values, "no strength of this tag has keyframes"),
             ("soft", "mask" in values or "box" in values, "this tag has neither mask= nor box="),
             ("x", reading.used_x, "no block weight of this tag has an X"),
+            ("was", values.get("te") == values.get("unet", 0.0) == 0.0, "the strength of this tag is not 0"),
         )
         for name, used, why in effects:
             if name in values and not used:
@@ -462,7 +495,7 @@ def _moved(field: Field, by: int) -> Field:
 
 
 def _known_keys() -> str:
-    return ", ".join(f"{name}=" for name in BY_NAME)
+    return ", ".join(f"{name}=" for name in BY_NAME if name != "was")  # which only programs write
 
 
 # The cache keeps a prompt of thousands of misspelt tags from taking thousands of times 0.1 ms.

@@ -67,7 +67,8 @@ class LoraTag:
 
     A strength is a number, or a Curve over the steps. `dyn` limits the rank, as in the WebUI; None leaves it as the
     file has it. `conditions` say what else the strength depends on: blocks, steps, a region. `raw` is the tag as
-    written, and equals `prompt.source[slice(*span)]`.
+    written, and equals `prompt.source[slice(*span)]`. `was` is what the strengths of a muted tag were, as text; it
+    changes nothing.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LoraTag:
     utf16_span: Span = (0, 0)
     raw: str = ""
     conditions: Conditions = ALWAYS
+    was: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ def _fields(tag: LoraTag, dialect: Dialect) -> Iterator[str]:
     if tag.dyn is not None:
         yield f"dyn={tag.dyn}"
     yield from condition_fields(tag, dialect=dialect)
+    if tag.was:
+        yield f"was={tag.was}"
 
 
 def condition_fields(tag: LoraTag, *, dialect: Dialect = "a1111") -> Iterator[str]:
@@ -159,8 +161,8 @@ def _ratio(rule: Rule) -> str:
     return number(rule.ratio) if isinstance(rule.ratio, (int, float)) else str(rule.ratio)
 
 
-def _meaning(tag: LoraTag) -> tuple[str, Strength, Strength, int | None, Conditions]:
+def _meaning(tag: LoraTag) -> tuple[str, Strength, Strength, int | None, Conditions, str]:
     """Return what a tag says; what its random block weights are salted with is its name, which may have changed."""
     blocks = tag.conditions.blocks
     conditions = replace(tag.conditions, blocks=replace(blocks, salt="") if blocks else None)
-    return tag.name, tag.te, tag.unet, tag.dyn, conditions
+    return tag.name, tag.te, tag.unet, tag.dyn, conditions, tag.was

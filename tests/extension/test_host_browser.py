@@ -5,52 +5,22 @@ The page is the double's (tests/double/page/); tests/webui/test_browser.py drive
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from double import loras
 from double.loras import plain
-
-pytest.importorskip("selenium", reason="selenium is not installed: `make test` has it with the WebUI's own versions")
-pytest.importorskip("gradio", reason="gradio is not installed: `make test` has it with the WebUI's own versions")
-
-from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
-from selenium.webdriver.common.keys import Keys
+from double.page.driven import Page, browser, skip_without_browser
 
 if TYPE_CHECKING:
     from double.page import Served
     from double.webui import WebUI
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
+skip_without_browser()
 
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip(
-        "Chromium with its driver is not installed: apt install chromium chromium-driver", allow_module_level=True
-    )
-
-# Nothing but the page's own server is asked, for gradio's page names fonts and a script elsewhere.
-SWITCHES = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1300,1100",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
-SECONDS = 30
 CARDS = "#txt2img_lora_cards"
 SEARCH = "#txt2img_lora_extra_search"
 PROMPT = "#txt2img_prompt textarea"
@@ -58,16 +28,8 @@ NUMBER = 200
 FOLDERS = {"style/water": ("boat harbour", "boat river"), "people": ("anna", "boat builder")}
 
 
-class Page:
-    """The page in a browser, as a person sees and uses it."""
-
-    def __init__(self, driver: Any, server: Served, webui: WebUI) -> None:
-        self.driver, self.server, self.webui = driver, server, webui
-
-    def load(self, theme: str = "light") -> None:
-        """Load the page anew, until our script has taken it over."""
-        self.driver.get(f"{self.server.url}?__theme={theme}")
-        self.until(lambda: self.run("return extraNetworksApplyFilter.txt2img_lora.toString().includes('reload')"))
+class CardPage(Page):
+    """The page with its cards."""
 
     def open(self, theme: str = "light") -> None:
         """Load the page anew, go to the cards, and wait until all is there."""
@@ -76,39 +38,6 @@ class Page:
         before = self.questions()
         self.tab("Lora")
         self.until(lambda: self.questions() > before and self.server.idle and self.names())
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page."""
-        return self.driver.execute_script(script, *arguments)
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition holds, and return it."""
-        end = time.monotonic() + SECONDS
-        while True:
-            try:
-                if found := condition():
-                    return found
-            except WebDriverException:
-                pass  # the page is being built, or an element was just replaced
-            if time.monotonic() > end:
-                self.shot("late")
-                pytest.fail(f"the page did not come to that within {SECONDS} s; it said: {self.failures()}")
-            time.sleep(0.05)
-
-    def click(self, selector: str) -> None:
-        """Click where it is, with the mouse: what is hidden or covered cannot be clicked."""
-
-        def clicked() -> bool:
-            self.driver.find_element("css selector", selector).click()
-            return True
-
-        self.until(clicked)
-
-    def type(self, selector: str, text: str) -> None:
-        """Replace the text of a field by the keyboard."""
-        field = self.driver.find_element("css selector", selector)
-        field.send_keys(Keys.COMMAND if sys.platform == "darwin" else Keys.CONTROL, "a")
-        field.send_keys(Keys.NULL, Keys.BACKSPACE, text)
 
     def tab(self, name: str) -> None:
         """Choose a tab."""
@@ -131,33 +60,9 @@ class Page:
         """Return the names on the cards that are marked."""
         return list(self.run("return [...document.querySelectorAll(arguments[0])].map(c => c.dataset.name)", MARKED))
 
-    def value(self, selector: str) -> str:
-        """Return the text in a field."""
-        return str(self.run("return document.querySelector(arguments[0]).value", selector))
-
-    def texts(self, selector: str) -> list[str]:
-        """Return the texts of elements."""
-        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent.trim())"
-        return list(self.run(script, selector))
-
-    def style(self, selector: str, name: str) -> list[str]:
-        """Return how elements are shown: a property as the browser computed it."""
-        script = "return [...document.querySelectorAll(arguments[0])].map(e => getComputedStyle(e)[arguments[1]])"
-        return list(self.run(script, selector, name))
-
     def questions(self) -> int:
         """Return how often the server was asked for cards."""
         return self.server.count("/lora-runtime/cards?")
-
-    def failures(self) -> list[str]:
-        """Return what failed in the page since it was asked last; what the page wants from elsewhere does not count."""
-        log = self.driver.get_log("browser")
-        return [each["message"] for each in log if each["level"] == "SEVERE" and self.server.url in each["message"]]
-
-    def shot(self, name: str) -> None:
-        """Keep a picture of the page where BROWSER_SHOTS names a folder."""
-        if folder := os.environ.get("BROWSER_SHOTS"):
-            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
 MARKED = f"{CARDS} .card.lora-runtime-chosen"
@@ -166,17 +71,8 @@ MARKED = f"{CARDS} .card.lora-runtime-chosen"
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
     """Start the browser once."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for switch in SWITCHES:
-        options.add_argument(switch)
-    # The driver that is installed: selenium would look for one in the network.
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
+    with browser() as found:
         yield found
-    finally:
-        found.quit()
 
 
 def write_files(folder: Path) -> None:
@@ -206,17 +102,17 @@ def program(tmp_path_factory: pytest.TempPathFactory, _quick: None) -> Iterator[
 
 
 @pytest.fixture
-def page(driver: Any, program: tuple[WebUI, Served]) -> Iterator[Page]:
+def page(driver: Any, program: tuple[WebUI, Served]) -> Iterator[CardPage]:
     """Open the page; afterwards no script of the page may have failed."""
     webui, server = program
-    found = Page(driver, server, webui)
+    found = CardPage(driver, server, webui)
     found.open()
     yield found
     assert found.failures() == []
     assert webui.errors == []
 
 
-def test_cards_come_while_one_scrolls(page: Page) -> None:
+def test_cards_come_while_one_scrolls(page: CardPage) -> None:
     assert len(page.names()) == 60
     assert page.texts(".lora-runtime-count") == ["60 of 204"]
     page.shot("cards")
@@ -229,7 +125,7 @@ def test_cards_come_while_one_scrolls(page: Page) -> None:
     assert page.texts(".lora-runtime-count") == ["204"]
 
 
-def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_out(page: Page) -> None:
+def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_out(page: CardPage) -> None:
     page.type(PROMPT, "a harbour <lora:nobody:1>")
     page.click(f"{CARDS} .card[data-name='007']")
     assert page.value(PROMPT) == "a harbour <lora:nobody:1> <lora:007:1>"
@@ -243,7 +139,7 @@ def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_
     assert page.chosen() == []
 
 
-def test_cards_are_marked_for_tags_however_they_are_typed(page: Page) -> None:
+def test_cards_are_marked_for_tags_however_they_are_typed(page: CardPage) -> None:
     for text, marked in (
         ("<LoRA:003:0.5>, <lora:001:te=1:unet=-1>", ["001", "003"]),
         ("<lyco:002>", ["002"]),
@@ -258,7 +154,9 @@ def test_cards_are_marked_for_tags_however_they_are_typed(page: Page) -> None:
     assert width == "3px"
 
 
-def test_a_page_that_comes_after_its_cards_is_marked_and_scrolls(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_comes_after_its_cards_is_marked_and_scrolls(
+    page: CardPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With many files the first page takes the server longest; until it comes, the cards are in the empty one."""
     [lora_page] = page.webui.module("ui_extra_networks").extra_pages
     create_html, gate = lora_page.create_html, threading.Event()
@@ -278,7 +176,7 @@ def test_a_page_that_comes_after_its_cards_is_marked_and_scrolls(page: Page, mon
     page.until(lambda: len(page.names()) == 180)
 
 
-def test_several_words_are_searched_in_any_order_and_nothing_found_is_said(page: Page) -> None:
+def test_several_words_are_searched_in_any_order_and_nothing_found_is_said(page: CardPage) -> None:
     page.type(SEARCH, "boat water")
     page.until(lambda: sorted(page.names()) == ["boat harbour", "boat river"])
     assert page.texts(".lora-runtime-count") == ["2"]
@@ -289,7 +187,7 @@ def test_several_words_are_searched_in_any_order_and_nothing_found_is_said(page:
     page.until(lambda: len(page.names()) == 60)
 
 
-def test_folder_and_search_outlive_a_refresh_that_finds_a_new_file(page: Page) -> None:
+def test_folder_and_search_outlive_a_refresh_that_finds_a_new_file(page: CardPage) -> None:
     page.click(".lora-runtime-dir[data-folder='people']")
     page.until(lambda: page.names() == ["anna", "boat builder"])
     page.type(SEARCH, "boat")
@@ -311,7 +209,7 @@ def test_folder_and_search_outlive_a_refresh_that_finds_a_new_file(page: Page) -
 
 
 def test_a_request_that_fails_is_said_and_asked_again_only_by_a_click(
-    page: Page, monkeypatch: pytest.MonkeyPatch
+    page: CardPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [lora_page] = page.webui.module("ui_extra_networks").extra_pages
 
@@ -343,7 +241,7 @@ def test_a_request_that_fails_is_said_and_asked_again_only_by_a_click(
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_lines_under_the_picture_have_the_text_and_the_colour_of_what_they_say(page: Page, theme: str) -> None:
+def test_lines_under_the_picture_have_the_text_and_the_colour_of_what_they_say(page: CardPage, theme: str) -> None:
     page.open(theme)
     page.tab("Generation")
     page.type(PROMPT, "a boat <lora:nobody:1> <lora:001:0.1:unet=1:unet=2> <lora:002:7>")

@@ -18,7 +18,18 @@ PAGE = (
     "/lora-runtime/card?name=ink",
     "/lora-runtime/files?folder=/Lora",
     "/lora-runtime/cover?name=ink",
+    "/lora-runtime/web",
+    "/lora-runtime/web/{digest}/{name}",
+    "/lora-runtime/tags",
+    "/lora-runtime/edit",
+    "/lora-runtime/complete",
 )
+# What is asked with a body; the other routes of the page are fetched.
+BODIES = {
+    "/lora-runtime/tags": {"prompt": "a <lora:ink>"},
+    "/lora-runtime/edit": {"prompt": "a <lora:ink>", "tag": 0, "field": "te", "value": 1},
+    "/lora-runtime/complete": {"prompt": "a <lora:in", "cursor": 10},
+}
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
 EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"
 LOGIN, CREDENTIALS = ("ann", "secret"), ("bob", "hidden")
@@ -26,7 +37,9 @@ LOGIN, CREDENTIALS = ("ann", "secret"), ("bob", "hidden")
 
 def opened(client: Any, path: str, **how: Any) -> bool:
     """Return whether a route answers; any other answer than "who are you" counts."""
-    if path in (EXPLAIN, REPORT):
+    if path in BODIES:
+        answer = client.post(path, json=BODIES[path], **how)
+    elif path in (EXPLAIN, REPORT):
         answer = client.post(path, json={"prompt": "a <lora:ink>"}, **how)
     elif path.endswith("refresh-loras"):
         answer = client.post(path, **how)
@@ -62,16 +75,16 @@ def log_in(client: Any) -> None:
 
 def test_without_any_protection_all_are_open(begin: Callable[..., Any]) -> None:
     client = begin(api=True)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 8
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * (len(PAGE) + 4)
 
 
 def test_with_a_login_they_ask_for_it(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN)
     assert client.get("/config").status_code == 401  # the program's own
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
-    assert [opened(client, path, auth=LOGIN) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * (len(PAGE) + 4)
+    assert [opened(client, path, auth=LOGIN) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * (len(PAGE) + 4)
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 8
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * (len(PAGE) + 4)
 
 
 def test_with_credentials_of_the_api_its_routes_ask_for_them(begin: Callable[..., Any]) -> None:
@@ -80,23 +93,27 @@ def test_with_credentials_of_the_api_its_routes_ask_for_them(begin: Callable[...
     assert [opened(client, path) for path in (*API, EXPLAIN, REPORT)] == [False] * 4
     assert [opened(client, path, auth=("bob", "wrong")) for path in (*API, EXPLAIN, REPORT)] == [False] * 4
     assert [opened(client, path, auth=CREDENTIALS) for path in (*API, EXPLAIN, REPORT)] == [True] * 4
-    assert [opened(client, path) for path in PAGE] == [True] * 4  # as the page that shows them
+    assert [opened(client, path) for path in PAGE] == [True] * len(PAGE)  # as the page that shows them
 
 
 def test_with_both_each_asks_for_its_own_and_explain_and_report_take_either(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN, api=True, api_auth=":".join(CREDENTIALS))
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
-    assert [opened(client, path, auth=CREDENTIALS) for path in PAGE] == [False] * 4
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * (len(PAGE) + 4)
+    assert [opened(client, path, auth=CREDENTIALS) for path in PAGE] == [False] * len(PAGE)
     assert [opened(client, path, auth=CREDENTIALS) for path in (*API, EXPLAIN, REPORT)] == [True] * 4
     assert not any(opened(client, path, auth=("bob", "wrong")) for path in (EXPLAIN, REPORT))
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * 4 + [False] * 2 + [True] * 2
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [True] * len(PAGE) + [False] * 2 + [
+        True
+    ] * 2
 
 
 def test_with_a_login_and_an_open_api_only_the_api_is_open(begin: Callable[..., Any]) -> None:
     client = begin(login=LOGIN, api=True)
     assert client.post("/sdapi/v1/refresh-vae").status_code == 200  # the program's own
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 4 + [True] * 2 + [False] * 2
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * len(PAGE) + [True] * 2 + [
+        False
+    ] * 2
 
 
 def test_where_logins_are_kept_elsewhere_nobody_is_let_in(start: Callable[..., WebUI]) -> None:
@@ -107,4 +124,4 @@ def test_where_logins_are_kept_elsewhere_nobody_is_let_in(start: Callable[..., W
     webui.module("script_callbacks").app_started_callback(None, webui.app)
     client = webui.client()
     log_in(client)
-    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * 8
+    assert [opened(client, path) for path in (*PAGE, *API, EXPLAIN, REPORT)] == [False] * (len(PAGE) + 4)

@@ -13,7 +13,7 @@ WORDS = """
     , \\ [ ](| 🐱 猫 <lora:x:1> <lyco:y> AND
     <loractl: @ ~ ; % s sigma - 0@0,1@1 1@50%,0@9s 1@9sigma,0@1sigma curve= ease hr= hrte= hrunet= in= mid= out=
     lbw= w= lbwe= OUTALL ATTNDEEPOFF IN04;attn;0 IN04-08= OUT= *attn*= NOT R U X X+1 x= start= stop= step= 1-5 25%-0.5
-    module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1 [0@0,1@0.5]
+    was= module= high low mask= box= 0,0,.5,1 soft= ::0.5] :0.5] 1,1,1,1,1,1,1,1,1,1,1,1 [0@0,1@0.5]
 """
 CODES = [" ", "\n", "\r\n", "\t", "\0", "\x1c", "\x85", "\u2028", "\ufeff", "\ud83d", "\udc31", "e\u0301", "< lora"]
 FRAGMENTS = st.sampled_from([*WORDS.split(), *CODES])
@@ -73,6 +73,7 @@ def full_tags(draw: st.DrawFn) -> str:
         "mask": st.sampled_from(["a.png", "a dir/b.png"]),
         "box": st.sampled_from(["0,0,0.5,1", ".1,.2,.3,.4"]),
         "soft": st.sampled_from(["0", "0.1", "1"]),
+        "was": st.sampled_from(["0.7", "te 0.5 unet 1@0,0@1"]),
         draw(st.lists(words, min_size=1, max_size=2).map(" ".join)): ratio,
     }
     named = [f"{key}={draw(fields[key])}" for key in draw(st.lists(st.sampled_from([*fields]), unique=True))]

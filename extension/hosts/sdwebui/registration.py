@@ -75,7 +75,8 @@ def register(parts: Parts) -> type[Any]:
             say(f"not started, the built-in Lora extension stays: {type(error).__name__}: {error}")
 
     def app_started(_: Any, app: Any) -> None:
-        add_routes(app, parts.shelf, parts.page, parts.owner.explain, parts.owner.reported)
+        owner = parts.owner
+        add_routes(app, parts.shelf, parts.page, owner.explain, owner.reported, owner.prompt_facts)
 
     def pasted(_: str, fields: dict[str, Any]) -> None:
         pasting.paste(fields, parts.shelf, parts.settings)

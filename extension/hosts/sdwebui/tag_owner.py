@@ -12,6 +12,7 @@ from typing import Any
 
 from modules import errors, extra_networks
 
+from lora_runtime.blocks import blocks_in
 from lora_runtime.errors import LoraError
 from lora_runtime.infotext import HASHES_FIELD, format_hashes
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
@@ -28,6 +29,7 @@ from ...engine.models import OWN_WEIGHTS, Models
 from ...engine.reporting import reported
 from ...engine.shown import identity
 from ...library.patience import Patience
+from ...panel.stack_routes import PromptFacts
 from ...prompts.always_on import add_always_on
 from ...prompts.notices import Notice, Notices, notice_of
 from . import batch as batches
@@ -219,6 +221,20 @@ class TagOwner(extra_networks.ExtraNetwork):
         requests, more = self.loader.load(tags, text, patience=patience)
         found, said = reported(model, requests, lambda _: text, self.models)
         return prompt, found, [*notices, *more, *said]
+
+    def prompt_facts(self) -> PromptFacts:
+        """Return how prompts are read now, for the panel; no blocks where no checkpoint is loaded."""
+        return PromptFacts(self._presets(), self.settings.scope, self._blocks())
+
+    def _blocks(self) -> list[str]:
+        model = self.loaded_model()
+        if model is None:
+            return []
+        try:
+            components = self.models.view(model).components
+        except LoraError:  # who paints with it is told
+            return []
+        return blocks_in((name, path) for name, part in components.items() for path, _ in part.named_modules() if path)
 
     # --- the way of a prompt ---
 

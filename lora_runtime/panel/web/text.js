@@ -1,0 +1,64 @@
+// From texts and numbers to texts and numbers: nothing here knows the page, so that node can run it.
+
+/** Return where a place in a text is after `span` became `length` units long. */
+export function moved(place, [start, end], length) {
+    if (place <= start) return place;
+    return place >= end ? place + length - (end - start) : Math.min(place, start + length);
+}
+
+/** Return whether the cursor is in a LoRA tag that is being written. */
+export function isInTag(text, cursor) {
+    return /<(?:lora|lyco|loractl):[^<>\n]*$/i.test(text.slice(Math.max(0, cursor - 320), cursor));
+}
+
+/** Return whether the cursor is in a LoRA tag whose ">" is still to come: nothing there is a mistake yet. */
+export function isUnfinished(text, cursor) {
+    return isInTag(text, cursor) && !/^[^<>\n]*>/.test(text.slice(cursor));
+}
+
+const SHAPES = {
+    linear: (x) => x,
+    hold: () => 0,
+    ease: (x) => x * x * (3 - 2 * x),
+    "ease-in": (x) => x * x,
+    "ease-out": (x) => x * (2 - x),
+};
+export const SHAPE_NAMES = Object.keys(SHAPES);
+
+/** Return the value of keyframes [[place, value], …] at a place; before the first and after the last these count. */
+export function valueAt(keys, shape, place) {
+    let value = keys[0][1];
+    for (let index = 0; index + 1 < keys.length; index++) {
+        const [start, before] = keys[index];
+        const [end, after] = keys[index + 1];
+        if (place >= end) value = after;
+        else if (place > start) return before + (after - before) * (SHAPES[shape] || SHAPES.linear)((place - start) / (end - start));
+    }
+    return value;
+}
+
+/** Return keyframes with one more, in the middle of the longest way between two, at the height that is there. */
+export function withKey(keys, shape, place = null) {
+    if (place === null) {
+        let widest = 0;
+        place = keys[0][0];
+        for (let index = 0; index + 1 < keys.length; index++) {
+            const width = keys[index + 1][0] - keys[index][0];
+            if (width > widest) [widest, place] = [width, rounded(keys[index][0] + width / 2)];
+        }
+    }
+    const added = [place, rounded(valueAt(keys, shape, place))];
+    return [...keys, added].sort((a, b) => a[0] - b[0]);
+}
+
+/** Return the keyframes with one at another place and value, kept between its neighbours. */
+export function withMoved(keys, index, place, value) {
+    const low = index > 0 ? keys[index - 1][0] : 0;
+    const high = index + 1 < keys.length ? keys[index + 1][0] : Infinity;
+    const made = [rounded(Math.min(high, Math.max(low, place))), rounded(value)];
+    return keys.map((key, each) => (each === index ? made : key));
+}
+
+export function rounded(value) {
+    return Math.round(value * 100) / 100;
+}

@@ -1,0 +1,150 @@
+"""The panel's routes: what they answer for the checkpoint that is loaded, and that nothing brings them down."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from double import loras
+from double.loras import plain
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from double.webui import WebUI
+
+
+def ask(webui: WebUI, path: str, **body: Any) -> Any:
+    answer = webui.client().post(f"/lora-runtime/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_rows_have_cards_fit_and_the_blocks_of_the_checkpoint(webui: WebUI, ink: loras.File) -> None:
+    notes = {"activation text": "ink wash, sea", "preferred weight": 0.8}
+    ink.path.with_suffix(".json").write_text(json.dumps(notes), encoding="utf-8")
+    loras.write(webui.loras / "other.safetensors", plain("sdxl"), "sdxl")
+    prompt = "a sea <lora:ink:0.5> <lora:other:1>"
+    assert ask(webui, "tags", prompt=prompt)["blocks"] == []  # no checkpoint is loaded, and this loads none
+    assert webui.model is None
+    webui.generate("a")
+    found = ask(webui, "tags", prompt=prompt)
+    first, second = found["tags"]
+    assert {"BASE", "IN01", "M00", "OUT03"} <= set(found["blocks"])
+    assert (first["range"], first["file"]["fit"]) == ([-0.8, 1.6], "")
+    assert first["words"] == [{"word": "ink wash", "present": False}, {"word": "sea", "present": True}]
+    assert second["file"]["fit"].endswith("made for SDXL")
+    assert webui.not_whole() == []
+
+
+def test_a_name_that_comes_near_has_a_button(webui: WebUI, ink: loras.File) -> None:
+    [row] = ask(webui, "tags", prompt="<lora:inkk:0.5>")["tags"]
+    [said] = row["notices"]
+    assert said["fixes"] == [{"label": "ink", "span": [0, 15], "text": "<lora:ink:0.5>"}]
+
+
+def test_a_change_and_a_completion_are_those_of_the_library(webui: WebUI, ink: loras.File) -> None:
+    change = ask(webui, "edit", prompt="\U0001f431 <lora:ink:0.5>", tag=0, field="unet", value=0.7)
+    assert change == {"span": [3, 17], "text": "<lora:ink:te=0.5:unet=0.7>"}
+    found = ask(webui, "complete", prompt="a <lora:in", cursor=10)
+    assert [(item["text"], item["label"]) for item in found["items"]] == [("ink:1>", "ink")]
+
+
+def test_the_users_own_presets_and_scope_count(webui: WebUI, ink: loras.File) -> None:
+    presets = webui.loras.parent.parent / "lora_runtime_presets.txt"
+    presets.write_text(f"MINE:{','.join('1' * 17)}\n", encoding="utf-8")
+    assert "MINE" in ask(webui, "tags", prompt="")["presets"]
+    change = ask(webui, "edit", prompt="<lora:ink:1>", tag=0, field="preset", value="MINE")
+    assert change["text"] == "<lora:ink:1:lbw=MINE>"
+
+
+def test_a_tag_that_is_muted_in_the_panel_paints_nothing(webui: WebUI, ink: loras.File) -> None:
+    prompt = "a <lora:ink:te=0.5:unet=0.9:hr=1>"
+    change = ask(webui, "edit", prompt=prompt, tag=0, field="mute", value=True)
+    muted = prompt[: change["span"][0]] + change["text"]
+    done = webui.generate(muted)
+    assert webui.changed(done.passes[0].weights) == []
+    assert done.comments == []
+    assert webui.changed(webui.generate(prompt).passes[0].weights) != []
+
+
+def test_the_modules_are_there_under_their_hash_for_ever_and_no_other_file(webui: WebUI) -> None:
+    client = webui.client()
+    digest = client.get("/lora-runtime/web").json()["hash"]
+    answer = client.get(f"/lora-runtime/web/{digest}/stack.js")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/javascript; charset=utf-8"  # the framework adds the second half
+    assert "immutable" in answer.headers["cache-control"]
+    for imported in re.findall(r'from "\./(\w+\.js)"', answer.text):
+        assert client.get(f"/lora-runtime/web/{digest}/{imported}").status_code == 200
+    for path in ("0000000000000000/stack.js", f"{digest}/rows.py", f"{digest}/..%2frows.py", f"{digest}/%2e%2e"):
+        assert client.get(f"/lora-runtime/web/{path}").status_code == 404
+
+
+def test_prompts_wait_in_line_and_are_turned_away_before_they_take_all_threads(
+    webui: WebUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes: Any = sys.modules["lora_runtime_webui_extension.panel.stack_routes"]
+    go_on = threading.Event()
+    monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
+    monkeypatch.setattr(routes.panel, "tags", lambda *_, **__: {"ok": go_on.wait(60)})
+    statuses: list[int] = []
+
+    def asking() -> None:
+        statuses.append(webui.client().post("/lora-runtime/tags", json={"prompt": "a"}).status_code)
+
+    threads = [threading.Thread(target=asking) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(1)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(statuses) == [200] * 4 + [503] * 2
+
+
+WORDS = """
+    <lora:ink:0.7> <lora:ink <lora: :te=0.5 :unet=0@0,1@1 :lbw=MIDD :IN04=0.5 > : = 🐱 \ud83d a , <lora:nobody>
+    <lora:ink:0:was=0.7> <lora:../../x:1> <lora:#deadbeef:1> <lora:\0:1>
+"""
+PROMPTS = st.lists(st.sampled_from(WORDS.split(" ")) | st.text(max_size=3), max_size=8).map("".join)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(["te", "strength", "mute", "move", "word", "name", "delete", "preset", "block:IN04", "curve"])
+BODIES = st.one_of(
+    JSON,
+    st.fixed_dictionaries(
+        {
+            "prompt": PROMPTS | JSON,
+            "tag": st.integers(-1, 3) | JSON,
+            "cursor": st.integers(-5, 90) | JSON,
+            "field": FIELDS | JSON,
+            "value": JSON | st.sampled_from(["0.5", "1@0,0@1", {"unit": "step", "keys": [[0, 1], [5, 2]]}]),
+        }
+    ),
+)
+
+
+def test_no_body_brings_a_route_down(webui: WebUI, ink: loras.File) -> None:
+    webui.generate("a")
+    client = webui.client()
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.sampled_from(["tags", "edit", "complete"]), BODIES)
+    def check(path: str, body: Any) -> None:
+        sent = json.dumps(body).encode("utf-8")
+        answer = client.post(f"/lora-runtime/{path}", content=sent, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 422)
+        if answer.status_code == 200:
+            answer.json()
+
+    check()
+    assert webui.errors == []
