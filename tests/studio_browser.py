@@ -111,6 +111,11 @@ class Page:
         """Return the text of the first element, "" for none."""
         return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
 
+    def panel(self, selector: str) -> str:
+        """Return the text of the first element of the panel, "" for none."""
+        script = "return document.querySelector('lora-stack').shadowRoot.querySelector(arguments[0])?.textContent ?? ''"
+        return str(self.run(script, selector))
+
     def says(self, words: str) -> bool:
         """Return whether the line below the buttons says something."""
         return words in self.text("#lr-status")

@@ -1,5 +1,6 @@
 """A page for people without a WebUI: `lora-runtime studio`.
 
+faults      what is wrong with what was asked
 settings    what a person asks for, and what of it cannot be
 samplers    the names of samplers, as the WebUI has them, to diffusers' schedulers
 models      which models can be chosen, and the one that is in memory
@@ -11,5 +12,6 @@ shelf       the LoRAs as cards
 words       what the page says, as HTML
 reading     a picture's parameters back into settings
 page        the page itself, with gradio; wiring: what its buttons do
+panel_routes  what the stack panel beside the prompt asks for
 server      how the page is served, and to whom
 """

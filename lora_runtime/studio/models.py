@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.blocks import blocks_in
 from lora_runtime.errors import LoraError
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.samplers import SAMPLERS, fitting
@@ -76,6 +77,7 @@ class Models:
         self._load = load or (lambda model: load_model(model, device, dtype))
         self._lock = threading.Lock()
         self._name, self._pipe = "", None
+        self._blocks: list[str] = []
         if not self.all:
             raise StudioError(
                 f"there is no model in {', '.join(map(str, self._places))}: a model is a folder with "
@@ -86,6 +88,11 @@ class Models:
     def all(self) -> dict[str, Model]:
         """The models that are there now, by name."""
         return {model.name: model for model in find_models(self._places)}
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks of the model in memory, none before one is."""
+        return self._blocks
 
     def named(self, name: str) -> Model:
         """Return the model of this name. Names are looked up, and never made into paths."""
@@ -102,7 +109,7 @@ class Models:
             if self._name != name:
                 self._name, self._pipe = "", None  # before the next one needs the memory
                 self._pipe = self._load(model)
-                self._name = name
+                self._name, self._blocks = name, _blocks_of(self._pipe)
             yield self._pipe
 
 
@@ -152,6 +159,12 @@ def _side_of(path: Path) -> int:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return _SIDE
+
+
+def _blocks_of(pipe: Any) -> list[str]:
+    parts = getattr(pipe, "components", {})
+    modules = ((name, part) for name, part in parts.items() if hasattr(part, "named_modules"))
+    return blocks_in((name, path) for name, part in modules for path, _ in part.named_modules())
 
 
 def _scheduler_of(path: Path) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 import gradio as gr
 
+from lora_runtime.panel import web_hash
 from lora_runtime.studio.models import Model
+from lora_runtime.studio.panel_routes import BASE
 from lora_runtime.studio.samplers import OWN
 from lora_runtime.studio.settings import MOST_PICTURES, MOST_SIDE, MOST_STEPS
 
@@ -28,7 +30,6 @@ class Page:
     model: Any
     prompt: Any
     negative: Any
-    notices: Any
     paint: Any
     cancel: Any
     status: Any
@@ -67,7 +68,7 @@ def build(models: Mapping[str, Model]) -> Page:
                     elem_id=PROMPT,
                     placeholder="a boat on the sea <lora:watercolor:0.8>",
                 )
-                notices = gr.HTML(elem_classes="lr-checks")
+                gr.HTML(f'<lora-stack base="{BASE}" for="#{PROMPT} textarea"></lora-stack>', elem_classes="lr-panel")
                 negative = gr.Textbox("", label="Negative prompt", lines=1, max_lines=6, elem_id="lr-negative")
                 with gr.Row():
                     paint = gr.Button("Paint", variant="primary", scale=3, elem_id="lr-paint")
@@ -75,7 +76,7 @@ def build(models: Mapping[str, Model]) -> Page:
                         "Cancel", variant="stop", scale=1, min_width=90, elem_id="lr-cancel", interactive=False
                     )
                 status = gr.HTML(elem_id="lr-status")
-            page = Page(blocks, chosen, prompt, negative, notices, paint, cancel, status)
+            page = Page(blocks, chosen, prompt, negative, paint, cancel, status)
             with gr.Column(elem_classes="lr-results", min_width=0):
                 _results(page)
             with gr.Column(elem_classes="lr-settings", min_width=0):
@@ -217,5 +218,7 @@ def styles() -> str:
 
 
 def head() -> str:
-    """Return what stands in the page's head: the script by which a card puts its tag into the prompt."""
-    return f"<script>\n{(_HERE / 'page.js').read_text(encoding='utf-8')}\n</script>"
+    """Return what stands in the page's head: the panel, and the script by which a card puts its tag into the prompt."""
+    cards = (_HERE / "page.js").read_text(encoding="utf-8")
+    panel = f'<script type="module" src="{BASE}/web/{web_hash()}/stack.js"></script>'
+    return f"{panel}\n<script>\n{cards}\n</script>"

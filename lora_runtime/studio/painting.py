@@ -54,7 +54,6 @@ class Painted:
     pictures: tuple[Picture, ...]
     report: Report
     diagnostics: tuple[Diagnostic, ...]
-    triggers: dict[str, tuple[str, ...]]
     seconds: float
 
 
@@ -84,7 +83,7 @@ def paint(
                 diagnostics = applied.diagnostics
             pictures.append(_signed(picture, pipe, settings, seed, applied, model))
     seconds = time.perf_counter() - started
-    return Painted(settings, tuple(pictures), applied.report, diagnostics, applied.triggers, seconds)
+    return Painted(settings, tuple(pictures), applied.report, diagnostics, seconds)
 
 
 def _img2img(pipe: Any) -> Any:

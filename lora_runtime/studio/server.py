@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ class Options:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.auth is not None and (not all(self.auth.partition(":")) or len(self.auth) < 3):
+        if self.auth is not None and not all(self.auth.partition(":")):
             raise StudioError("--auth is no USER:PASSWORD: give both, with a colon between them")
         if self.share and self.auth is None:
             raise StudioError("--share puts the page into the public Internet: give --auth USER:PASSWORD too")
@@ -54,7 +53,6 @@ class Studio:
 
     def __init__(self, options: Options) -> None:
         """Look up models and LoRAs, and make the page; nothing is loaded, and nothing served."""
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where gradio is imported
         from lora_runtime.demo.scene_pipeline import LORAS
         from lora_runtime.studio.page import build
         from lora_runtime.studio.wiring import wire
@@ -69,12 +67,15 @@ class Studio:
 
     def serve(self) -> str:
         """Begin to serve; return the address."""
+        from lora_runtime.panel import CatalogLibrary
         from lora_runtime.studio.page import head, styles, theme
+        from lora_runtime.studio.panel_routes import add_panel
+        from lora_runtime.studio.shelf import picture_of
 
         options = self._options
         blocks: Any = self.page.blocks
         blocks.queue(default_concurrency_limit=8, max_size=64)
-        _, local, shared = blocks.launch(
+        app, local, shared = blocks.launch(
             server_name=options.host,
             server_port=options.port,
             auth=options.login,
@@ -90,6 +91,8 @@ class Studio:
             prevent_thread_lock=True,
             enable_monitoring=False,
         )
+        library = CatalogLibrary(self.shop.loras, picture=picture_of)
+        add_panel(app, library, lambda: self.shop.models.blocks)
         return str(shared or local)
 
     def warm(self) -> None:

@@ -16,7 +16,7 @@ from lora_runtime.errors import LoraError
 from lora_runtime.header import read_header
 from lora_runtime.metadata import trigger_words
 
-__all__ = ["MOST_CARDS", "Card", "cards", "names_of"]
+__all__ = ["MOST_CARDS", "Card", "cards", "names_of", "picture_of"]
 
 MOST_CARDS = 60  # at once: a person searches, and does not look through thousands
 _SIDE = 192  # pixels of a card's picture
@@ -63,14 +63,19 @@ def names_of(catalog: LoraCatalog) -> dict[Path, str]:
 
 
 def _card(entry: Entry, name: str) -> Card:
-    picture = _picture(entry.path)
     return Card(
         name=entry.relative,
         tag=f"<lora:{name}:1>",
         family=entry.family,
         words=_words(entry.path, entry.stamp),
-        picture="" if picture is None else _thumbnail(picture, picture.stat().st_mtime_ns),
+        picture=picture_of(entry),
     )
+
+
+def picture_of(entry: Entry) -> str:
+    """Return the picture beside a file, as a small one in a data address; "" for none."""
+    found = _picture(entry.path)
+    return "" if found is None else _thumbnail(found, found.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)

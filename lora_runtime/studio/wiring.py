@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -75,12 +75,14 @@ def wire(page: Page, shop: Workshop) -> None:
         page.cancel.click(
             bench.cancel, None, [*bench.line, page.preview, page.gallery], cancels=events, queue=False, **_PRIVATE
         )
-        checked = {
-            "fn": bench.check,
-            "inputs": [page.prompt, page.settings["steps"]],
-            "outputs": [page.notices, page.plot],
-        }
-        gr.on([page.blocks.load, page.prompt.change, page.settings["steps"].change], **checked, **_QUIET)
+        steps = page.settings["steps"]
+        gr.on(
+            [page.blocks.load, page.prompt.change, steps.change],
+            bench.strengths,
+            [page.prompt, steps],
+            [page.plot],
+            **_QUIET,
+        )
         gr.on([page.blocks.load, page.search.change], bench.cards, [page.search], [page.cards], **_QUIET)
         page.blocks.load(bench.lists, None, [page.model, page.grid["loras"]], **_QUIET)
         page.model.change(
@@ -107,22 +109,18 @@ class _Bench:
 
     def pictures(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Paint what the fields ask for."""
-        page, painted = self._page, None
+        page = self._page
         yield self._busy("Waiting for the model …")
-        settings = model = None
         try:
             settings, model = self._asked(values)
-            for said in self._shop.paint([settings], model, str(request.session_hash)):
-                if isinstance(said, Step):
-                    yield self._step(said)
-                else:
-                    (painted,) = said
-        except CancelledError:
-            yield {**self._idle("Cancelled."), **self._no_preview()}
+            done = yield from self._painted([settings], model, request, self._step)
         except Exception as error:
             yield {**self._failed(error), **self._no_preview()}
-        if painted is None or settings is None or model is None:
             return
+        if done is None:
+            yield self._no_preview()
+            return
+        [painted] = done
         paths = [self._shop.save(picture) for picture in painted.pictures]
         tags = [tag.raw for tag in parse_prompt(settings.prompt).tags]
         yield {
@@ -207,13 +205,12 @@ class _Bench:
         self._shop.cancel(str(request.session_hash))
         return {**self._idle("Cancelled."), **self._no_preview()}
 
-    def check(self, prompt: str, steps: float) -> tuple[str, Any]:
-        """Say what is wrong with a prompt while it is written, and how strong its tags are at each step."""
+    def strengths(self, prompt: str, steps: float) -> Any:
+        """Return how strong the tags of a prompt are at each step."""
         import pandas
 
-        tags, found = self._shop.check(prompt)
-        points = strength_points(tags, int(steps))
-        return words.notices(found), pandas.DataFrame(points, columns=["step", "strength", "LoRA"])
+        points = strength_points(parse_prompt(prompt or "").tags, int(steps))
+        return pandas.DataFrame(points, columns=["step", "strength", "LoRA"])
 
     def cards(self, search: str) -> str:
         """Return the cards that a search finds."""
@@ -248,14 +245,18 @@ class _Bench:
         }
 
     def _painted(
-        self, asked: Sequence[Settings], model: str, request: gr.Request
+        self,
+        asked: Sequence[Settings],
+        model: str,
+        request: gr.Request,
+        shown: Callable[[Step], Updates] | None = None,
     ) -> Generator[Updates, None, list[Painted] | None]:
-        """Yield steps; return what was painted, None where it was cancelled."""
+        """Yield what is `shown` of each step; return what was painted, None where it was cancelled."""
         try:
             for said in self._shop.paint(asked, model, str(request.session_hash)):
                 if not isinstance(said, Step):
                     return said
-                yield {self._page.status: words.progress(said)}
+                yield {self._page.status: words.progress(said)} if shown is None else shown(said)
         except CancelledError:
             yield self._idle("Cancelled.")
         return None
@@ -271,6 +272,7 @@ class _Bench:
         return Settings(prompt or "", negative or "", **given), model
 
     def _step(self, step: Step) -> Updates:
+        """Show how far a picture is, and how it looks by now."""
         said: Updates = {self._page.status: words.progress(step)}
         if step.preview is not None:
             said[self._page.preview] = gr.update(value=step.preview, visible=True)

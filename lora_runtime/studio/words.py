@@ -66,11 +66,6 @@ def report(painted: Painted) -> str:
         parts.append(f"<details><summary>In full</summary><pre>{escape(str(painted.report))}</pre></details>")
     else:
         parts.append("<p>No LoRA acted.</p>")
-    for name, words in painted.triggers.items():
-        parts.append(
-            f'<p class="lr-small">Words that {escape(name)} was trained with and the prompt lacks: '
-            f"{escape(', '.join(words))}</p>"
-        )
     return f'<div class="lr-report">{"".join(parts)}{notices(painted.diagnostics)}</div>'
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.catalog import LoraCatalog
-from lora_runtime.prompt import Diagnostic, LoraTag, parse_prompt
+from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.prompt.over_steps import over_steps
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.job import Job
@@ -105,19 +105,6 @@ class Workshop:
         if drawn and self._out is not None:
             _copy_beside(out, self._out)
         return out if drawn else None
-
-    def check(self, prompt: str) -> tuple[tuple[LoraTag, ...], list[Diagnostic]]:
-        """Return the tags of a prompt, and what is wrong with it as far as names and spellings tell."""
-        from lora_runtime.errors import LoraError
-
-        parsed = parse_prompt(prompt)
-        found = list(parsed.diagnostics)
-        for tag in parsed.tags:
-            try:
-                self.loras.resolve(tag.name)
-            except LoraError as error:
-                found.append(Diagnostic("error", tag.span, str(error)))
-        return parsed.tags, found
 
     def _painted(self, asked: Sequence[Settings], model: str, say: Callable[[Step], None]) -> list[Painted]:
         done, total = 0, sum(settings.pictures for settings in asked)

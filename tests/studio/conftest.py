@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lora_runtime import LoraCatalog
-from lora_runtime.demo.scene_pipeline import LORAS, load_pipeline
+from lora_runtime.demo.scene_pipeline import LORAS, PIPELINE
 from lora_runtime.studio.models import Models
 from lora_runtime.studio.settings import Settings
 from lora_runtime.studio.workshop import Workshop
+
+STEPS, SEED = 3, 4  # of a page: few, so that its tests are quick
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +33,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pipe() -> Any:
-    return load_pipeline()
+    """Return the embedded pipeline, as a folder that somebody has given."""
+    with Models([PIPELINE], device="cpu").using("pipeline") as found:
+        return found
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +44,29 @@ def loras() -> LoraCatalog:
 
 
 @pytest.fixture(scope="module")
-def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return what serves a page with options, within a `with` block."""
+    return partial(_served, tmp_path_factory.mktemp("gradio"))
+
+
+@contextmanager
+def _served(temporary: Path, **options: Any) -> Iterator[tuple[Any, str]]:
+    """Serve a page for a while; what gradio's threads leave behind is collected where its warnings are ignored."""
+    from lora_runtime.studio.server import Options, Studio
+
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+        port = int(found.getsockname()[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(temporary))
+        studio = Studio(Options(port=port, **options))
+        for name, value in {"steps": STEPS, "seed": SEED}.items():
+            studio.page.settings[name].value = value
+        try:
+            yield studio, studio.serve()
+        finally:
+            studio.close()
+            gc.collect()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,15 +74,14 @@ def test_one_model_is_in_memory_and_loaded_once_for_pictures_that_follow_each_ot
     assert loaded == ["a.safetensors", "b.safetensors", "a.safetensors"]
 
 
-def test_a_saved_pipeline_is_loaded_and_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    models = Models([PIPELINE], device="cpu")
-    [(name, model)] = models.all.items()
-    assert (name, model.side) == ("pipeline", 48)
-    with models.using(name) as pipe:
-        assert type(pipe).__name__ == "StableDiffusionPipeline"
-    (tmp_path / "no.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    with (
-        pytest.raises(StudioError, match="is no checkpoint of SD1"),
-        Models([tmp_path / "no.safetensors"]).using("no.safetensors"),
-    ):
+def test_a_saved_pipeline_is_loaded_as_diffusers_has_saved_it(pipe: Any) -> None:
+    [model] = Models([PIPELINE]).all.values()
+    assert (model.name, model.path, model.side) == ("pipeline", PIPELINE, 48)
+    assert type(pipe).__name__ == "StableDiffusionPipeline"
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "no.safetensors"
+    path.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(StudioError, match="is no checkpoint of SD1"), Models([path]).using("no.safetensors"):
         pass

@@ -22,6 +22,9 @@ from lora_runtime.studio.preview import Previews
 from lora_runtime.studio.samplers import OWN, SAMPLERS, called, fields_of, fitting, sampling
 from lora_runtime.studio.settings import Settings
 
+# What torch and numpy say of each other in diffusers' schedulers.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:
     with Image.open(io.BytesIO(png)) as opened:

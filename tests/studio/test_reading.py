@@ -15,6 +15,9 @@ from lora_runtime.studio.painting import paint
 from lora_runtime.studio.reading import read_picture, settings_in
 from lora_runtime.studio.settings import Settings
 
+# What torch and numpy say of each other in diffusers' schedulers.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def test_what_a_picture_says_paints_it_again(pipe: Any, loras: LoraCatalog, asked: Settings, tmp_path: Path) -> None:
     wanted = Settings(**{**vars(asked), "prompt": "a <lora:heart:0.5>", "negative": "sea", "sampler": "Euler a"})

@@ -13,11 +13,12 @@ import pytest
 from lora_runtime.cli import main
 from lora_runtime.demo.scene_pipeline import LORAS
 from lora_runtime.studio.faults import StudioError
-from lora_runtime.studio.server import Options, Studio
+from lora_runtime.studio.server import Options
 
 NEEDS_GRADIO = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed: the extra `studio` has it"
 )
+pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own threads, which end when they end
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "studio.md"
 
 
@@ -39,53 +40,47 @@ def test_nothing_goes_into_the_public_internet_without_a_login(capsys: pytest.Ca
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[tuple[Studio, str]]:
+def guarded(served: Any) -> Iterator[str]:
     """A page that asks for a name and a password."""
-    pytest.importorskip("gradio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        studio = Studio(Options(port=free_port, auth="anna:secret"))
-        url = studio.serve()
-        yield studio, url
-        studio.close()
+    with served(auth="anna:secret") as (_, url):
+        yield url
 
 
 @NEEDS_GRADIO
-def test_whoever_has_no_login_gets_neither_pictures_nor_an_answer(guarded: tuple[Studio, str]) -> None:
+def test_whoever_has_no_login_gets_neither_pictures_nor_an_answer(guarded: str) -> None:
     import httpx
 
-    _, url = guarded
     for path in ("config", "gradio_api/info", f"gradio_api/file={LORAS / 'heart.safetensors'}"):
-        assert httpx.get(url + path).status_code == 401, path
-    asked = httpx.post(f"{url}gradio_api/call/paint", json={"data": ["a"]})
+        assert httpx.get(guarded + path).status_code == 401, path
+    for path, given in {"tags": {"prompt": "a"}, "edit": {}, "complete": {}}.items():
+        assert httpx.post(f"{guarded}lora-runtime/{path}", json=given).status_code == 401, path
+    asked = httpx.post(f"{guarded}gradio_api/call/paint", json={"data": ["a"]})
     assert asked.status_code == 401
 
 
 @NEEDS_GRADIO
-def test_files_beside_the_pictures_are_given_to_nobody(guarded: tuple[Studio, str]) -> None:
+def test_files_beside_the_pictures_are_given_to_nobody(guarded: str) -> None:
     import httpx
 
-    _, url = guarded
     with httpx.Client() as client:
-        assert client.post(f"{url}login", data={"username": "anna", "password": "secret"}).status_code == 200
+        assert client.post(f"{guarded}login", data={"username": "anna", "password": "secret"}).status_code == 200
         for path in (LORAS / "heart.safetensors", DOCS, Path(__file__)):
-            assert client.get(f"{url}gradio_api/file={path}").status_code == 403, path
+            assert client.get(f"{guarded}gradio_api/file={path}").status_code == 403, path
 
 
 @NEEDS_GRADIO
-def test_the_example_in_the_docs_paints(guarded: tuple[Studio, str], tmp_path: Path) -> None:
+def test_the_example_in_the_docs_paints(guarded: str, tmp_path: Path) -> None:
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
     from lora_runtime import read_infotext
 
-    _, url = guarded
     [example] = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     said: dict[str, Any] = {}
 
     def client(address: str) -> Client:
         assert address == "http://127.0.0.1:7860/"
-        return Client(url, auth=("anna", "secret"), verbose=False, download_files=tmp_path)
+        return Client(guarded, auth=("anna", "secret"), verbose=False, download_files=tmp_path)
 
     exec(
         example.replace("from gradio_client import Client\n", "").replace("steps=20", "steps=2"),

@@ -120,13 +120,6 @@ def test_a_grid_becomes_one_sheet(shop: Workshop, asked: Settings) -> None:
         assert sheet.width > 2 * 48
 
 
-def test_a_prompt_is_checked_without_a_model(shop: Workshop) -> None:
-    tags, said = shop.check("a <lora:night:1> <lora:nigth:1> <lora:heart:x>")
-    assert [tag.name for tag in tags][:2] == ["night", "nigth"]
-    assert any('Did you mean "night"' in each.message for each in said)
-    assert len(said) >= 2
-
-
 def test_each_strength_holds_until_the_next_step() -> None:
     tags = parse_prompt("<lora:ink:0@0,1@1><lora:ink:0.5>").tags
     points = strength_points(tags, 3)
