@@ -53,6 +53,7 @@ class Page:
         self.driver, self.url = driver, url
         driver.switch_to.new_window("tab")
         self._handle = driver.current_window_handle
+        self._before: str | None = None
 
     def load(self, theme: str = "light") -> None:
         """Load the page, until its cards are there."""
@@ -122,14 +123,17 @@ class Page:
 
     def paint(self) -> None:
         """Begin to paint."""
+        self._before = self._shown()
         self.click("#lr-paint")
-        self.until(lambda: not self.says("Painted.") and self.text("#lr-status"))
 
     def painted(self) -> bytes:
-        """Return the picture that is shown when painting is done, as the server has it."""
-        self.until(lambda: self.says("Painted."))
-        script = "return document.querySelector('#lr-gallery img')?.src"
-        return self.fetch(str(self.until(lambda: self.run(script))))
+        """Return the picture that was begun when it is done, as the server has it: each has an address of its own."""
+        self.until(lambda: self.says("Painted.") and self._shown() not in (None, self._before))
+        return self.fetch(str(self._shown()))
+
+    def _shown(self) -> str | None:
+        found = self.run("return document.querySelector('#lr-gallery img')?.src ?? null")
+        return None if found is None else str(found)
 
     def fetch(self, address: str) -> bytes:
         """Return what the server has there."""

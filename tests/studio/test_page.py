@@ -107,7 +107,7 @@ def test_a_picture_has_its_text_and_gives_it_back_to_the_fields(page: Page, tmp_
     page.run("[...document.querySelectorAll('button[role=tab]')].find(e => e.textContent == 'Pictures').click()")
 
 
-def test_what_is_cancelled_ends_and_the_next_picture_is_as_ever(page: Page, driver: Any, url: str) -> None:
+def test_what_is_cancelled_ends_and_the_next_picture_is_as_ever(page: Page) -> None:
     page.write("a red circle")
     page.paint()
     first = page.painted()
@@ -134,7 +134,7 @@ def test_two_at_once_get_their_own_pictures_with_their_own_tags(page: Page, driv
     for each, prompt in wishes.items():
         each.write(prompt)
     for each in wishes:
-        each.click("#lr-paint")
+        each.paint()
     for each, prompt in wishes.items():
         each.until(
             lambda each=each, prompt=prompt: read_infotext(Image.open(io.BytesIO(each.painted()))).prompt == prompt

@@ -22,8 +22,11 @@ from lora_runtime.studio.preview import Previews
 from lora_runtime.studio.samplers import OWN, SAMPLERS, called, fields_of, fitting, sampling
 from lora_runtime.studio.settings import Settings
 
-# What torch and numpy say of each other in diffusers' schedulers.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# diffusers 0.42 hands tensors to numpy 2 in the way of numpy 1.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:

@@ -15,8 +15,11 @@ from lora_runtime.studio.painting import paint
 from lora_runtime.studio.reading import read_picture, settings_in
 from lora_runtime.studio.settings import Settings
 
-# What torch and numpy say of each other in diffusers' schedulers.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# diffusers 0.42 hands tensors to numpy 2 in the way of numpy 1.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 
 def test_what_a_picture_says_paints_it_again(pipe: Any, loras: LoraCatalog, asked: Settings, tmp_path: Path) -> None:
