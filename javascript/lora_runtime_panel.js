@@ -24,6 +24,7 @@
         const stack = document.createElement("lora-stack");
         stack.id = `${tab}_lora_stack`;
         stack.setAttribute("for", `#${tab}_prompt textarea`);
+        stack.setAttribute("sets", "");
         const both = document.getElementById(`${tab}_prompt_container`);
         if (both) both.append(stack);
         else (document.getElementById(`${tab}_neg_prompt`) || prompt).after(stack);

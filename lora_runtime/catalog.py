@@ -19,9 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lora_runtime.errors import AmbiguousLoraError, LoraError, LoraFileError, UnknownLoraError
-from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal, is_of_folder
+from lora_runtime.expert_pairs import Pair, pairs_of
+from lora_runtime.folder import SUFFIX, Entry, LoraFolder, Refusal, is_of_folder, newest
 from lora_runtime.foreign import UNFINISHED
 from lora_runtime.header import Hashes, read_header
+from lora_runtime.named_files import NamedFiles
 
 __all__ = ["Entry", "LoraCatalog"]
 
@@ -32,6 +34,7 @@ _UNTYPED = re.compile("[:>]")  # what ends a field or a tag
 _DIVIDERS = re.compile(r"[ _-]+")
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _SHOWN_DIGITS = 12  # as the WebUI shows a hash
+_NAME_IT = 'loras={"NAME": PATH} gives a file elsewhere a name'
 
 
 class LoraCatalog:
@@ -41,21 +44,31 @@ class LoraCatalog:
     several threads.
     """
 
-    def __init__(self, *folders: str | os.PathLike[str], links_out: bool = True) -> None:
+    def __init__(
+        self,
+        *folders: str | os.PathLike[str],
+        files: Mapping[str, str | os.PathLike[str]] | None = None,
+        links_out: bool = True,
+    ) -> None:
         """Take the folders, the first ones first; raises CatalogError for one that is not there.
 
+        `files` are single files anywhere, by the names that they are to have here, which come before all others.
         Links to files and folders may lead anywhere, for people who keep one copy for several programs, and as in the
         cache of huggingface_hub. Where others can write into the folders, `links_out=False` keeps links inside.
         """
         self._folders = {path: LoraFolder(path) for path in map(Path, folders)}
+        self._files = NamedFiles(files or {})
         self._roots = tuple(folder.real for folder in self._folders.values())
         self._links_out = links_out
         self._lock = threading.RLock()
         self._scanned = False
         self._entries: tuple[Entry, ...] = ()
         self._refusals: tuple[Refusal, ...] = ()
-        # By relative path, by name, by alias, by a stem that all such files have: the first that knows a name decides.
+        self._refused_files: Mapping[str, Refusal] = {}  # by the name that the caller gives them
+        # By the caller's name, by relative path, by name, by alias, by a stem that all such files have: the first that
+        # knows a name decides.
         self._levels: tuple[dict[str, list[Entry]], ...] = ()
+        self._pairs: dict[str, list[Pair]] | None = None  # by names whose dividers count as one; made when asked for
         self._loose: dict[str, list[Entry]] | None = None  # by names whose dividers count as one; made when asked for
 
     @classmethod
@@ -76,8 +89,16 @@ class LoraCatalog:
         return tuple(self._folders)
 
     @property
+    def files(self) -> Mapping[str, Path]:
+        """The single files, by the names that the caller gave them."""
+        return MappingProxyType(self._files.files)
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
-        """The usable files, by folder and path; raises CatalogError where a folder has gone."""
+        """The usable files, those that have a name from the caller first, then by folder and path.
+
+        Raises CatalogError where a folder has gone.
+        """
         with self._lock:
             self._scan_once()
             return self._entries
@@ -87,7 +108,8 @@ class LoraCatalog:
         """The files that are there and cannot be used, each with its reason."""
         with self._lock:
             self._scan_once()
-            return MappingProxyType({refusal.path: refusal.reason for refusal in self._refusals})
+            refusals = (*self._refused_files.values(), *self._refusals)
+            return MappingProxyType({refusal.path: refusal.reason for refusal in refusals})
 
     def refresh(self) -> None:
         """Look at the folders again; files that have not changed are not read again."""
@@ -97,12 +119,13 @@ class LoraCatalog:
     def resolve(self, name: str, *, look_again: bool = True, suggest: bool = True) -> Entry:
         """Return the file that `name` means, as it is now.
 
-        A name is a path in a folder (`style/ink`), a stem (`ink`; of files that programs call alike, the name of their
-        folder), an alias, or `#` and 8 or more digits of one of the file's hashes; the first of these that fits
-        decides. Upper and lower case differ; where nothing fits, blanks, underscores and hyphens count as one, which
-        `is_loose` tells. Before it fails, the folders are looked through once more, so that a new
-        file works at once; `look_again=False` is for a caller who has just had that done. `suggest` says whether the
-        error names what comes near, which takes 0.2 s with 10,000 files.
+        A name is one that the caller gave to a file, a path in a folder (`style/ink`), a stem (`ink`; of files that
+        programs call alike, the name of their folder), an alias, or `#` and 8 or more digits of one of the file's
+        hashes; the first of these that fits decides. Upper and lower case differ; where nothing fits, blanks,
+        underscores and hyphens count as one, which `is_loose` tells. Of several revisions in the cache of
+        huggingface_hub the repository's newest counts. Before it fails, the folders are looked through once more, so
+        that a new file works at once; `look_again=False` is for a caller who has just had that done. `suggest` says
+        whether the error names what comes near, which takes 0.2 s with 10,000 files.
 
         Raises AmbiguousLoraError, UnknownLoraError, or, where the name is that of a file which cannot be used,
         RefusedFileError, CorruptFileError or LoraFileError.
@@ -117,6 +140,20 @@ class LoraCatalog:
                 return found[0]
             raise self._ambiguous(name, found) if found else self._unknown(name, suggest)
 
+    def pair(self, name: str) -> Pair | None:
+        """Return the files for the two denoisers of Wan 2.2 that a name means together, where no file has the name.
+
+        style_high_noise and style_low_noise are "style"; `expert_pairs` says what else they may be called. Raises
+        AmbiguousLoraError where several pairs have the name.
+        """
+        with self._lock:
+            self._scan_once()
+            pair = self._pair(name)
+            if pair is not None and not all(self._is_one([entry]) for entry in pair):
+                self._scan()
+                pair = self._pair(name)
+            return pair
+
     def is_loose(self, name: str) -> bool:
         """Return whether a name means a file only where blanks, underscores and hyphens count as one."""
         with self._lock:
@@ -129,6 +166,8 @@ class LoraCatalog:
 
         Raises LoraFileError where it cannot be read.
         """
+        if self._files.owns(entry):
+            return self._files.hashes(entry)
         folder = self._folders[entry.folder]
         found = folder.hashes(entry)  # without the lock: a large file takes seconds, and others want to know names
         with self._lock:
@@ -145,14 +184,16 @@ class LoraCatalog:
         return True
 
     def _scan(self) -> None:
+        named, self._refused_files = self._files.scan()
         entries: list[Entry] = []
         refusals: list[Refusal] = []
         for folder in self._folders.values():
             usable, refused = folder.scan(self._roots, self._links_out)
             entries += usable
             refusals += refused
-        self._entries, self._refusals = tuple(entries), tuple(refusals)
+        self._entries, self._refusals = (*named, *entries), tuple(refusals)
         self._levels = (
+            _by_name((entry.relative, entry) for entry in named),
             _by_name((entry.relative, entry) for entry in entries),
             _by_name((entry.name, entry) for entry in entries),
             _by_name((entry.alias, entry) for entry in entries if entry.alias),
@@ -160,25 +201,33 @@ class LoraCatalog:
             # A tag has no blanks around its name; a file may.
             _by_name((name.strip(), entry) for entry in entries for name in (entry.relative, entry.name)),
         )
-        self._loose = None
+        self._loose = self._pairs = None
         self._scanned = True
+
+    def _home(self, entry: Entry) -> LoraFolder | NamedFiles:
+        """Return what an entry is of."""
+        return self._files if self._files.owns(entry) else self._folders[entry.folder]
 
     def _is_one(self, found: list[Entry]) -> bool:
         if len(found) != 1:
             return False
+        if self._files.owns(found[0]):
+            return self._files.unchanged(found[0])
         return self._folders[found[0].folder].unchanged(found[0], None if self._links_out else self._roots)
 
     # --- looking up ---
 
     def _find(self, name: str) -> list[Entry]:
         """Return the files that the first level which knows the name has under it; one file twice counts once."""
+        if name in self._refused_files:  # another file of that name is not meant
+            return []
         if _HASH.fullmatch(name):
             return self._find_by_hash(name[1:].lower())
         for level in self._levels:
             for spelling in _spellings(name):
                 if found := level.get(spelling):
-                    return _distinct(found)
-        return _distinct(self._found_loosely(name))
+                    return _distinct(newest(found))
+        return _distinct(newest(self._found_loosely(name)))
 
     def _found_loosely(self, name: str) -> list[Entry]:
         """Return the files whose name is this one where blanks, underscores and hyphens count as one."""
@@ -186,6 +235,24 @@ class LoraCatalog:
             named = ((name, entry) for level in self._levels for name, found in level.items() for entry in found)
             self._loose = _by_name((_loosened(name), entry) for name, entry in named)
         return self._loose.get(_loosened(_spellings(name)[2]), [])
+
+    def _pair(self, name: str) -> Pair | None:
+        if self._pairs is None:
+            self._pairs = {}
+            for known, pair in pairs_of(self._entries):
+                self._pairs.setdefault(_loosened(_composed(known)), []).append(pair)
+        found = [] if _HASH.fullmatch(name) else self._pairs.get(_loosened(_spellings(name)[2]), [])
+        if not found or self._find(name):
+            return None
+        if len(found) > 1:
+            candidates = tuple(entry.relative for pair in found for entry in pair)
+            raise AmbiguousLoraError(
+                f"{_quoted(name)} fits {len(found)} pairs of files in {self._where()}; give the path of one, or name "
+                f"its two files: {_listed(candidates, 'and')}",
+                name,
+                candidates,
+            )
+        return found[0]
 
     def _find_by_hash(self, prefix: str) -> list[Entry]:
         """Return the files with this hash; of equal ones the first.
@@ -195,7 +262,7 @@ class LoraCatalog:
         """
         found: dict[str, Entry] = {}
         for entry in self._entries:
-            known = self._folders[entry.folder].known_hashes(entry)
+            known = self._home(entry).known_hashes(entry)
             if known and _has_prefix(known, prefix):
                 found.setdefault(known.sha256, entry)
         return list(found.values()) or self._hash_until(prefix)
@@ -203,7 +270,7 @@ class LoraCatalog:
     def _hash_until(self, prefix: str) -> list[Entry]:
         try:
             for entry in self._entries:
-                folder = self._folders[entry.folder]
+                folder = self._home(entry)
                 try:
                     if not folder.known_hashes(entry) and _has_prefix(folder.hashes(entry), prefix):
                         return [entry]
@@ -233,6 +300,8 @@ class LoraCatalog:
 
     def _unknown(self, name: str, suggest: bool) -> LoraError:
         """Return the error for a name that no usable file has."""
+        if (refusal := self._refused_files.get(name)) is not None:
+            return _refused_file(name, refusal)
         if problem := _escape(name):
             return UnknownLoraError(f"{_quoted(name)} is no name of a LoRA: {problem}", name)
         for refusal in self._refusals:
@@ -240,7 +309,7 @@ class LoraCatalog:
                 return _refused(name, refusal)
         near = self._nearest(name) if suggest else ()
         text = f"no LoRA named {_quoted(name)} in {self._where()}"
-        if not self._folders:
+        if not self._folders and not self._files.files:
             text += "; make models/Lora or loras here, or set LORA_RUNTIME_PATH"
         else:
             text += f" ({len(self._entries):,} file{'' if len(self._entries) == 1 else 's'})"
@@ -274,7 +343,8 @@ class LoraCatalog:
         return tuple(dict.fromkeys(known for folded in near for known in spelled[folded]))[:3]
 
     def _where(self) -> str:
-        return _listed(map(_shown, self._folders), "and", quote=str) or "any folder"
+        where = [*map(_shown, self._folders), *(["the files with a name of their own"] if self._files.files else [])]
+        return _listed(where, "and", quote=str) or "any folder"
 
 
 def _distinct(entries: list[Entry]) -> list[Entry]:
@@ -321,7 +391,7 @@ def _escape(name: str) -> str:
     if "\0" in name:
         return "it contains a NUL"
     if re.match(r"[/\\]|[A-Za-z]:", name):
-        return "it is an absolute path, and names are paths within the folders"
+        return f"it is an absolute path, and names are paths within the folders; {_NAME_IT}"
     return "it leads out of the folders with '..'" if ".." in re.split(r"[/\\]", name) else ""
 
 
@@ -345,6 +415,13 @@ def _refused(name: str, refusal: Refusal) -> LoraError:
         except LoraFileError as error:
             return error
     return LoraFileError(f"{refusal.path}: {refusal.reason}")
+
+
+def _refused_file(name: str, refusal: Refusal) -> LoraError:
+    """Return the error for a file with a name from the caller that cannot be used."""
+    if refusal.path.is_file():
+        return _refused(name, refusal)
+    return UnknownLoraError(f"{_quoted(name)} is to be the file {refusal.path}: {refusal.reason}", name)
 
 
 def _has_prefix(hashes: Hashes, prefix: str) -> bool:

@@ -19,7 +19,7 @@ from lora_runtime.foreign import UNFINISHED, kind_of
 from lora_runtime.header import PICKLE_SUFFIXES, Hashes, hashes, read_header, reason_of
 from lora_runtime.metadata import algorithms, family
 
-__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "is_of_folder", "name_of"]
+__all__ = ["SUFFIX", "Entry", "LoraFolder", "Refusal", "entry_of", "is_of_folder", "name_of", "newest", "stamp_of"]
 
 SUFFIX = ".safetensors"
 # PEFT's, MLX-LM's and diffusers' names for every file that they save.
@@ -109,7 +109,7 @@ class LoraFolder:
 
     def unchanged(self, entry: Entry, roots: tuple[str, ...] | None) -> bool:
         """Return whether the file is still as it was when it was scanned, and within `roots` (None: anywhere)."""
-        same = _stamp_now(entry.path) == entry.stamp
+        same = stamp_of(entry.path) == entry.stamp
         return same and (roots is None or _is_inside(os.path.realpath(entry.path), roots))
 
     def known_hashes(self, entry: Entry) -> Hashes | None:
@@ -125,12 +125,12 @@ class LoraFolder:
         `save` keeps them for other processes.
         """
         known = self.known_hashes(entry)
-        if known and _stamp_now(entry.path) == entry.stamp:
+        if known and stamp_of(entry.path) == entry.stamp:
             return known
         found = hashes(entry.path)
         facts = (self._facts or {}).get(_key(entry))
         # The stamp is looked at after the hashing: a file that changed meanwhile has another one.
-        if self._facts is not None and facts is not None and facts.settled and facts.stamp == _stamp_now(entry.path):
+        if self._facts is not None and facts is not None and facts.settled and facts.stamp == stamp_of(entry.path):
             self._facts[_key(entry)] = replace(facts, **vars(found))
             self._unsaved = True
         return found
@@ -142,19 +142,31 @@ class LoraFolder:
             self._unsaved = False
 
     def _entry(self, key: str, facts: FileFacts) -> Entry:
-        relative = key[: -len(SUFFIX)]
-        return Entry(
-            name=name_of(self.path / key),
-            path=self.path / key,
-            relative=relative,
-            folder=self.path,
-            alias=facts.alias,
-            size=facts.size,
-            mtime_ns=facts.mtime_ns,
-            family=facts.family,
-            algorithms=facts.algorithms,
-            ranks=facts.ranks,
-        )
+        path = self.path / key
+        return _made(facts, name=name_of(path), path=path, relative=key[: -len(SUFFIX)], folder=self.path)
+
+
+def entry_of(name: str, path: Path, stamp: tuple[int, int]) -> Entry | Refusal:
+    """Return the entry of one file, wherever it lies, under a name that somebody gives it; or why it has none."""
+    facts = _read(path, *stamp)
+    if isinstance(facts, Refusal) or facts.refusal is not None:
+        return facts if isinstance(facts, Refusal) else Refusal(path, facts.refusal or "")
+    return _made(facts, name=name, path=path, relative=name, folder=path.parent)
+
+
+def _made(facts: FileFacts, *, name: str, path: Path, relative: str, folder: Path) -> Entry:
+    return Entry(
+        name=name,
+        path=path,
+        relative=relative,
+        folder=folder,
+        alias=facts.alias,
+        size=facts.size,
+        mtime_ns=facts.mtime_ns,
+        family=facts.family,
+        algorithms=facts.algorithms,
+        ranks=facts.ranks,
+    )
 
 
 def _check_folder(path: Path) -> None:
@@ -176,6 +188,41 @@ def name_of(path: Path) -> str:
     return path.parent.name
 
 
+def newest(entries: list[Entry]) -> list[Entry]:
+    """Return the entries without older revisions of the same file in the cache of huggingface_hub.
+
+    refs/main of a repository there has the commit that it was last asked for without naming one.
+    """
+    if len(entries) < 2:
+        return entries
+    revisions = [_revision(entry.path) for entry in entries]
+    main = {revision[:2] for revision in revisions if revision is not None and _main(revision[0]) == revision[2]}
+    return [
+        entry
+        for entry, revision in zip(entries, revisions, strict=True)
+        if revision is None or revision[:2] not in main or _main(revision[0]) == revision[2]
+    ]
+
+
+def _revision(path: Path) -> tuple[Path, str, str] | None:
+    """Return the repository's folder, the path in it and the commit of a file in the cache of huggingface_hub."""
+    here = path.absolute()
+    for commit in here.parents:
+        repository = commit.parent.parent
+        if commit.parent.name == "snapshots" and repository.name.startswith(_CACHED):
+            return repository, str(here.relative_to(commit)), commit.name
+    return None
+
+
+def _main(repository: Path) -> str:
+    """Return the commit that a repository's main branch was at; "" where that is not known."""
+    try:
+        with (repository / "refs" / "main").open("rb") as file:
+            return file.read(100).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
 def is_of_folder(stem: str) -> bool:
     """Return whether a stem is what a program calls every file that it saves, each in a folder of its own."""
     return stem in _STEMS_OF_FOLDERS
@@ -186,7 +233,8 @@ def _key(entry: Entry) -> str:
     return entry.relative + entry.path.suffix
 
 
-def _stamp_now(path: Path) -> tuple[int, int] | None:
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Return size and mtime of a file as it is now; None where it cannot be looked at."""
     try:
         status = path.stat()
     except OSError:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from lora_runtime.catalog import Entry, LoraCatalog
-from lora_runtime.errors import CatalogError, LoraError
+from lora_runtime.errors import CatalogError, LoraError, UnknownLoraError
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.problems import Problems
-from lora_runtime.prompt import Prompt
+from lora_runtime.prompt import LoraTag, Prompt
+from lora_runtime.prompt.conditions import EXPERTS
 from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
 
-__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of"]
 
 PathLike = str | os.PathLike[str]
-Loras = PathLike | Sequence[PathLike] | LoraCatalog | None
+Folder = PathLike | Mapping[str, PathLike]  # or single files, by the names that they are to have
+Loras = Folder | Sequence[Folder] | LoraCatalog | None
 _cache = LoraCache()
 _MOST_SUGGESTIONS = 20  # of 10,000 files each takes 0.2 s
 
@@ -45,16 +48,17 @@ class Lookup:
         for tag in prompt.tags:
             catalog, region = self.catalog, tag.conditions.region  # a folder that is missing is no matter of one tag
             try:
-                entry = self._entry(tag.name)
-                lora = _cache.load(entry.path, name=entry.name, trim=False)
+                files = self._files(tag)
+                loras = [_cache.load(entry.path, name=entry.name, trim=False) for _, entry in files]
                 place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
             except LoraError as error:
                 self._problems.error(error, tag.span)
-            else:
-                self._used.add(entry.path)
-                if catalog.is_loose(tag.name):
-                    self._problems.info(f'"{tag.name}" is read as "{entry.relative}"', tag.span)
-                found.append(request_of(tag, lora, hires=self._hires, seed=seed, side=side, place=place))
+                continue
+            self._used.update(entry.path for _, entry in files)
+            if said := _read_as(tag, files, catalog):
+                self._problems.info(said, tag.span)
+            for (one, _), lora in zip(files, loras, strict=True):
+                found.append(request_of(one, lora, hires=self._hires, seed=seed, side=side, place=place))
         return found
 
     def done(self) -> None:
@@ -68,13 +72,46 @@ class Lookup:
             self._catalog = catalog_for(self._loras)
         return self._catalog
 
-    def _entry(self, name: str) -> Entry:
+    def _files(self, tag: LoraTag) -> list[tuple[LoraTag, Entry]]:
         unknown = self._unknown
         try:
-            return self.catalog.resolve(name, look_again=unknown == 0, suggest=unknown < _MOST_SUGGESTIONS)
+            return files_of(self.catalog, tag, look_again=unknown == 0, suggest=unknown < _MOST_SUGGESTIONS)
         except CatalogError:
             self._unknown += 1
             raise
+
+
+def files_of(
+    catalog: LoraCatalog, tag: LoraTag, *, look_again: bool = True, suggest: bool = True
+) -> list[tuple[LoraTag, Entry]]:
+    """Return the file that a tag means, or the two of a pair, each with a tag for that file and its denoiser alone.
+
+    Raises as `LoraCatalog.resolve` does.
+    """
+    pair = catalog.pair(tag.name)
+    if pair is None:
+        try:
+            return [(tag, catalog.resolve(tag.name, look_again=look_again, suggest=suggest))]
+        except UnknownLoraError:
+            pair = catalog.pair(tag.name)  # which may have come since the folders were looked through before
+            if pair is None:
+                raise
+    asked = tag.conditions.expert
+    return [
+        (replace(tag, name=entry.relative, conditions=replace(tag.conditions, expert=expert)), entry)
+        for expert, entry in ((EXPERTS["high"], pair.high), (EXPERTS["low"], pair.low))
+        if asked in (None, expert)
+    ]
+
+
+def _read_as(tag: LoraTag, files: Sequence[tuple[LoraTag, Entry]], catalog: LoraCatalog) -> str:
+    """Return what to say of a name that is that of no file, "" for others."""
+    if all(one is tag for one, _ in files):
+        return "".join(
+            f'"{tag.name}" is read as "{entry.relative}"' for _, entry in files if catalog.is_loose(tag.name)
+        )
+    parts = [f'"{entry.relative}" for {one.conditions.expert}' for one, entry in files]
+    return f'"{tag.name}" is read as {" and ".join(parts)}'
 
 
 def clear_cache() -> None:
@@ -87,17 +124,26 @@ def clear_cache() -> None:
 
 
 def catalog_for(loras: Loras) -> LoraCatalog:
-    """Return the catalog of these folders."""
+    """Return the catalog of these folders and files; of two files of one name the first."""
     if isinstance(loras, LoraCatalog):
         return loras
     if loras is None:
-        folders: Iterable[PathLike] = LoraCatalog.default_folders()
-    else:
-        folders = [loras] if isinstance(loras, (str, os.PathLike)) else loras
-    return _catalog_of(tuple(str(Path(folder).absolute()) for folder in folders))
+        loras = LoraCatalog.default_folders()
+    folders: list[str] = []
+    files: dict[str, str] = {}
+    for each in [loras] if isinstance(loras, (str, os.PathLike, Mapping)) else loras:
+        if isinstance(each, Mapping):
+            files = {name: _absolute(path) for name, path in each.items()} | files
+        else:
+            folders.append(_absolute(each))
+    return _catalog_of(tuple(folders), tuple(files.items()))
+
+
+def _absolute(path: PathLike) -> str:
+    return str(Path(path).absolute())
 
 
 @lru_cache(maxsize=8)
-def _catalog_of(folders: tuple[str, ...]) -> LoraCatalog:
-    """Return the catalog of these folders, kept so that a second `apply` need not scan them again."""
-    return LoraCatalog(*folders)
+def _catalog_of(folders: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> LoraCatalog:
+    """Return the catalog of these, kept so that a second `apply` need not scan them again."""
+    return LoraCatalog(*folders, files=dict(files))

@@ -29,6 +29,7 @@ __all__ = [
     "show_what_can_be",
     "text_at_all_steps",
     "warn_of_emphasis",
+    "warn_of_idle_files",
     "warn_of_idle_tags",
     "warn_of_negative_tags",
 ]
@@ -147,7 +148,9 @@ def warn_of_emphasis(prompts: Sequence[Prompt], model: ModelView, problems: Prob
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:
     """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
     texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
-    names = [tag.raw for text in texts for tag in parse_prompt(text).tags]
+    prompts = [parse_prompt(text) for text in texts]
+    names = [tag.raw for prompt in prompts for tag in prompt.tags]
+    names += [tag.raw for prompt in prompts for tag in prompt.others if tag.kind == "set"]
     if names:
         problems.warning(
             f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
@@ -168,6 +171,22 @@ def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Pro
             )
             problems.warning(f"{message}: it does not act", "give each part a prompt of its own", tag.span)
     _tell_of_idle_steps(prompts, model, problems)
+
+
+def warn_of_idle_files(
+    prompts: Sequence[Prompt], requests: Sequence[Request], model: ModelView, problems: Problems
+) -> None:
+    """Warn of a file of a pair that is for a denoiser which this model does not have."""
+    said = {tag.span for prompt in prompts for tag in prompt.tags if tag.conditions.expert is not None}
+    for request in requests:
+        expert = request.conditions.expert
+        if expert is not None and expert not in model.components and request.span not in said:
+            problems.warning(
+                f'"{request.lora.name}" is for the denoiser "{expert}", which this model does not have: it changes '
+                "nothing here",
+                f"the model has {', '.join(model.components)}",
+                request.span,
+            )
 
 
 def _tell_of_idle_steps(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 from lora_runtime.applied import Applied, Text
@@ -12,7 +12,7 @@ from lora_runtime.asked import Asking
 from lora_runtime.embeddings import spelled_out
 from lora_runtime.held import owned
 from lora_runtime.idle_blocks import warn_of_idle_blocks
-from lora_runtime.lookup import Loras
+from lora_runtime.lookup import Loras, catalog_for
 from lora_runtime.memory_policy import Originals, Policy
 from lora_runtime.ownership import WAIT, would_wait
 from lora_runtime.pipelines import view
@@ -20,15 +20,17 @@ from lora_runtime.problems import (
     Problems,
     text_at_all_steps,
     warn_of_emphasis,
+    warn_of_idle_files,
     warn_of_idle_tags,
     warn_of_negative_tags,
 )
-from lora_runtime.prompt import Prompt, parse_prompt
+from lora_runtime.prompt import Prompt
 from lora_runtime.prompt.named import Asked, named_tags
 from lora_runtime.prompt.tags import Dialect
 from lora_runtime.prompt.tags import Scope as TagScope
 from lora_runtime.prompt_embeds import Emphasis
 from lora_runtime.scopes import known_of
+from lora_runtime.sets import parse_with_sets, read_sets
 from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Loras", "apply", "restore"]
@@ -64,8 +66,9 @@ def apply(
 
     `model` is a diffusers pipeline or any `torch.nn.Module`. A later `apply` on it replaces this one; leaving the
     `with` block, `applied.restore()` or `lora_runtime.restore(model)` undoes it, bit for bit. Of a list of prompts each
-    image gets its own tags. `loras` is a folder, several, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH, else
-    `models/Lora` and `loras`.
+    image gets its own tags. `loras` is a folder, a mapping of names to single files wherever they lie
+    ({"ink": "D:/downloads/ink_v3.safetensors"}), several of these, or a LoraCatalog; left out, it is LORA_RUNTIME_PATH,
+    else `models/Lora` and `loras`.
 
     `adapters` asks for LoRAs without a prompt, beside those in it: {"ink": 0.7, "wash": (0.5, 0.9)}. A value is what
     may stand in a tag behind the name: a number, a pair (te, unet), a text ("0@0,1@1", "0.7:IN=0") or a mapping of a
@@ -76,11 +79,12 @@ def apply(
     `weights="a1111"` reads (word:1.2), [word] and BREAK as the WebUI does (`"a1111-no-norm"` without giving back the
     mean): give the pipeline `applied.embeds` in place of the texts. For SD1, SD2 and SDXL; `clip_skip` as there.
 
-    What a tag can say is in docs/syntax.md. Strengths that are the same throughout a picture go into the weights; those
-    that depend on the step, the image, the side or the place act beside them while the pipeline runs, and follow its
-    scheduler by themselves. `negative_tags="apply"` has tags of the negative prompt act on its side of the guidance;
-    else they stay words, and are warned of. `hires` asks for the strengths of the second pass (`hr=`); `seeds`, one or
-    one for each prompt, are what random block weights are drawn from. `dialect`, `scope`, `presets`: see parse_prompt.
+    What a tag can say is in docs/syntax.md, which has named sets of tags (<set:portrait:0.5>) too. Strengths that are
+    the same throughout a picture go into the weights; those that depend on the step, the image, the side or the place
+    act beside them while the pipeline runs, and follow its scheduler by themselves. `negative_tags="apply"` has tags of
+    the negative prompt act on its side of the guidance; else they stay words, and are warned of. `hires` asks for the
+    strengths of the second pass (`hr=`); `seeds`, one or one for each prompt, are what random block weights are drawn
+    from. `dialect`, `scope`, `presets`: see parse_prompt.
 
     A tag that cannot be read, found or used costs only itself: it is logged and listed in `.diagnostics`; with
     `strict` it raises (TagSyntaxError, UnknownLoraError, …) and the model stays as it was.
@@ -98,7 +102,8 @@ def apply(
     Raises ModelError for what is no model, CatalogError for a folder that is not there.
     """
     policy = Policy.of(originals, device_memory, host_memory)
-    read = partial(parse_prompt, strict=strict, dialect=dialect, scope=scope, presets=presets)
+    sets = cache(lambda: read_sets(*catalog_for(loras).folders))
+    read = partial(parse_with_sets, sets=sets, strict=strict, dialect=dialect, scope=scope, presets=presets)
     prompts: tuple[Prompt, ...] = tuple(map(read, _prompts(prompt)))
     if prompt is None and (prompt_2 or prompt_3):
         raise ValueError(
@@ -135,6 +140,7 @@ def apply(
     )
     requests = asking.requests(problems)
     warn_of_idle_tags(asking.texts, looked_at, problems)
+    warn_of_idle_files(asking.texts, requests, looked_at, problems)
     warn_of_idle_blocks(asking.texts, looked_at, problems)
     applied._asking, applied._requests = asking, requests
 

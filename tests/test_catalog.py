@@ -567,6 +567,35 @@ class TestFilesOfFolders:
         for name in ("ink-style", "pytorch_lora_weights"):
             assert catalog.resolve(name).name == "ink-style"
 
+    @staticmethod
+    def revisions(hub: Path, *, main: str | None) -> tuple[Path, ...]:
+        """Make a repository with the file ink in two commits, "1…" and "2…", as copies, which Windows has."""
+        root = hub / "models--someone--style"
+        commits = tuple(root / "snapshots" / (digit * 40) for digit in "12")
+        for commit in commits:
+            write(commit / "sub/ink.safetensors", {"a": ("U8", [1], commit.name[:1].encode())})
+        if main is not None:
+            (root / "refs").mkdir()
+            (root / "refs" / "main").write_text(main, encoding="ascii")
+        return commits
+
+    def test_of_two_revisions_in_the_cache_of_huggingface_hub_that_of_main_counts(self, tmp_path: Path) -> None:
+        _, second = self.revisions(tmp_path, main="2" * 40)
+        catalog = LoraCatalog(tmp_path)
+        assert catalog.resolve("ink").path == second / "sub/ink.safetensors"
+        older = f"models--someone--style/snapshots/{'1' * 40}/sub/ink"
+        assert catalog.resolve(older).path.is_relative_to(tmp_path / f"models--someone--style/snapshots/{'1' * 40}")
+
+    @pytest.mark.parametrize("main", [None, "3" * 40])
+    def test_where_main_is_neither_of_them_both_are_named(self, main: str | None, tmp_path: Path) -> None:
+        self.revisions(tmp_path, main=main)
+        assert "2 files" in failure(LoraCatalog(tmp_path), "ink", AmbiguousLoraError)
+
+    def test_another_file_of_that_name_is_no_revision(self, tmp_path: Path) -> None:
+        self.revisions(tmp_path, main="2" * 40)
+        write(tmp_path / "mine/ink.safetensors", {"a": ("U8", [1], b"9")})
+        assert "2 files" in failure(LoraCatalog(tmp_path), "ink", AmbiguousLoraError)
+
 
 class TestChanges:
     def test_a_new_file_works_at_once(self, loras: Path) -> None:

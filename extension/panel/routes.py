@@ -23,6 +23,7 @@ from ..whole import shown_path, whole
 from .card_routes import add_card_routes, replace_routes
 from .guards import Guards
 from .report_route import ReportOn, report_json
+from .set_routes import add_set_routes
 from .stack_routes import PromptFacts, add_stack_routes
 
 __all__ = ["Explain", "ReportOn", "add_routes"]
@@ -88,6 +89,7 @@ def add_routes(
         replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
         add_stack_routes(app, shelf, page, facts, guards.page)
+        add_set_routes(app, shelf, guards.page)
     except Exception:
         app.router.routes[:] = before
         raise

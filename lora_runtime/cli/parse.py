@@ -25,10 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the parsed prompt; raises TagSyntaxError with --strict."""
-    from lora_runtime.prompt import parse_prompt
+    from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.sets import parse_with_sets, read_sets
+
+    def sets() -> dict[str, str]:
+        return read_sets(*LoraCatalog.default_folders())
 
     source = sys.stdin.read().rstrip("\r\n") if arguments.prompt == "-" else arguments.prompt
-    prompt = parse_prompt(source, strict=arguments.strict, dialect=arguments.dialect, scope=arguments.scope)
+    how = {"strict": arguments.strict, "dialect": arguments.dialect, "scope": arguments.scope}
+    prompt = parse_with_sets(source, sets, **how)
     if arguments.json:
         print_json(asdict(prompt))
     else:

@@ -82,15 +82,16 @@ def _requests(prompt: str, folders: Sequence[str] | None) -> list[Request]:
     from dataclasses import replace
 
     from lora_runtime.catalog import LoraCatalog
+    from lora_runtime.lookup import files_of
     from lora_runtime.lora import outline
-    from lora_runtime.prompt import parse_prompt
     from lora_runtime.requests import request_of
+    from lora_runtime.sets import parse_with_sets, read_sets
 
     catalog = LoraCatalog(*folders) if folders else LoraCatalog.default()
     loras: dict[Path, Lora] = {}
     found = []
-    for tag in parse_prompt(prompt, strict=True).tags:
-        entry = catalog.resolve(tag.name)
+    read = parse_with_sets(prompt, lambda: read_sets(*catalog.folders), strict=True)
+    for tag, entry in (each for asked in read.tags for each in files_of(catalog, asked)):
         if entry.path not in loras:
             # Its path stands for the hash of its content, which only reading it all would tell.
             loras[entry.path] = replace(outline(entry.path), name=entry.name, sha256=str(entry.path), nbytes=entry.size)

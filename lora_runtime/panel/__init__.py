@@ -15,6 +15,8 @@ are in UTF-16 code units, as a text area counts.
     GET  base/web       –                              {"hash": web_hash()}, where the page cannot know it
     GET  base/web/HASH/NAME                            web_file(HASH, NAME): may be kept for ever
 
+With the attribute `sets` there is a button for named sets, and `base` has three addresses more: see `panel/sets.py`.
+
 A host gives a `Library`: where files, their pictures and fits come from. `CatalogLibrary` is that of a `LoraCatalog`;
 `lora_runtime.blocks.blocks_in` gives the blocks of a model.
 """

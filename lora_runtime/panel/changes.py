@@ -85,7 +85,13 @@ def _change(prompt: Prompt, index: int, field: str, text: str, presets: Mapping[
     if not is_muted(tag):
         return tag.span, change(tag.raw)
     # What is muted is changed as if it were not: the sliders show what it will be.
-    return tag.span, muted(change(unmuted(tag.raw, presets)), presets)
+    try:
+        sounding = unmuted(tag.raw, presets)
+    except EditError:
+        if field not in ("strength", "te", "unet"):
+            raise
+        return tag.span, change(with_arguments(tag.raw, {"was": None}, presets))
+    return tag.span, muted(change(sounding), presets)
 
 
 def _of_field(field: str, text: str, presets: Mapping[str, str]) -> Callable[[str], str]:

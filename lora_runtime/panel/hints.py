@@ -12,7 +12,9 @@ from lora_runtime.prompt.tags import Span
 
 __all__ = ["fix", "notice", "notices"]
 
-_MOST = 20  # a prompt with more mistakes than that is another kind of text
+# Each button is tried out on the whole prompt; what is longer, or has more mistakes, is another kind of text.
+_MOST = 20
+_LONGEST = 20_000
 _WRITE = re.compile(r"write (.+)")
 _MEANT = re.compile(r"did you mean (.+)\?")
 # What stands for something in a hint, or is cut: nothing that a button could write.
@@ -32,8 +34,9 @@ def fix(source: str, span: Span, text: str, label: str = "") -> dict[str, Any]:
 def notices(prompt: Prompt, presets: Mapping[str, str]) -> Iterator[tuple[Span, dict[str, Any]]]:
     """Yield the span of what is wrong in a prompt, and what to say of it."""
     wrong = [said for said in prompt.diagnostics if said.severity != "info"]
+    most = _MOST if len(prompt.source) <= _LONGEST else 0
     for number, said in enumerate(wrong):
-        found = [*_fixes(prompt, said, presets)] if number < _MOST else []
+        found = [*_fixes(prompt, said, presets)] if number < most else []
         yield said.span, notice(said.severity, said.message, said.hint, found)
 
 

@@ -60,7 +60,11 @@ class CatalogLibrary:
         self._words: dict[tuple[object, ...], tuple[str, ...]] = {}
 
     def find(self, name: str) -> PanelFile:
-        """Return the file that a name means."""
+        """Return the file that a name means; of a pair for two denoisers the one for much noise, and that it is one."""
+        pair = self._catalog.pair(name)
+        if pair is not None:
+            remark = f'"{name}" is read as "{pair.high.relative}" and "{pair.low.relative}", each for its own denoiser'
+            return self._file(pair.high, remark)
         entry = self._catalog.resolve(name)
         loose = self._catalog.is_loose(name)
         return self._file(entry, f'"{name}" is read as "{entry.relative}"' if loose else "")

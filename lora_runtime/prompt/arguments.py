@@ -89,8 +89,8 @@ ARGUMENTS = (
     Argument("was", "strength before it was muted", read_was),
 )
 BY_NAME: Mapping[str, Argument] = {argument.name: argument for argument in ARGUMENTS}
-# Other spellings of a key. Of LBW's, "w" is the old one.
-ALIASES: Mapping[str, str] = {"w": "lbw"}
+# Other spellings of a key. Of LBW's, "w" is the old one; "end" and the "step_" ones are other programs'.
+ALIASES: Mapping[str, str] = {"w": "lbw", "end": "stop", "step_start": "start", "step_end": "stop"}
 # What may stand without a key, in this order. ComfyUI has the denoiser first.
 BY_POSITION: Mapping[Dialect, tuple[str, ...]] = {
     "a1111": ("te", "unet", "dyn"),

@@ -21,6 +21,7 @@ from lora_runtime.prompt.values import BadValueError, Reading, parse_float, read
 _COUNTS = "12 (SDXL), 17 (SD), 20 (all of SDXL), 26 (all of SD) or 61 (Flux) numbers"
 # Layouts of ComfyUI's Inspire Pack that are counted otherwise.
 _INSPIRE = frozenset({18, 21, 27, 55})
+_OF_INSPIRE = re.compile(r"(FLUX|SDXL|SD)-(?:DBL|SGL|LyC)\b")
 _X = re.compile(r"X(?:([+-])(.+))?")
 _BLOCK_LIKE = re.compile(r"(?:BASE|CLIP|T5|IN|M|OUT|D|S)[\d-][\w-]*")
 _RATIO_HINT = "write a number such as 0.5"
@@ -140,6 +141,9 @@ def _unknown(name: str, presets: Mapping[str, str]) -> BadValueError:
         return BadValueError("are empty", f"write a preset, or {_COUNTS}")
     if name in RESERVED:
         return BadValueError(f"{quote(name)} is a name that plots fill in", "write a preset or a list")
+    if match := _OF_INSPIRE.match(name):
+        way_out = "write a rule for each part, as in D00-06=1:D07-18=0" if match[1] == "FLUX" else f"write {_COUNTS}"
+        return BadValueError(f"{quote(name)} is a preset of the Inspire Pack that is laid out otherwise", way_out)
     near = get_close_matches(name.upper()[:40], presets, 1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(presets)}"
     return BadValueError(f"{quote(name)} is no preset that is known", hint)

@@ -3,6 +3,10 @@
 The text is the clean text, as the WebUI reads it, and a tag is a place in it. [a:b:10] is a for 10 steps and b after
 them, [b:10] and [a::10] have one of the two; a number with a point is a fraction of the run. [a|b] takes turns, a step
 each. Brackets that do not fit together mean nothing, as in the WebUI.
+
+Three forms are those of comfyui-prompt-control, which the WebUI reads as words: [a:1,5] is a from 1 to 5,
+[a:b:c:1,5] is a before, b between and c after, [a:b:c:1] the same without an end, and [SEQ:a:1:b:5] is a up to 1 and b
+from there to 5.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _HOLLOW = re.compile(r"[(\[]\s*(?::\s*[\d.]+\s*)?[)\]]")  # emphasis of nothing
 _AND = re.compile(r"\bAND\b")
 MOST_LEVELS = 32
+_END = Position(1.0)
 
 
 @dataclass(slots=True)
@@ -67,10 +72,8 @@ def edits(text: str) -> list[Edit]:
     for match in _TOKEN.finditer(text):
         before, top = top, _after(top, match[0], match.start(), text)
         if before is not None and before.whens and match[0] == "]" and before is not top:
-            cuts = [place for _, place in before.cuts]
-            ends = [*cuts, *([match.start()] if before.cuts[0][0] == "|" else [])]
-            starts = [before.start + 1, *(cut + 1 for cut in cuts)]
-            found.append(Edit(before.start, match.end(), tuple(zip(starts, ends, strict=False))))
+            pieces = zip(_spans(before, match.start()), before.whens, strict=True)
+            found.append(Edit(before.start, match.end(), tuple(span for span, when in pieces if when is not None)))
     return found
 
 
@@ -125,22 +128,53 @@ def _after(top: _Bracket | None, token: str, place: int, text: str) -> _Bracket 
         top.whole = False
         return top
     if top.opener == "[" and top.whole:
-        top.whens = _bracket_whens(top.cuts, place, text)
+        top.whens = _bracket_whens(top, place, text)
     return top.outer
 
 
-def _bracket_whens(cuts: Sequence[tuple[str, int]], end: int, text: str) -> tuple[Window | Turn | None, ...]:
-    kinds = {kind for kind, _ in cuts}
+def _spans(bracket: _Bracket, end: int) -> list[tuple[int, int]]:
+    """Return the parts of a bracket that closes at `end`."""
+    cuts = [place for _, place in bracket.cuts]
+    return [*zip([bracket.start + 1, *(cut + 1 for cut in cuts)], [*cuts, end], strict=True)]
+
+
+def _bracket_whens(bracket: _Bracket, end: int, text: str) -> tuple[Window | Turn | None, ...]:
+    """Return when each part of a bracket takes part, None for the name and the numbers; () where it says nothing."""
+    kinds, count = {kind for kind, _ in bracket.cuts}, len(bracket.cuts)
     if kinds == {"|"}:
-        return tuple(Turn(index, len(cuts) + 1) for index in range(len(cuts) + 1))
-    if kinds != {":"} or len(cuts) > 2:
+        return tuple(Turn(index, count + 1) for index in range(count + 1))
+    if kinds != {":"}:
         return ()
-    written = text[cuts[-1][1] + 1 : end]
-    if not _NUMBER.fullmatch(written):
+    spans = _spans(bracket, end)
+    if count > 1 and text[slice(*spans[0])].strip() == "SEQ":
+        return _sequence([_positions(text[slice(*span)]) for span in spans[2::2]], count)
+    changes = _positions(text[slice(*spans[-1])])
+    if count > 3 or not changes or len(changes) > 2:
         return ()
-    change = Position(float(written), "fraction" if "." in written else "step")
-    before, after = Window(stop=change), Window(start=change)
-    return (after, None) if len(cuts) == 1 else (before, after, None)
+    if count == 3 and len(changes) == 1:
+        changes = (*changes, _END)
+    if len(changes) == 1:
+        before, after = Window(stop=changes[0]), Window(start=changes[0])
+        return (after, None) if count == 1 else (before, after, None)
+    whens = Window(stop=changes[0]), Window(*changes), Window(start=changes[1])
+    return (whens[1], None) if count == 1 else (*whens[1:], None) if count == 2 else (*whens, None)
+
+
+def _sequence(ends: Sequence[tuple[Position, ...]], count: int) -> tuple[Window | Turn | None, ...]:
+    """Return when the parts of [SEQ:a:1:b:5] take part, by the numbers behind each text."""
+    if count % 2 or any(len(end) != 1 for end in ends):
+        return ()
+    starts = [None, *(end[0] for end in ends[:-1])]
+    texts = (Window(start, end[0]) for start, end in zip(starts, ends, strict=True))
+    return (None, *(when for window in texts for when in (window, None)))
+
+
+def _positions(written: str) -> tuple[Position, ...]:
+    """Return the places in the run that a text names, parted by a comma; () where it is no list of numbers."""
+    numbers = written.split(",", 2)
+    if not all(map(_NUMBER.fullmatch, numbers)):
+        return ()
+    return tuple(Position(float(number), "fraction" if "." in number else "step") for number in numbers)
 
 
 def _whens(bracket: _Bracket | None, part: int) -> tuple[Window | Turn, ...]:

@@ -9,6 +9,7 @@ repaired here, and a diagnostic says so.
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -35,8 +36,13 @@ _KINDS = ("lora", "lyco", "loractl")
 _OPENER = re.compile(r"<\s*(?:lora|lyco|loractl)\s*[:>]", re.IGNORECASE)
 # Text that was meant as a LoRA tag: blanks, the word, what follows, and the ">" if it is there.
 _MEANT = re.compile(r"<(\s*)(lora|lyco|loractl)\b([^<>]*)(>?)", re.IGNORECASE)
-# Text that was meant as a LoRA tag and has other brackets: full-width ones, HTML's, curly ones, half of them, or those
-# of another program. A name and a number, since "lora: ink" may be meant as words.
+# Text in full-width brackets or HTML's that was meant as a LoRA tag, whatever its fields are.
+_IN_OTHER_BRACKETS = re.compile(
+    r"(?:＜|&lt;|&#0?60;)\s{0,2}(lora|lyco|loractl)\s{0,2}[:：]([^<>＜＞&\n]{1,300})(?:＞|&gt;|&#0?62;|>)",
+    re.IGNORECASE,
+)
+# Text that was meant as a LoRA tag and has other brackets: half of those, curly ones, or those of another program. A
+# name and a number, since "lora: ink" may be meant as words.
 _ELSEWHERE = re.compile(
     r"(?:＜|&lt;|\{|(?<![<\w]))\s{0,2}(?:lora|lyco)\s{0,2}[:：]\s{0,2}"
     r"([^<>＜＞{}&:：,\n]{1,200})[:：]\s*([-+]?[\d.]{1,20})\s{0,2}(?:＞|&gt;|\}|>)"
@@ -44,6 +50,7 @@ _ELSEWHERE = re.compile(
     re.IGNORECASE,
 )
 _BETWEEN = str.maketrans({"：": ":", "；": ";", "＝": "="})  # what keyboards put in the place of what is between fields
+_OTHER_CLOSERS = re.compile("＞|&gt;|&#0?62;")
 # How far a tag without ">" was meant to go: a name may have blanks in it if a colon follows, what stands last may not.
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
@@ -212,6 +219,10 @@ class _Reader:
 
     def read_other_brackets(self, start: int, end: int) -> None:
         """Say what in a text without any "<lora" was plainly meant as a tag."""
+        for match in _IN_OTHER_BRACKETS.finditer(self.source, start, end):
+            start = match.end()
+            message = f'{quote(match[0])} is not a tag, which begins with "<" and ends with ">"'
+            self.note("warning", match.span(), message, f"write <{match[1].lower()}:{visible(_typed(match[2]), 300)}>")
         for match in _ELSEWHERE.finditer(self.source, start, end):
             name, strength = (match[1], match[2]) if match[1] else (match[3], match[4] or "1")
             message = f'{quote(match[0].strip())} is not a tag, which begins with "<" and ends with ">"'
@@ -219,7 +230,8 @@ class _Reader:
 
     def note_unclosed(self, start: int, end: int, consequence: str) -> None:
         """Say that the tag from `start` has no ">" before `end`, at the place where it was meant to be."""
-        tag = cast("re.Match[str]", _UNCLOSED.match(self.source, start, end))[0].rstrip()
+        tag = cast("re.Match[str]", _UNCLOSED.match(self.source, start, end))[0]
+        tag = _OTHER_CLOSERS.split(tag, maxsplit=1)[0].rstrip()
         place = start + len(tag)
         message = f'">" is missing: {quote(tag)} is not closed, {consequence}'
         self.note("error", (place, place), message, f"write {visible(tag)}>")
@@ -256,7 +268,10 @@ class _Reader:
         body = self.source[start + len(kind) + 2 : end - 1]
         self.others.append(OtherTag(kind, body, span, self.utf16(span), self.source[start:end]))
         this = quote(f"<{kind}:")
-        if swallows:
+        if kind == "set":
+            message = "a named set means tags where LoRA folders are known; it is taken out of the text"
+            self.note("info", span, message)
+        elif swallows:
             self.note("warning", span, f"{this} has a LoRA tag inside", f'is a ">" missing after {this}?')
         elif near := _nearest(kind, _KINDS):
             self.note("warning", span, f"{this} is not a kind of tag that is read here", f"did you mean <{near}:?")
@@ -339,6 +354,9 @@ class _Reader:
                     before = given[argument.name].span
                     self.note("warning", before, f"{quote(key + '=')} is given twice; the last one counts")
                 value = (field.value_start, field.end)
+                if key == "end" and self.source[slice(*value)].strip() == "1":
+                    message = '"end=1" is the end of the first step; as a part of the run it would be "1.0"'
+                    self.note("warning", span, message, "write end=100% for the whole run, or stop=1 for one step")
                 given[argument.name] = _Given(argument, self.source[slice(*value)], value)
             elif index == 0:
                 message = f"{quote(self.source[slice(*span)])} is read as the name, not as an argument"
@@ -472,6 +490,12 @@ class _Reader:
         if name in self.names:
             self.note("info", span, f"{quote(name)} was named before; the strengths add up")
         self.names.add(name)
+
+
+def _typed(fields: str) -> str:
+    """Return what follows the kind of a tag with ":", "=" and numbers as a keyboard for code writes them."""
+    name, *rest = (field.strip() for field in fields.translate(_BETWEEN).split(":"))
+    return ":".join([name, *(unicodedata.normalize("NFKC", field) for field in rest)])
 
 
 def _rank(given: _Given) -> int:

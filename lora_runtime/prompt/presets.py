@@ -31,7 +31,7 @@ class PresetFile(NamedTuple):
 
 @cache
 def common_presets() -> Mapping[str, str]:
-    """Return the presets that sd-webui-lora-block-weight comes with."""
+    """Return the presets of sd-webui-lora-block-weight, and those of the Inspire Pack for SDXL in the same layout."""
     text = files("lora_runtime.prompt").joinpath("block_presets.txt").read_text(encoding="utf-8")
     return read_presets(text).presets
 

@@ -15,7 +15,7 @@ import torch
 from lora_runtime.applied import Applied
 from lora_runtime.errors import LoraError
 from lora_runtime.infotext import infotext_of
-from lora_runtime.lookup import Loras, catalog_for
+from lora_runtime.lookup import Loras, catalog_for, files_of
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.runtime import apply
 from lora_runtime.sweep.manifest import Line, line_of
@@ -131,8 +131,7 @@ class Painter:
         catalog = catalog_for(self._loras)
         used = {str(lora.path): lora.sha256 for lora in applied.report.loras}
         files, hashes = {}, {}
-        for tag in row.tags:
-            entry = catalog.resolve(tag.name)
+        for tag, entry in (each for asked in row.tags for each in files_of(catalog, asked)):
             now = catalog.hashes(entry)
             files[tag.name] = used.get(str(entry.path), now.sha256)
             if files[tag.name] == now.sha256:  # else it was written anew while this was painted

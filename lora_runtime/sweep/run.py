@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lora_runtime.errors import LoraError
 from lora_runtime.folder import Entry
-from lora_runtime.lookup import Loras, catalog_for
-from lora_runtime.prompt import parse_prompt
+from lora_runtime.lookup import Loras, catalog_for, files_of
+from lora_runtime.prompt import LoraTag, parse_prompt
+from lora_runtime.sets import read_sets, with_sets
 from lora_runtime.sweep.manifest import Line, Manifest, line_of, write_whole
 from lora_runtime.sweep.on_ray import paint_on_ray
 from lora_runtime.sweep.page import page_of
@@ -84,6 +86,9 @@ def sweep(
         raise SweepError(f"batch is {batch} and workers is {workers}: both are whole numbers from 1")
     started = time.perf_counter()
     asked, notes = checked_rows(rows)
+    sets = cache(lambda: read_sets(*catalog_for(loras).folders))
+    # Written out from here on: what a set says now is what a picture was made of.
+    asked = [replace(row, prompt=with_sets(row.prompt, sets)) for row in asked]
     folder = _Folder(Path(out), loras, resume, {row.key: row for row in asked})
     left = [row for row in asked if row.key not in folder.manifest.lines]
     kept = len(asked) - len(left)
@@ -128,7 +133,7 @@ class _Folder:
         self.path, self.asked = path, asked
         self.tell: Callable[[Line], None] | None = None
         self._catalog = catalog_for(loras)
-        self._entries: dict[str, Entry | LoraError] = {}
+        self._entries: dict[tuple[str, str | None], list[tuple[LoraTag, Entry]] | LoraError] = {}  # by name and expert
         self._unknown = 0
         path.mkdir(parents=True, exist_ok=True)
         self.manifest = Manifest(path / "manifest.jsonl")
@@ -140,9 +145,10 @@ class _Folder:
         self.manifest.keep([key for key, line in self.manifest.lines.items() if self._stays(key, line)])
 
     @property
-    def folders(self) -> list[str]:
-        """The folders with the LoRAs, as another process can be told them."""
-        return [str(folder.absolute()) for folder in self._catalog.folders]
+    def folders(self) -> list[str | dict[str, str]]:
+        """The folders with the LoRAs, and the files with names of their own, as another process can be told them."""
+        files = {name: str(path.absolute()) for name, path in self._catalog.files.items()}
+        return [*([files] if files else []), *(str(folder.absolute()) for folder in self._catalog.folders)]
 
     def write(self, done: Sequence[Painted]) -> None:
         """Write pictures, and then the lines that say they are there."""
@@ -173,14 +179,14 @@ class _Folder:
             if said.severity == "error":
                 return said.message + (f" ({said.hint})" if said.hint else "")
         for tag in prompt.tags:
-            if isinstance(found := self._entry(tag.name), LoraError):
+            if isinstance(found := self._found(tag), LoraError):
                 return str(found)
         return ""
 
     def files(self, row: Row) -> list[str]:
         """Return the paths of the files that a row needs."""
-        found = [self._entry(tag.name) for tag in row.tags]
-        return [str(entry.path) for entry in found if isinstance(entry, Entry)]
+        found = [self._found(tag) for tag in row.tags]
+        return [str(entry.path) for each in found if not isinstance(each, LoraError) for _, entry in each]
 
     def _stays(self, key: str, line: Line) -> bool:
         """Return whether a row's picture is there, made of what the row and the files say now."""
@@ -192,17 +198,19 @@ class _Folder:
         if row.digest != line.get("digest"):
             return False
         try:
-            now = {tag.name: self._catalog.hashes(self._catalog.resolve(tag.name)).sha256 for tag in row.tags}
+            found = [each for tag in row.tags for each in files_of(self._catalog, tag)]
+            now = {tag.name: self._catalog.hashes(entry).sha256 for tag, entry in found}
         except LoraError:
             return False
         return now == line.get("files")
 
-    def _entry(self, name: str) -> Entry | LoraError:
-        if name not in self._entries:
+    def _found(self, tag: LoraTag) -> list[tuple[LoraTag, Entry]] | LoraError:
+        asked = tag.name, tag.conditions.expert
+        if asked not in self._entries:
             few = self._unknown < _MOST_SUGGESTIONS
             try:
-                self._entries[name] = self._catalog.resolve(name, look_again=self._unknown == 0, suggest=few)
+                self._entries[asked] = files_of(self._catalog, tag, look_again=self._unknown == 0, suggest=few)
             except LoraError as error:
-                self._entries[name] = error
+                self._entries[asked] = error
                 self._unknown += 1
-        return self._entries[name]
+        return self._entries[asked]

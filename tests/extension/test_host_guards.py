@@ -23,12 +23,17 @@ PAGE = (
     "/lora-runtime/tags",
     "/lora-runtime/edit",
     "/lora-runtime/complete",
+    "/lora-runtime/sets",
+    "/lora-runtime/save-set",
+    "/lora-runtime/delete-set",
 )
 # What is asked with a body; the other routes of the page are fetched.
 BODIES = {
     "/lora-runtime/tags": {"prompt": "a <lora:ink>"},
     "/lora-runtime/edit": {"prompt": "a <lora:ink>", "tag": 0, "field": "te", "value": 1},
     "/lora-runtime/complete": {"prompt": "a <lora:in", "cursor": 10},
+    "/lora-runtime/save-set": {"name": "x", "text": ""},
+    "/lora-runtime/delete-set": {"name": "x"},
 }
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
 EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"

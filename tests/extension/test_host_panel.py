@@ -108,6 +108,30 @@ def test_prompts_wait_in_line_and_are_turned_away_before_they_take_all_threads(
     assert sorted(statuses) == [200] * 4 + [503] * 2
 
 
+def test_sets_are_files_beside_the_loras_and_names_stay_there(webui: WebUI, ink: loras.File) -> None:
+    client = webui.client()
+    assert client.get("/lora-runtime/sets").json() == {"sets": []}
+    kept = ask(webui, "save-set", name="por trait", text="<lora:ink:0.5>")
+    assert (
+        kept == {"sets": [{"name": "por trait", "text": "<lora:ink:0.5>"}]} == client.get("/lora-runtime/sets").json()
+    )
+    assert (webui.loras / "por trait.set.txt").read_text(encoding="utf-8") == "<lora:ink:0.5>\n"
+    before = sorted(webui.loras.parent.rglob("*"))
+    for name, text, why in (
+        ("../x", "<lora:ink>", "is no name for a set"),
+        ("", "<lora:ink>", "is no name for a set"),
+        ("x", "no tag", "has no tag in it"),
+        ("x", "<lora:ink>" * 9999, "bytes"),
+        (3, "<lora:ink>", "a set is a name and the text"),
+        ("x", None, "a set is a name and the text"),
+    ):
+        assert why in ask(webui, "save-set", name=name, text=text)["error"]
+    for gone in ("../ink", "nobody", "", None, {}):
+        assert "error" in ask(webui, "delete-set", name=gone)
+    assert sorted(webui.loras.parent.rglob("*")) == before
+    assert ask(webui, "delete-set", name="por trait") == {"sets": []}
+
+
 WORDS = """
     <lora:ink:0.7> <lora:ink <lora: :te=0.5 :unet=0@0,1@1 :lbw=MIDD :IN04=0.5 > : = 🐱 \ud83d a , <lora:nobody>
     <lora:ink:0:was=0.7> <lora:../../x:1> <lora:#deadbeef:1> <lora:\0:1>
@@ -127,6 +151,8 @@ BODIES = st.one_of(
             "tag": st.integers(-1, 3) | JSON,
             "cursor": st.integers(-5, 90) | JSON,
             "field": FIELDS | JSON,
+            "name": st.text(max_size=3) | JSON,
+            "text": st.sampled_from(["", "<lora:ink>", "a"]) | JSON,
             "value": JSON | st.sampled_from(["0.5", "1@0,0@1", {"unit": "step", "keys": [[0, 1], [5, 2]]}]),
         }
     ),
@@ -138,7 +164,7 @@ def test_no_body_brings_a_route_down(webui: WebUI, ink: loras.File) -> None:
     client = webui.client()
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.sampled_from(["tags", "edit", "complete"]), BODIES)
+    @given(st.sampled_from(["tags", "edit", "complete", "save-set", "delete-set"]), BODIES)
     def check(path: str, body: Any) -> None:
         sent = json.dumps(body).encode("utf-8")
         answer = client.post(f"/lora-runtime/{path}", content=sent, headers={"Content-Type": "application/json"})

@@ -13,12 +13,15 @@ from double import loras
 from double.loras import plain
 from double.page.driven import Page, browser, skip_without_browser
 
+from lora_runtime.prompt import Curve, parse_prompt
+
 if TYPE_CHECKING:
     from double.page import Served
     from double.webui import WebUI
 
 pytest.importorskip("selenium", reason="selenium is not installed: `make test` has it with the WebUI's own versions")
 
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 skip_without_browser()
@@ -142,7 +145,7 @@ def test_a_tag_that_is_typed_is_a_row_with_its_file(page: PanelPage) -> None:
     assert len(page.parts(".line .thumb img")) == 1
     page.shot("panel-rows")
     page.write("a boat")
-    assert page.parts(".stack") == []
+    assert page.parts(".row") == []
 
 
 def test_a_slider_changes_the_tag_alone_and_cursor_undo_and_gradio_know(page: PanelPage) -> None:
@@ -226,6 +229,33 @@ def test_a_curve_is_drawn_by_keyboard(page: PanelPage) -> None:
     page.shot("panel-curve")
 
 
+def test_a_point_is_dragged_and_a_double_click_adds_one(page: PanelPage) -> None:
+    page.write("<lora:ink:0.7>")
+    if not page.parts(".opened"):
+        page.part(".more").click()
+    plane, point = page.part(".plane"), page.parts(".point")[1]
+    ActionChains(page.driver).drag_and_drop_by_offset(point, 0, -40).perform()
+    page.until(lambda: page.value(PROMPT) != "<lora:ink:0.7>")
+    [tag] = parse_prompt(page.value(PROMPT)).tags
+    first, last = cast("Curve", tag.unet).keys
+    assert (first.value, first.position.value, last.position.value) == (0.7, 0, 1)
+    # The plane is 120 units high, with 10 left above and below the range of the sliders, -0.8 to 1.6.
+    up = 40 / plane.size["height"] * 120 / 100 * (1.6 + 0.8)
+    assert last.value == pytest.approx(0.7 + up, abs=0.051)
+    assert page.said(".curve-editor .hint") == [f"{last.value:g} at 100%"]
+    page.becomes(page.value(PROMPT))
+    ActionChains(page.driver).move_to_element(plane).double_click().perform()
+    page.until(lambda: len(page.parts(".point")) == 3)
+    page.until(lambda: "@0.5," in page.value(PROMPT))
+
+
+def test_a_row_is_dragged_onto_another(page: PanelPage) -> None:
+    page.write("<lora:ink:0.7>, x, <lora:oil:0.2>")
+    rows, grip = page.parts(".row"), page.parts(".grip")[0]
+    ActionChains(page.driver).drag_and_drop(grip, rows[1]).perform()
+    page.becomes("<lora:oil:0.2>, x, <lora:ink:0.7>")
+
+
 def test_what_is_opened_writes_its_fields(page: PanelPage) -> None:
     page.write("<lora:ink:0.7>")
     if not page.parts(".opened"):
@@ -245,6 +275,26 @@ def test_what_is_opened_writes_its_fields(page: PanelPage) -> None:
     field.send_keys(Keys.CONTROL, "a", Keys.NULL, "-3", Keys.TAB)
     page.until(lambda: any("lies before the run" in said for said in page.said(".notice")))
     assert page.value(PROMPT) == "<lora:ink:0.7:stop=10:lbw=OUTALL>"
+
+
+def test_rows_are_kept_as_a_set_and_put_into_another_prompt(page: PanelPage) -> None:
+    page.write("a boat <lora:ink:0.7:lbw=MIDD>, <lora:oil:0.2>")
+    page.part("header .word").click()
+    page.part(".sets input").send_keys("portrait", Keys.ENTER)
+    page.until(lambda: page.said(".sets .notice") == ["saved: portrait"])
+    page.shot("panel-sets")
+    written = (page.webui.loras / "portrait.set.txt").read_text(encoding="utf-8")
+    assert written == "<lora:ink:0.7:lbw=MIDD> <lora:oil:0.2>\n"
+    page.write("a house")
+    page.parts(".sets .word")[0].click()
+    page.becomes("a house <lora:ink:0.7:lbw=MIDD> <lora:oil:0.2>")
+    assert page.said(".name") == ["ink", "oil"]
+    page.parts(".sets .word")[2].click()
+    page.until(lambda: page.said(".sets .notice") == ["deleted: portrait"])
+    assert not (page.webui.loras / "portrait.set.txt").exists()
+    page.part(".sets input").send_keys("..", Keys.ENTER)
+    page.until(lambda: any("is no name for a set" in said for said in page.said(".sets .notice")))
+    page.part("header .word").click()
 
 
 def test_names_and_fields_are_completed_and_the_area_keeps_the_focus(page: PanelPage) -> None:

@@ -156,6 +156,7 @@ def test_of_a_text_of_many_tags_the_first_are_rows() -> None:
         ),
         ("<lora:a:1>", 0, "strength", {"unit": "fraction", "keys": [[0.3, 0.5]]}, "<lora:a:0.5>"),
         ("<lora:a:0:was=0.7>", 0, "te", "0.5", "<lora:a:0:was=te 0.5 unet 0.7>"),
+        ("<lora:a:0:was=lost>", 0, "strength", "0.5", "<lora:a:0.5>"),
         ("<lora:a:0.7>", 0, "mute", True, "<lora:a:0:was=0.7>"),
         ("<lora:a:0:was=0.7>", 0, "mute", True, "<lora:a:0:was=0.7>"),
         ("<lora:a:0:was=0.7>", 0, "mute", False, "<lora:a:0.7>"),

@@ -279,15 +279,37 @@ def test_ones_own_presets_take_the_place_of_the_common_ones() -> None:
     assert parse_prompt("<lora:x:lbw=ODD>", presets=presets).diagnostics == ()
 
 
-def test_the_common_presets_are_those_that_come_with_lora_block_weight() -> None:
+def test_the_common_presets_are_those_that_circulate() -> None:
     # Read by a person from DEF_WEIGHT_PRESET and DEF_ELEMENTAL: ones by the places that have them.
     ones = {"NONE": 0, "ALL": 17, "INS": 4, "IND": 4, "INALL": 7, "MIDD": 9, "OUTD": 5, "OUTS": 6, "OUTALL": 10}
     presets = common_presets()
     assert {name: presets[name].split(",").count("1") for name in ones} == ones
     assert presets["MIDD"] == MIDD
     assert presets["FLUXALL"] == ",".join("1" * 61)
-    assert set(presets) - set(ones) == {"ALL0.5", "FLUXALL", "ATTNDEEPON", "ATTNDEEPOFF", "PROJDEEPOFF"}
+    # Those of the Inspire Pack for SDXL that have twelve numbers, by the blocks that are not 0.
+    sdxl = {"NONE": "", "ALL": "BASE IN M00 OUT", "INALL": "BASE IN", "MIDALL": "BASE M00", "OUTALL": "BASE OUT"}
+    for name, on in sdxl.items():
+        (tag,) = parse_prompt(f"<lora:x:lbw=SDXL-{name}>").tags
+        assert tag.conditions.blocks is not None
+        listed = {"BASE", "IN04", "IN05", "IN07", "IN08", "M00", *(f"OUT0{number}" for number in range(6))}
+        meant = {block for block in listed if block.startswith(tuple(on.split()))} if on else set()
+        assert {rule.where for rule in tag.conditions.blocks.rules if rule.ratio == 1} == meant
+    more = {"ALL0.5", "FLUXALL", "ATTNDEEPON", "ATTNDEEPOFF", "PROJDEEPOFF"}
+    assert set(presets) - set(ones) == more | {f"SDXL-{name}" for name in sdxl}
     assert presets["ATTNDEEPOFF"] == "IN05-OUT05:attn:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("FLUX", "did you mean FLUXALL?"),
+        ("SD-MIDD", "did you mean MIDD?"),
+        ("FLUX-DBL-FRONT", "write a rule for each part, as in D00-06=1:D07-18=0"),
+    ],
+)
+def test_presets_that_circulate_and_are_not_read_have_a_way_out(name: str, hint: str) -> None:
+    (told,) = parse_prompt(f"<lora:x:lbw={name}>").diagnostics
+    assert (told.severity, told.hint) == ("warning", hint)
 
 
 @pytest.mark.parametrize("name", sorted(common_presets()))

@@ -47,7 +47,11 @@ EARLY, LATE, ALL = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [*range(10)]
         # Not prompt editing, in the WebUI either.
         ("[<lora:a>]", {"a": ALL}),
         ("[<lora:a>:b]", {"a": ALL}),
-        ("[<lora:a>:b:c:0.5]", {"a": ALL}),
+        ("[<lora:a>:b:c:d:0.5]", {"a": ALL}),
+        ("[<lora:a>:0.1,0.5,0.7]", {"a": ALL}),
+        ("[<lora:a>:b,0.5]", {"a": ALL}),
+        ("[SEQ:<lora:a>:0.5:<lora:b>]", {"a": ALL, "b": ALL}),
+        ("[SEQ:<lora:a>:0.1,0.5]", {"a": ALL}),
         ("[<lora:a>:b|c]", {"a": ALL}),
         ("[<lora:a>:0.5", {"a": ALL}),
         ("<lora:a>:0.5]", {"a": ALL}),
@@ -61,6 +65,31 @@ EARLY, LATE, ALL = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [*range(10)]
 )
 def test_a_tag_acts_when_its_text_would(source: str, expected: dict[str, list[int]]) -> None:
     assert on(source) == expected
+
+
+# What comfyui-prompt-control's documentation says of its ranges and sequences.
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("[<lora:a>:0.1,0.5]", {"a": [1, 2, 3, 4]}),
+        ("[<lora:a> : 0.1 , 0.5 ]", {"a": [1, 2, 3, 4]}),
+        ("[<lora:a>:2,4]", {"a": [2, 3]}),
+        ("[<lora:a>:<lora:b>:0.1,0.4]", {"a": [1, 2, 3], "b": [4, 5, 6, 7, 8, 9]}),
+        ("[<lora:a>:<lora:b>:<lora:c>:0.3,0.7]", {"a": [0, 1, 2], "b": [3, 4, 5, 6], "c": [7, 8, 9]}),
+        ("[:<lora:b>::0.3,0.7]", {"b": [3, 4, 5, 6]}),
+        ("[<lora:a>:<lora:b>:<lora:c>:0.3]", {"a": [0, 1, 2], "b": [3, 4, 5, 6, 7, 8, 9], "c": []}),
+        ("[SEQ:<lora:a>:0.2:<lora:b>:0.6]", {"a": [0, 1], "b": [2, 3, 4, 5]}),
+        ("[SEQ:<lora:a>:0.2::0.4:<lora:b>:1.0]", {"a": [0, 1], "b": [4, 5, 6, 7, 8, 9]}),
+        ("[SEQ:<lora:a>:0.2]", {"a": [0, 1]}),
+        ("[x:[SEQ:<lora:a>:0.8:<lora:b>:1.0]:0.5]", {"a": [5, 6, 7], "b": [8, 9]}),
+    ],
+)
+def test_ranges_and_sequences_act_as_in_prompt_control(source: str, expected: dict[str, list[int]]) -> None:
+    assert on(source) == expected
+    # Otherwise each acts in every step, and that is said.
+    assert [d.hint for d in parse_prompt(source).diagnostics] == [
+        'scope="edit" reads such tags with their brackets'
+    ] * len(expected)
 
 
 def test_brackets_and_the_tags_own_window_both_count() -> None:
@@ -123,6 +152,9 @@ def test_a_tag_belongs_to_its_part_between_ands(source: str, parts: list[int | N
         ("[cat:[<lora:a>:4]:0.5]", "[cat::0.5]", ["[cat:[:4]:0.5]"]),
         ("[cat|dog] <lora:a>", "[cat|dog] ", ["[cat|dog]"]),
         ("[::0.5] <lora:a>", "[::0.5] ", ["[::0.5]"]),
+        ("x[<lora:a>:0.1,0.5] [<lora:a>:<lora:b>:<lora:c>:0.3,0.7]", "x ", []),
+        ("x [SEQ:<lora:a>:0.2:<lora:b>:0.6]", "x ", []),
+        ("x [SEQ:cat <lora:a>:0.2:<lora:b>:0.6]", "x [SEQ:cat :0.2::0.6]", ["[SEQ:cat :0.2::0.6]"]),
         ("[a] (b:1.2) [<lora:a>] [x:y", "[a] (b:1.2) [] [x:y", []),
     ],
 )

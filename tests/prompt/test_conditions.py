@@ -207,3 +207,27 @@ def test_a_mask_may_lie_on_a_drive(written: str, mask: str) -> None:
     assert tag.conditions.region == Region(mask=mask, soft=0.1)
     assert (tag.te, tag.unet) == (0.7, 0.7)
     assert parse_prompt(format_tag(tag)).tags[0].conditions == tag.conditions
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        ("start=0.25:end=0.75", "start=0.25:stop=0.75"),
+        ("end=10", "stop=10"),
+        ("end=1.0", "stop=1.0"),
+        ("step_start=5:step_end=10", "start=5:stop=10"),
+        ("step_start=20%", "start=20%"),
+    ],
+)
+def test_start_and_end_have_the_names_of_other_programs(written: str, same: str) -> None:
+    first, second = (parse_prompt(f"<lora:x:1:{fields}>") for fields in (written, same))
+    assert first.tags[0].conditions == second.tags[0].conditions
+    assert first.diagnostics == ()
+
+
+def test_an_end_of_1_is_one_step_and_said_to_be() -> None:
+    prompt = parse_prompt("<lora:x:1:start=0:end=1>")
+    assert prompt.tags[0].conditions == parse_prompt("<lora:x:1:start=0:stop=1>").tags[0].conditions
+    (told,) = prompt.diagnostics
+    assert (told.severity, told.span) == ("warning", (18, 23))
+    assert told.hint == "write end=100% for the whole run, or stop=1 for one step"

@@ -187,6 +187,14 @@ MEANT = [
     ),
     *("＜lora:a:0.7＞", "＜lora：a：0.7＞", "&lt;lora:a:0.7&gt;", "{lora:a:0.7}", "lora:a:0.7>", "withLora(a,0.7)"),
     *(
+        "＜lora：a：０．７＞",
+        "&#60;lora:a:0.7&#62;",
+        "＜lora:a:0.7>",
+        "&lt; lora : a : 0.7 &gt;",
+        "<lora:a:0.7＞",
+        "<lora:a:0.7&gt;",
+    ),
+    *(
         "<lora:a:0,7>",
         "<lora:a:70%>",
         "<lora:a:(0.7)>",
@@ -211,7 +219,29 @@ def test_a_hint_can_be_typed_and_is_read_as_it_says(source: str) -> None:
     assert parse_prompt(mended).diagnostics == ()
 
 
-@pytest.mark.parametrize("text", ["(lora:1.2)", "lora: a thing", "a {b|c}", "lora:a", "5 > 3", "exploration:a:1>"])
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("&lt;lora:ink&gt;", "write <lora:ink>"),
+        ("a cat ＜lora：my ink：0.5：0.9＞", "write <lora:my ink:0.5:0.9>"),
+        ("＜lyco：ink：unet＝1@0；0@1＞", "write <lyco:ink:unet=1@0;0@1>"),
+        ("&lt;lora:ink:1:IN04-08=0.5:stop=10&gt;", "write <lora:ink:1:IN04-08=0.5:stop=10>"),
+    ],
+)
+def test_other_brackets_get_a_whole_tag_as_their_hint(source: str, hint: str) -> None:
+    (told,) = parse_prompt(source).diagnostics
+    assert (told.severity, told.hint) == ("warning", hint)
+    assert [d for d in parse_prompt(hint.removeprefix("write ")).diagnostics if d.severity != "info"] == []
+
+
+def test_several_tags_in_other_brackets_are_each_said() -> None:
+    source = "＜lora:a:1＞ and &lt;lora:b&gt; and lora:c:0.5>"
+    assert [d.hint for d in parse_prompt(source).diagnostics] == [f"write <lora:{x}>" for x in ("a:1", "b", "c:0.5")]
+
+
+@pytest.mark.parametrize(
+    "text", ["(lora:1.2)", "lora: a thing", "a {b|c}", "lora:a", "5 > 3", "exploration:a:1>", "＜b＞", "&lt;b&gt;"]
+)
 def test_words_that_look_like_a_tag_only_a_little_stay_words(text: str) -> None:
     assert parse_prompt(text).diagnostics == ()
 

@@ -21,7 +21,8 @@ export class Completion {
             ["input", (event) => this.typed(event)],
             ["keydown", (event) => this.key(event)],
             ["focusout", (event) => event.target === this.area && !this.own && this.close()],
-            ["scroll", (event) => event.target !== this.list && this.close()],
+            // The list stays where it is on the screen; a text area that scrolls because of what is typed is another matter.
+            ["scroll", (event) => event.target !== this.area && !this.list.hidden && this.close()],
         ];
     }
 

@@ -19,15 +19,17 @@ export class CurveEditor {
         this.grid = draw("path", {class: "grid"});
         this.zero = draw("path", {class: "zero"});
         this.line = draw("path", {class: "curve"});
+        this.marks = draw("g", {class: "marks", "aria-hidden": "true"});
         this.dots = draw("g");
-        this.plane = draw("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "plane", role: "group"}, this.grid, this.zero, this.line, this.dots);
+        this.plane = draw("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "plane", role: "group"}, this.grid, this.zero, this.marks, this.line, this.dots);
         this.plane.setAttribute("aria-label", t("Strength over the steps"));
         this.plane.addEventListener("dblclick", (event) => this.add(this.placeOf(event)[0]));
         this.plane.addEventListener("pointermove", (event) => this.drag(event));
         this.plane.addEventListener("pointerup", () => this.drop());
         this.plane.addEventListener("pointercancel", () => this.drop());
-        this.add_ = iconButton("add", t("Add a point"), {onclick: () => this.add(null)});
-        this.element = make("div", {class: "curve-editor"}, this.plane, this.add_);
+        this.adder = iconButton("add", t("Add a point"), {onclick: () => this.add(null)});
+        this.reading = make("span", {class: "hint", "aria-hidden": "true"});
+        this.element = make("div", {class: "curve-editor"}, this.plane, this.adder, this.reading);
     }
 
     show(unit, keys, shape, range) {
@@ -70,6 +72,12 @@ export class CurveEditor {
         this.grid.setAttribute("d", lines.join(""));
         const [, zero] = this.toScreen([0, 0]);
         this.zero.setAttribute("d", `M${EDGE} ${zero}H${WIDTH - EDGE}`);
+        const whole = Array.from({length: 9}, (_, index) => index - 4).filter((value) => value > this.range[0] && value <= this.range[1]);
+        this.marks.replaceChildren(...whole.map((value) => {
+            const mark = draw("text", {x: 2, y: this.toScreen([0, value])[1] - 2});
+            mark.textContent = value;
+            return mark;
+        }));
         const places = Array.from({length: 101}, (_, index) => (index / 100) * this.end);
         const all = [...places, ...this.keys.map((key) => key[0])].sort((a, b) => a - b);
         const way = all.map((place) => this.toScreen([place, valueAt(this.keys, this.shape, place)]).join(" "));
@@ -87,6 +95,7 @@ export class CurveEditor {
         point.setAttribute("aria-label", `${t("Point")} ${index + 1}, ${at}`);
         point.setAttribute("aria-valuenow", value);
         point.setAttribute("aria-valuetext", `${value} ${t("at")} ${at}`);
+        if (index === this.dragged || point.matches(":focus")) this.reading.textContent = point.getAttribute("aria-valuetext");
         point.setAttribute("aria-valuemin", this.range[0]);
         point.setAttribute("aria-valuemax", this.range[1]);
     }
@@ -100,6 +109,7 @@ export class CurveEditor {
             this.dragged = index;
         });
         point.addEventListener("keydown", (event) => this.key(event, index));
+        point.addEventListener("focus", () => (this.reading.textContent = point.getAttribute("aria-valuetext")));
         this.dots.append(point);
         return point;
     }

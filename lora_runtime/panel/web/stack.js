@@ -3,6 +3,7 @@ import {Completion} from "./completion.js";
 import {make, t} from "./dom.js";
 import {PromptArea} from "./prompt.js";
 import {Row} from "./row.js";
+import {Sets} from "./sets.js";
 
 const STYLE = new URL("stack.css", import.meta.url).href;
 const BASE = new URL("../..", import.meta.url).href;
@@ -26,10 +27,12 @@ class LoraStack extends HTMLElement {
         this.list = make("ol", {class: "rows"});
         this.heading = make("h3", {}, t("LoRAs of the prompt"));
         this.order = make("span", {class: "hint"}, t("the picture does not depend on their order"));
+        this.none = make("span", {class: "hint", hidden: true}, t("none; write <lora: in it"));
         this.general = make("div", {class: "notices"});
         this.live = make("div", {class: "live", role: "status", "aria-live": "polite"});
+        this.sets = new Sets(this);
         this.body = make("section", {class: "stack", hidden: true},
-            make("header", {}, this.heading, this.order), this.list, this.general);
+            make("header", {}, this.heading, this.order, this.none, this.sets.opener), this.sets.body, this.list, this.general);
         this.body.setAttribute("aria-label", t("LoRAs of the prompt"));
         const root = this.attachShadow({mode: "open"});
         root.append(make("link", {rel: "stylesheet", href: STYLE}), this.body, this.live);
@@ -37,6 +40,7 @@ class LoraStack extends HTMLElement {
     }
 
     connectedCallback() {
+        this.sets.opener.hidden = !this.hasAttribute("sets");
         this.prompt.start();
         this.completion.start();
     }
@@ -46,10 +50,10 @@ class LoraStack extends HTMLElement {
         this.completion.stop();
     }
 
-    /** Return what the host answers to a question. */
+    /** Return what the host answers to a question; null are the values of one that only fetches. */
     async ask(path, values) {
         const base = (this.getAttribute("base") || BASE).replace(/\/*$/, "/");
-        const answer = await fetch(base + path, {
+        const answer = await fetch(base + path, values === null ? {} : {
             method: "POST",
             headers: {"Content-Type": "application/json"},
             body: JSON.stringify(values),
@@ -94,7 +98,8 @@ class LoraStack extends HTMLElement {
         this.general.replaceChildren(...notices.map((notice) => this.notice(notice)));
         if (more) this.general.append(make("p", {class: "notice info"}, `${more} ${t("more tags are not shown")}`));
         this.order.hidden = tags.length < 2;
-        this.body.hidden = !tags.length && !notices.length;
+        this.none.hidden = tags.length > 0;
+        this.body.hidden = !tags.length && !notices.length && !this.hasAttribute("sets");
         this.dataset.shade = isLight(getComputedStyle(this.body).color) ? "dark" : "light";
         this.giveFocus();
         this.dispatchEvent(new CustomEvent("lora-stack-shown", {bubbles: true, detail: {tags: tags.length}}));
