@@ -39,6 +39,11 @@ def test_nothing_goes_into_the_public_internet_without_a_login(capsys: pytest.Ca
     assert "give --auth USER:PASSWORD too" in capsys.readouterr().err
 
 
+def test_the_page_of_the_docs_shows_a_picture_that_is_not_large() -> None:
+    assert "](studio.png)" in DOCS.read_text(encoding="utf-8")
+    assert DOCS.with_name("studio.png").stat().st_size < 300_000
+
+
 @pytest.fixture(scope="module")
 def guarded(served: Any) -> Iterator[str]:
     """A page that asks for a name and a password."""
