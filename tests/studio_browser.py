@@ -79,13 +79,24 @@ class Page:
                 raise AssertionError(f"the page did not come to that within {SECONDS} s: {self.text('#lr-status')!r}")
             time.sleep(0.05)
 
+    def tab(self, name: str) -> None:
+        """Choose a tab of the results."""
+        script = (
+            "[...document.querySelectorAll('button[role=tab]')].find(tab => tab.textContent.trim() == arguments[0])"
+        )
+        self.run(f"{script}.click()", name)
+
     def write(self, prompt: str) -> None:
         """Replace the prompt, as typing does."""
+        self.fill(PROMPT, prompt)
+
+    def fill(self, selector: str, text: str) -> None:
+        """Replace the text of a field, as typing does."""
         self.run(
             "const box = document.querySelector(arguments[0]); box.focus(); box.select();"
             "document.execCommand('insertText', false, arguments[1])",
-            PROMPT,
-            prompt,
+            selector,
+            text,
         )
 
     def value(self) -> str:

@@ -184,7 +184,11 @@ def _compare() -> dict[str, Any]:
 
 def _grid() -> dict[str, Any]:
     gr.HTML("<p>One picture for each combination. Leave empty what shall not vary.</p>")
-    strengths = gr.Textbox(label="Strengths", placeholder="watercolor: 0-1(+0.25)   or, for all LoRAs: 0.3, 0.6, 0.9")
+    strengths = gr.Textbox(
+        label="Strengths",
+        elem_id="lr-strengths",
+        placeholder="watercolor: 0-1(+0.25)   or, for all LoRAs: 0.3, 0.6, 0.9",
+    )
     with gr.Row():
         loras = gr.Dropdown([], label="LoRAs, each in the place of the first one", multiselect=True, scale=3)
         seeds = gr.Textbox(label="Seeds", placeholder="1-4", scale=1, min_width=110)

@@ -100,11 +100,11 @@ def test_a_picture_has_its_text_and_gives_it_back_to_the_fields(page: Page, tmp_
     (tmp_path / "one.png").write_bytes(page.painted())
     assert read_infotext(tmp_path / "one.png").prompt == "a tree <lora:outline:0.6>"
     page.write("something else")
-    page.run("[...document.querySelectorAll('button[role=tab]')].find(e => e.textContent == 'Read a picture').click()")
+    page.tab("Read a picture")
     field = page.until(lambda: page.driver.find_element("css selector", "#lr-read input[type=file]"))
     field.send_keys(str(tmp_path / "one.png"))
     page.until(lambda: page.value() == "a tree <lora:outline:0.6>")
-    page.run("[...document.querySelectorAll('button[role=tab]')].find(e => e.textContent == 'Pictures').click()")
+    page.tab("Pictures")
 
 
 def test_what_is_cancelled_ends_and_the_next_picture_is_as_ever(page: Page) -> None:
@@ -140,3 +140,22 @@ def test_two_at_once_get_their_own_pictures_with_their_own_tags(page: Page, driv
             lambda each=each, prompt=prompt: read_infotext(Image.open(io.BytesIO(each.painted()))).prompt == prompt
         )
     assert abs(pixels(page.painted()) - pixels(other.painted())).mean() > 5
+
+
+def test_a_picture_is_laid_over_itself_without_its_loras_and_strengths_are_painted_on_one_sheet(page: Page) -> None:
+    page.write("a red circle <lora:stripes:1>")
+    page.paint()
+    with_tag = page.painted()
+    page.tab("Compare")
+    page.click("#lr-compare")
+    page.until(lambda: page.says("Left without"))
+    shown = "return [...document.querySelectorAll('#lr-wipe img')].map(image => image.src)"
+    addresses = page.until(lambda: page.run(shown))
+    assert {written(page.fetch(address)) for address in addresses} == {"a red circle", written(with_tag)}
+    page.tab("Grid")
+    page.fill("#lr-strengths textarea, #lr-strengths input", "stripes: 0, 1")
+    page.click("#lr-grid")
+    page.until(lambda: page.says("2 pictures."))
+    sheet = page.until(lambda: page.run("return document.querySelector('#lr-sheet img')?.src"))
+    with Image.open(io.BytesIO(page.fetch(sheet))) as opened:
+        assert opened.width > 2 * 96
