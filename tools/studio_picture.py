@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             page.write(PROMPT)
             page.paint()
             page.painted()
+            page.run("window.scrollTo(0, 0)")
             height = page.run("return document.querySelector('.gradio-container').getBoundingClientRect().bottom")
             resized(driver, given.width, min(TALLEST, int(height)))
             page.until(lambda: page.run("return [...document.images].every(image => image.complete)"))
