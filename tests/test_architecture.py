@@ -87,6 +87,7 @@ LADDER = (
     "sweep",
     "serve",
     "demo",
+    "studio",
     "cli",
     "__main__",
 )

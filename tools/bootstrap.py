@@ -1,7 +1,7 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo, docs,
-wheel, release, format, lock, venv, clean.
+Commands: demo, studio, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo,
+docs, wheel, release, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
@@ -80,7 +80,7 @@ _IMPORTS = {
     "transformers": "transformers",
     "PIL.Image": "Pillow",
 }
-MAIN = Environment(ROOT / ".venv", ("demo", "train", "test", "bench"), {**_IMPORTS, "diffusers": "diffusers"})
+MAIN = Environment(ROOT / ".venv", ("demo", "studio", "train", "test", "bench"), {**_IMPORTS, "diffusers": "diffusers"})
 NEWEST = Environment(ROOT / ".venv-newest", ("test",), MAIN.imports)
 # numpy, Pillow and tokenizers were built for these Pythons, in the versions that the WebUI has.
 WEBUI = Environment(
@@ -110,12 +110,13 @@ TORCH_OLDEST = "2.1"
 PIP_OLDEST = (22, 0)  # before 21.3 pip cannot install a pyproject-only project in place
 
 # Each names the locks that it needs and those that these bring along: `make demo` after `make test` installs nothing.
-NEEDS = {"demo": ("demo",), "train": ("train", "demo"), "test": ("test", "train", "demo"), "bench": ("bench", "demo")}
-NEEDS |= {"all": ("test", "train", "bench", "demo"), "webui": ("webui",), "oldest": ("oldest",)}
-NEEDS |= {"docs": ("docs",), "wheel": ("wheel",)}
+NEEDS = {"demo": ("demo",), "train": ("train", "demo"), "bench": ("bench", "demo")}
+NEEDS |= {"test": ("test", "studio", "train", "demo")}
+NEEDS |= {"studio": ("studio", "demo"), "all": ("test", "studio", "train", "bench", "demo")}
+NEEDS |= {"webui": ("webui",), "oldest": ("oldest",), "docs": ("docs",), "wheel": ("wheel",)}
 
 # What each lock is made from, by uv: the project's extras and the files locks/*.in.
-LOCKS = {"demo": ("demo",), "train": ("train",), "test": ("test",), "bench": ("bench",)}
+LOCKS = {"demo": ("demo",), "studio": ("studio",), "train": ("train",), "test": ("test",), "bench": ("bench",)}
 LOCKS |= {"webui": ("webui.in",), "oldest": ("oldest.in",)}
 LOCKS |= {"docs": ("docs.in",), "wheel": ("wheel.in",)}
 # torch and what belongs to its builds for GPUs stay out of the locks.
@@ -136,6 +137,7 @@ def main(arguments: list[str]) -> int:
     """Run the command named first, the rest being its own arguments, and return the exit status."""
     commands = {
         "demo": demo,
+        "studio": studio,
         "test": test,
         "test-oldest": test_oldest,
         "test-newest": test_newest,
@@ -181,6 +183,12 @@ def demo(arguments: list[str]) -> None:
     """Paint the contact sheet."""
     install("demo")
     run(MAIN.python, "-m", "lora_runtime", "demo", *(arguments or ["--out", "out/demo.png"]))
+
+
+def studio(arguments: list[str]) -> None:
+    """Serve the page that paints, with the embedded pipeline unless told otherwise."""
+    install("studio")
+    run(MAIN.python, "-m", "lora_runtime", "studio", *arguments)
 
 
 def test(arguments: list[str]) -> None:
@@ -671,7 +679,8 @@ def lock_lines(name: str) -> list[str]:
 def stamp_key(env: Environment) -> str:
     """Return what an install depends on: the project's file, the locks, this file, and where they lie."""
     files = [ROOT / "pyproject.toml", *(ROOT / "locks" / f"{name}.txt" for name in env.locks), Path(__file__)]
-    parts = [*(path.read_bytes() for path in files), str(ROOT).encode()]  # the project is installed in place
+    there = (path.read_bytes() for path in files if path.exists())
+    parts = [*there, str(ROOT).encode()]  # the project is installed in place
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

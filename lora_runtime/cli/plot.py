@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_runtime.blocks import FLUX, UNET
 from lora_runtime.cli.console import CommandError, checked_out, needs_extra, printable, reading_arguments, table, whole
+from lora_runtime.prompt.over_steps import over_steps
 
 if TYPE_CHECKING:
-    from lora_runtime.prompt import BlockWeights, LoraTag, Strength
+    from lora_runtime.prompt import BlockWeights, LoraTag
 
 __all__ = ["add_arguments", "label", "run"]
 
@@ -50,26 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
-
-
-def _over_steps(tag: LoraTag, steps: int, hires: bool) -> list[float] | None:
-    """Return the denoiser's strength at each step; None where it depends on noise levels."""
-    from lora_runtime.prompt import Moment, at
-
-    conditions = tag.conditions
-    strength = tag.unet if not hires or conditions.hires_unet is None else conditions.hires_unet
-    if _by_noise(strength, tag):
-        return None
-    moments = [Moment(step, steps) for step in range(steps)]
-    return [at(strength, now) if all(when.holds(now) for when in conditions.when) else 0.0 for now in moments]
-
-
-def _by_noise(strength: Strength, tag: LoraTag) -> bool:
-    from lora_runtime.prompt import Curve, Window
-
-    positions = [key.position for key in strength.keys] if isinstance(strength, Curve) else []
-    edges = [edge for when in tag.conditions.when if isinstance(when, Window) for edge in (when.start, when.stop)]
-    return any(position is not None and position.unit == "sigma" for position in (*positions, *edges))
 
 
 def _name(tag: LoraTag) -> str:
@@ -138,7 +119,7 @@ def _module(name: str) -> tuple[str, str]:
 
 def _shown(tags: Sequence[LoraTag], steps: int, seed: int | None) -> Iterator[str]:
     for title, hires in _passes(tags):
-        columns = [_over_steps(tag, steps, hires) for tag in tags]
+        columns = [over_steps(tag, steps, hires=hires) for tag in tags]
         rows = [
             [str(step), *("?" if column is None else f"{column[step]:g}" for column in columns)]
             for step in range(steps)
@@ -146,7 +127,7 @@ def _shown(tags: Sequence[LoraTag], steps: int, seed: int | None) -> Iterator[st
         shown = table(["step", *map(_name, tags)], rows)
         yield f"{title}\n{shown}" if title else shown
     for tag in tags:
-        if any(_over_steps(tag, 1, hires) is None for _, hires in _passes(tags)):
+        if any(over_steps(tag, 1, hires=hires) is None for _, hires in _passes(tags)):
             yield f"{_name(tag)}: depends on noise levels, which only a sampler knows"
         rows = [[where, value] for where, value in _of_blocks(tag, seed)]
         if rows:
@@ -167,7 +148,7 @@ def _figure(tags: Sequence[LoraTag], steps: int, seed: int | None) -> Any:
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (title, hires) in zip(panels, passes, strict=False):
         for tag in tags:
-            values = _over_steps(tag, steps, hires)
+            values = over_steps(tag, steps, hires=hires)
             if values is None:
                 panel.plot([], [], label=label(f"{_name(tag)} (by noise level: not drawn)"))
             else:  # each value holds until the next step

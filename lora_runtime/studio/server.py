@@ -1,0 +1,107 @@
+"""How the page is served: to this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_runtime.catalog import LoraCatalog
+from lora_runtime.studio.faults import StudioError
+from lora_runtime.studio.models import Models
+
+__all__ = ["Options", "Studio"]
+
+HERE = "127.0.0.1"
+_MOST_UPLOADED = "50mb"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the page is served and what it may use; StudioError for what does not go together.
+
+    `auth` is "user:password". `out` is a folder that keeps a copy of each picture.
+    """
+
+    models: Sequence[str] = ()
+    loras: Sequence[str] = ()
+    host: str = HERE
+    port: int | None = None  # the first that is free, from 7860
+    auth: str | None = None
+    share: bool = False
+    out: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.auth is not None and not all(self.auth.partition(":")):
+            raise StudioError("--auth is no USER:PASSWORD: give both, with a colon between them")
+        if self.share and self.auth is None:
+            raise StudioError("--share puts the page into the public Internet: give --auth USER:PASSWORD too")
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """The name and the password, None where anybody may come."""
+        if self.auth is None:
+            return None
+        user, _, password = self.auth.partition(":")
+        return user, password
+
+
+class Studio:
+    """A page that is served until it is closed."""
+
+    def __init__(self, options: Options) -> None:
+        """Look up models and LoRAs, and make the page; nothing is loaded, and nothing served."""
+        from lora_runtime.demo.scene_pipeline import LORAS
+        from lora_runtime.studio.page import build
+        from lora_runtime.studio.wiring import wire
+        from lora_runtime.studio.workshop import Workshop
+
+        self._options = options
+        models = Models(options.models, device=options.device, dtype=options.dtype)
+        folders = options.loras or ([str(LORAS)] if not options.models else LoraCatalog.default_folders())
+        self.shop = Workshop(models, LoraCatalog(*folders), options.out)
+        self.page = build(models.all)
+        wire(self.page, self.shop)
+
+    def serve(self) -> str:
+        """Begin to serve; return the address."""
+        from lora_runtime.panel import CatalogLibrary
+        from lora_runtime.studio.page import head, styles, theme
+        from lora_runtime.studio.panel_routes import add_panel
+        from lora_runtime.studio.shelf import picture_of
+
+        options = self._options
+        blocks: Any = self.page.blocks
+        blocks.queue(default_concurrency_limit=8, max_size=64)
+        app, local, shared = blocks.launch(
+            server_name=options.host,
+            server_port=options.port,
+            auth=options.login,
+            share=options.share,
+            theme=theme(),
+            css=styles(),
+            head=head(),
+            ssr_mode=False,
+            quiet=True,
+            show_error=True,
+            footer_links=["api"],
+            max_file_size=_MOST_UPLOADED,
+            prevent_thread_lock=True,
+            enable_monitoring=False,
+        )
+        library = CatalogLibrary(self.shop.loras, picture=picture_of)
+        add_panel(app, library, lambda: self.shop.models.blocks)
+        return str(shared or local)
+
+    def warm(self) -> None:
+        """Load the first model, so that the first picture need not wait for it."""
+        models = self.shop.models
+        with models.using(next(iter(models.all))):
+            pass
+
+    def close(self) -> None:
+        """Serve no more, and remove the pictures that are kept nowhere else."""
+        self.page.blocks.close(verbose=False)
+        self.shop.close()

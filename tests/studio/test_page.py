@@ -1,0 +1,161 @@
+"""The studio for real: gradio's page in headless Chromium, the embedded pipeline behind it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed: the extra `studio` has it")
+pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
+
+from studio_browser import CHROMIUM, DRIVER, Page, chromium
+
+from lora_runtime import read_infotext
+
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip("Chromium with its driver is not installed", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own threads, which end when they end
+
+
+@pytest.fixture(scope="module")
+def url(served: Any) -> Iterator[str]:
+    """Serve the page, with the model in memory."""
+    with served() as (studio, found):
+        studio.warm()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(driver: Any, url: str) -> Page:
+    found = Page(driver, url)
+    found.load()
+    return found
+
+
+def written(png: bytes) -> str:
+    """Return the prompt that stands in a picture."""
+    with Image.open(io.BytesIO(png)) as opened:
+        return read_infotext(opened).prompt
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(png)) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_a_tag_changes_the_picture_and_without_it_every_byte_is_as_before(page: Page) -> None:
+    found = []
+    for prompt in ("a red circle", "a red circle <lora:stripes:1>", "a red circle"):
+        page.write(prompt)
+        page.paint()
+        found.append(page.painted())
+        if "stripes" in prompt:
+            assert "stripes" in page.text("#lr-report tbody th")
+    before, with_tag, after = found
+    assert abs(pixels(before) - pixels(with_tag)).mean() > 5  # of 255
+    assert before == after
+
+
+def test_a_click_on_a_card_puts_its_tag_in_and_a_second_takes_it_out(page: Page) -> None:
+    page.write("a boat")
+    page.click('.lr-card[data-tag="<lora:night:1>"]')
+    assert page.value() == "a boat <lora:night:1>"
+    page.until(
+        lambda: (
+            page.run("return document.querySelector('.lr-card[aria-pressed=true] .lr-name')?.textContent") == "night"
+        )
+    )
+    page.click('.lr-card[data-tag="<lora:night:1>"]')
+    assert page.value() == "a boat"
+    page.run("document.execCommand('undo')")
+    assert page.value() == "a boat <lora:night:1>"
+
+
+def test_a_mistyped_name_is_said_below_the_prompt_and_with_the_picture_and_a_click_mends_it(page: Page) -> None:
+    page.write("a red circle <lora:hart:1>")
+    page.until(lambda: "heart" in page.panel("button.fix"))
+    page.paint()
+    page.painted()
+    assert 'no LoRA named "hart"' in page.text("#lr-report")
+    page.run("document.querySelector('lora-stack').shadowRoot.querySelector('button.fix').click()")
+    page.until(lambda: page.value() == "a red circle <lora:heart:1>")
+
+
+def test_a_picture_has_its_text_and_gives_it_back_to_the_fields(page: Page, tmp_path: Path) -> None:
+    page.write("a tree <lora:outline:0.6>")
+    page.paint()
+    (tmp_path / "one.png").write_bytes(page.painted())
+    assert read_infotext(tmp_path / "one.png").prompt == "a tree <lora:outline:0.6>"
+    page.write("something else")
+    page.tab("Read a picture")
+    field = page.until(lambda: page.driver.find_element("css selector", "#lr-read input[type=file]"))
+    field.send_keys(str(tmp_path / "one.png"))
+    page.until(lambda: page.value() == "a tree <lora:outline:0.6>")
+    page.tab("Pictures")
+
+
+def test_what_is_cancelled_ends_and_the_next_picture_is_as_ever(page: Page) -> None:
+    page.write("a red circle")
+    page.paint()
+    first = page.painted()
+    page.run(
+        "const n = document.querySelector(\"input[aria-label='number input for Pictures']\"); n.value = 16;"
+        "n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.paint()
+    page.until(lambda: page.says("of 16"))
+    page.click("#lr-cancel")
+    page.until(lambda: page.says("Cancelled."))
+    page.run(
+        "const n = document.querySelector(\"input[aria-label='number input for Pictures']\"); n.value = 1;"
+        "n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    page.paint()
+    assert page.painted() == first
+
+
+def test_two_at_once_get_their_own_pictures_with_their_own_tags(page: Page, driver: Any, url: str) -> None:
+    other = Page(driver, url)
+    other.load()
+    wishes = {page: "a red circle <lora:stripes:1>", other: "a red circle <lora:night:1>"}
+    for each, prompt in wishes.items():
+        each.write(prompt)
+    for each in wishes:
+        each.paint()
+    for each, prompt in wishes.items():
+        each.until(
+            lambda each=each, prompt=prompt: read_infotext(Image.open(io.BytesIO(each.painted()))).prompt == prompt
+        )
+    assert abs(pixels(page.painted()) - pixels(other.painted())).mean() > 5
+
+
+def test_a_picture_is_laid_over_itself_without_its_loras_and_strengths_are_painted_on_one_sheet(page: Page) -> None:
+    page.write("a red circle <lora:stripes:1>")
+    page.paint()
+    with_tag = page.painted()
+    page.tab("Compare")
+    page.click("#lr-compare")
+    page.until(lambda: page.says("Left without"))
+    shown = "return [...document.querySelectorAll('#lr-wipe img')].map(image => image.src)"
+    addresses = page.until(lambda: page.run(shown))
+    assert {written(page.fetch(address)) for address in addresses} == {"a red circle", written(with_tag)}
+    page.tab("Grid")
+    page.fill("#lr-strengths textarea, #lr-strengths input", "stripes: 0, 1")
+    page.click("#lr-grid")
+    page.until(lambda: page.says("2 pictures."))
+    sheet = page.until(lambda: page.run("return document.querySelector('#lr-sheet img')?.src"))
+    with Image.open(io.BytesIO(page.fetch(sheet))) as opened:
+        assert opened.width > 2 * 96
