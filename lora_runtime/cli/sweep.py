@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR|FILE",
         action="append",
         required=True,
-        help="a folder as diffusers saves it, or a checkpoint file; given several times, rows say which by its name (default: the first)",
+        help="a folder as diffusers saves it, or a checkpoint file; given several times, rows say which by its name "
+        "(default: the first)",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="the folder of the pictures")
     lora_places_argument(parser)
