@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,14 +25,14 @@ def add_panel(app: FastAPI, library: Library, blocks: Callable[[], Sequence[str]
     routes = APIRouter(prefix=f"/{BASE}", dependencies=[Depends(_login_of(app))])
 
     # Plain functions, not coroutines: they run in threads, so that a slow disk does not stop the page.
-    def tags(prompt: str = Body(embed=True)) -> Any:
-        return panel.tags(_short(prompt), library, blocks=blocks())
+    def tags(prompt: str = Body(embed=True)) -> Response:
+        return _answer(panel.tags(_short(prompt), library, blocks=blocks()))
 
-    def edit(prompt: str = Body(), tag: int = Body(), field: str = Body(), value: Any = _ANYTHING) -> Any:
-        return panel.edit(_short(prompt), tag, field, value)
+    def edit(prompt: str = Body(), tag: int = Body(), field: str = Body(), value: Any = _ANYTHING) -> Response:
+        return _answer(panel.edit(_short(prompt), tag, field, value))
 
-    def complete(prompt: str = Body(), cursor: int = Body()) -> Any:
-        return panel.complete(_short(prompt), cursor, library, blocks=blocks())
+    def complete(prompt: str = Body(), cursor: int = Body()) -> Response:
+        return _answer(panel.complete(_short(prompt), cursor, library, blocks=blocks()))
 
     def web(digest: str, name: str) -> Response:
         found = panel.web_file(digest, name)
@@ -51,6 +52,11 @@ def _short(prompt: str) -> str:
     if len(prompt) > _LONGEST:
         raise HTTPException(422, f"a prompt has at most {_LONGEST:,} characters")
     return prompt
+
+
+def _answer(content: dict[str, Any]) -> Response:
+    """Return what a function of the panel says. In ASCII: half of a character in a text can be sent so too."""
+    return Response(json.dumps(content), media_type="application/json")
 
 
 def _login_of(app: FastAPI) -> Callable[..., Any]:
