@@ -26,6 +26,7 @@ from lora_runtime.weights import Weight
 __all__ = ["ModelState", "owned"]
 
 _AUTO = Policy()
+_NOT_MERGED = "nothing of it is merged"
 
 
 def _never() -> bool:
@@ -166,6 +167,8 @@ def _kept(owner: Owner, decision: Decision, before: Collection[Way], known: Sequ
         for step, own in here.items():
             kept = held_by(own).get(choice.device, Held())
             why = choice.why if step == choice.step else _reason(choice.device, own, (choice.device, step) in before)
+            if factors and not own:  # the plan copies no weight, whatever it would have done with one
+                step, why = "beside", choice.why if choice.step == "beside" else _NOT_MERGED
             why = reasons.get((str(choice.device), step), why)
             found.append(Kept(str(choice.device), step, kept.device + factors, kept.host, why, kept.factors))
             factors = 0  # once

@@ -248,7 +248,7 @@ def judge(report: LoraReport, request: Request, model: ModelView) -> Diagnostic 
         made_for = "" if family == "unknown" else f"; it seems to be made for {family}"
         reason = next(iter(report.unused.values()), "it has no keys")
         message = f'LoRA "{report.name}" ({report.path}): none of its {report.keys} keys belongs to {model.description}'
-        return Diagnostic("error", span, f"{message}{made_for}. The first key is {reason}")
+        return Diagnostic("error", span, f"{message}{made_for}. Of its first key: {reason}")
     if "unknown" not in (family, model.family) and family != model.family:
         return Diagnostic(
             "warning",

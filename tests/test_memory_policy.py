@@ -166,6 +166,17 @@ def test_what_is_kept_otherwise_already_is_said_to_be(folder: Path) -> None:
     lora_runtime.restore(model)
 
 
+def test_where_all_acts_beside_no_weight_is_said_to_be_kept(folder: Path) -> None:
+    model = make_model()
+    (kept,) = lora_runtime.apply(model, "<lora:ink:1@0,0@1>", loras=folder).report.memory
+    assert (kept.step, kept.host_bytes, kept.why) == ("beside", 0, "nothing of it is merged")
+    assert str(kept).endswith("of factors beside the modules on cpu: nothing of it is merged")
+    lora_runtime.apply(model, "<lora:ink>", loras=folder)
+    (kept,) = lora_runtime.apply(model, "<lora:ink:1@0,0@1>", loras=folder).report.memory
+    assert (kept.step, kept.why) == ("beside", "nothing of it is merged")
+    lora_runtime.restore(model)
+
+
 def test_each_way_that_weights_are_kept_has_its_line(folder: Path) -> None:
     model = make_model()
     save_file({"0.diff": torch.ones(WIDTH, WIDTH)}, folder / "first.safetensors")
