@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from double.lacking import LACKING
 from double.loras import File, plain, write
 
 if TYPE_CHECKING:
     from double.webui import WebUI
-
-LACKING = [name for name in ("gradio", "fastapi") if importlib.util.find_spec(name) is None]
 
 # gradio, imported and used as the WebUI (3.41) and Forge Neo (4.40) do it, warns about itself and what it is built on.
 _OLD = (

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from double.lacking import LACKING
 from double.loras import File, plain, write
 
 if TYPE_CHECKING:
     from extension.neo.program import Neo
 
-LACKING = [name for name in ("gradio", "fastapi") if importlib.util.find_spec(name) is None]
 _OLD = ("ignore::DeprecationWarning:gradio", "ignore::UserWarning:gradio")
 
 
