@@ -58,7 +58,8 @@ class _Encoder:
             states = self._last_norm(states)
         weights = torch.tensor(chunk.weights, device=device, dtype=states.dtype)[:, None]
         made = states * weights
-        if norm:
+        # Without a weight there is nothing to give back; states whose mean happens to be 0 would be lost to 0/0.
+        if norm and any(weight != 1 for weight in chunk.weights):
             made = made * (states.mean() / made.mean())
         return made[0], getattr(out, "text_embeds", None)
 

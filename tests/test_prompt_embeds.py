@@ -104,6 +104,14 @@ def test_words_are_multiplied_and_the_mean_is_given_back(norm: bool) -> None:
     assert close(found.double(), expected)
 
 
+def test_states_of_the_mean_0_stay_where_no_word_has_a_weight() -> None:
+    pipe = tiny.pipeline("sd1")
+    norm = getattr(pipe.text_encoder, "text_model", pipe.text_encoder).final_layer_norm
+    torch.nn.init.zeros_(norm.weight)  # each state is the norm's bias then
+    torch.nn.init.zeros_(norm.bias)
+    assert torch.equal(embeds(pipe, "a red cat")["prompt_embeds"], plain(pipe, "a red cat")["prompt_embeds"])
+
+
 def test_break_encodes_each_part_by_itself(pipe: Any) -> None:
     found = embeds(pipe, "a cat BREAK a dog", negative="no")
     parts = plain(pipe, "a cat", "no"), plain(pipe, "a dog", "")

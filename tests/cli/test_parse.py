@@ -96,6 +96,7 @@ def test_json_holds_the_same(command: Command) -> None:
             "raw": "<lora:ink:0.5>",
             "conditions": dict.fromkeys(("hires_te", "hires_unet", "expert", "region", "part", "blocks"), None)
             | {"when": []},
+            "was": "",
         }
     ]
     assert [other["kind"] for other in found["others"]] == ["hypernet"]

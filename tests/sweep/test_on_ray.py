@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -27,10 +28,15 @@ ROWS = [
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
+TESTS = str(Path(__file__).resolve().parents[1])  # where workers find what makes their pipelines
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
+    paths = os.pathsep.join((TESTS, str(Path(TESTS).parent), os.environ.get("PYTHONPATH", "")))
+    variables = {"env_vars": {"PYTHONPATH": paths}}
     try:
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=variables)
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
