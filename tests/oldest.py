@@ -17,10 +17,11 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 LACKING = [name for name in ("diffusers", "peft", "lycoris", "accelerate") if importlib.util.find_spec(name) is None]
-# These need the judges in another process, or a whole WebUI.
+# These need the judges in another process, a whole WebUI, or a newer gradio.
 LEFT_OUT = (
     TESTS / "test_benchmarks.py",
     TESTS / "webui",
+    TESTS / "studio",
     TESTS / "cli" / "test_plan.py",
     TESTS / "test_memory_page.py",
 )

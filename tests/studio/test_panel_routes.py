@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-fastapi = pytest.importorskip("fastapi")
+fastapi = pytest.importorskip("fastapi", minversion="0.100")  # the WebUI's is of before the studio's gradio
 
 from fastapi.testclient import TestClient  # noqa: E402
 
