@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _swept() -> Iterator[None]:
-    """Collect what a client or a server of gradio's leaves open, before another test is blamed for it."""
+    """Close what gradio leaves open, an event loop of this thread, before another test is blamed for it."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        with suppress(RuntimeError):  # there is none
+            asyncio.get_event_loop().close()
+        asyncio.set_event_loop(None)
         gc.collect()
 
 
