@@ -80,13 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers  # noqa: F401
 
     from lora_runtime.lookup import catalog_for
-    from lora_runtime.pipelines.saved import best_device, load_saved
+    from lora_runtime.pipelines.saved import device_and_dtype, load_saved
     from lora_runtime.runtime import apply
 
     catalog = catalog_for(arguments.loras)
-    device = arguments.device or best_device(torch)
-    dtype = arguments.dtype or ("float32" if device == "cpu" else "float16")
-    pipe = load_saved(arguments.model, getattr(torch, dtype), arguments.model_config)
+    device, dtype = device_and_dtype(torch, arguments.device, arguments.dtype)
+    pipe = load_saved(arguments.model, dtype, arguments.model_config)
     with _failing(f"cannot use the device {device}"):
         pipe.to(device)
     prompts, negative = arguments.prompt, arguments.negative_prompt

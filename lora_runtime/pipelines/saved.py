@@ -9,7 +9,7 @@ from typing import Any
 from lora_runtime.errors import ModelError
 from lora_runtime.header import read_header
 
-__all__ = ["best_device", "dtype_argument", "load_saved"]
+__all__ = ["best_device", "device_and_dtype", "dtype_argument", "load_saved"]
 
 # By a part of a key that only files of that kind have: the pipeline, and the repository whose configuration it is.
 _MARKS = {
@@ -68,6 +68,12 @@ def best_device(torch: Any) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_and_dtype(torch: Any, device: str | None, dtype: str | None) -> tuple[str, Any]:
+    """Return the device and the dtype of torch's by their names; of None the first device, and what is usual there."""
+    device = device or best_device(torch)
+    return device, getattr(torch, dtype or ("float32" if device == "cpu" else "float16"))
 
 
 def dtype_argument(version: str, dtype: Any) -> dict[str, Any]:

@@ -115,16 +115,13 @@ class Models:
 
 def load_model(model: Model, device: str | None = None, dtype: str | None = None) -> Any:
     """Return the pipeline of a model on `device` (the first that is there); StudioError where it cannot be loaded."""
-    import torch
-
-    from lora_runtime.pipelines.saved import best_device
-
-    device = device or best_device(torch)
-    dtype = dtype or ("float32" if device == "cpu" else "float16")
     if model.path is None:
-        from lora_runtime.demo.scene_pipeline import load_pipeline as load_embedded
+        import torch
 
-        return load_embedded(device, getattr(torch, dtype))
+        from lora_runtime.demo.scene_pipeline import load_pipeline as load_embedded
+        from lora_runtime.pipelines.saved import device_and_dtype
+
+        return load_embedded(*device_and_dtype(torch, device, dtype))
     from lora_runtime.sweep.loading import load_pipeline
 
     try:

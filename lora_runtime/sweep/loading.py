@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.errors import ModelError
-from lora_runtime.pipelines.saved import best_device, load_saved
+from lora_runtime.pipelines.saved import device_and_dtype, load_saved
 from lora_runtime.sweep.rows import SweepError
 
 __all__ = ["load_pipeline", "loaders"]
@@ -41,9 +41,8 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
     """
     import torch
 
-    device = device or best_device(torch)
-    dtype = dtype or ("float32" if device == "cpu" else "float16")
+    place, kind = device_and_dtype(torch, device, dtype)
     try:
-        return load_saved(model, getattr(torch, dtype)).to(device)
+        return load_saved(model, kind).to(place)
     except (ModelError, RuntimeError) as error:  # RuntimeError: there is no such device, or no room on it
         raise SweepError(str(error)) from error
