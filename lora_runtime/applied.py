@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from lora_runtime.lookup import catalog_for
 from lora_runtime.memory_policy import Policy
 from lora_runtime.metadata import trigger_words
 from lora_runtime.optimizers import watch_optimizers
-from lora_runtime.owners import Owner, is_active, is_on, is_topmost
+from lora_runtime.owners import Owner, Teach, is_active, is_on, is_topmost
 from lora_runtime.ownership import WAIT, Claim, claimed, mine
 from lora_runtime.pipelines import ModelView, WeakView
 from lora_runtime.plan import Plan, key_of, make_plan
@@ -260,7 +260,11 @@ class Applied(Generic[Text]):
                 entered = self._enter(view, claim)
             finally:
                 if not entered:
-                    claim.release()
+                    try:
+                        claim.release()
+                    except BaseException:
+                        claim.release()
+                        raise
         return self
 
     async def __aenter__(self) -> Applied[Text]:
@@ -273,19 +277,30 @@ class Applied(Generic[Text]):
                 entered = self._enter(view, claim)
             finally:
                 if not entered:
-                    claim.release()
+                    try:
+                        claim.release()
+                    except BaseException:
+                        claim.release()
+                        raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Undo it, and give the model to others; any thread may do it, since the block has the model."""
-        claim, owner = self._entered.pop()
+        claim, owner = self._entered[-1]
         try:
             if owner is not None:
                 leave(owner)
         finally:
-            claim.release()
+            try:
+                self._entered.pop()  # before another may enter
+            finally:
+                try:
+                    claim.release()
+                except BaseException:
+                    claim.release()
+                    raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -370,17 +385,19 @@ class Applied(Generic[Text]):
                     problems.unmoved(report, request)
         return plan
 
-    def _teacher(self, problems: Problems) -> Callable[[], Callable[[], None]] | None:
+    def _teacher(self, problems: Problems) -> Teach | None:
         """Return what teaches the pipeline the words that files bring along, None where they bring none."""
         requests = self._requests
         if not any(request.lora.embeddings for request in requests):
             return None
-        return lambda: load_embeddings(self._model.view(), requests, problems.warning, problems.info)
+        return lambda endings: load_embeddings(self._model.view(), requests, problems.warning, problems.info, endings)
 
     def _began(self, live: Live) -> None:
         """Follow the steps of the model from now on, for as long as this acts beside it."""
-        self._clock = Clock(self._model.view(), live.stages, self._images, self._texts)
+        view = self._model.view()
+        self._clock = Clock(view, live.stages, self._images, self._texts)
         live.until_then(self._clock.stop)
+        self._clock.start(view)
         if self._moment is not None:  # it was covered meanwhile, in the middle of somebody's own loop
             self._clock.at(self._moment)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora_runtime.beside import uncompiled
 from lora_runtime.families import Given, Row, family_of
-from lora_runtime.hooks import hook_before
+from lora_runtime.hooks import Endings, end_all, hook_before
 from lora_runtime.pipelines import ModelView
 from lora_runtime.prompt.strength import Moment
 from lora_runtime.sides import Sides
@@ -37,7 +37,7 @@ class Clock:
     """Watches the components of one pipeline and tells their stages what each call is about.
 
     `images`: how many prompts the pipeline is called with; `texts`: these and the negative ones, as far as it matters
-    which of them a text encoder reads. `stop` ends the watch.
+    which of them a text encoder reads. It watches from `start` to `stop`.
     """
 
     def __init__(
@@ -53,15 +53,14 @@ class Clock:
             stage.said = self.said
         self._said: Moment | None = None  # by `at`
         self._runs: dict[str, _Run] = {}  # by the name of the scheduler
+        self._endings: Endings = []
+
+    def start(self, model: ModelView) -> None:
+        """Watch from now on; the model is the one that this was made for."""
         code = model.compiled()
-        self._watches: list[Callable[[], None]] = []
-        try:
-            for name, component in model.components.items():
-                watch = self._before_text if name.startswith("text_encoder") else _Denoiser(self, name, component)
-                self._watches.append(hook_before(model.outer(name), uncompiled(_named(watch, name), code)))
-        except BaseException:
-            self.stop()
-            raise
+        for name, component in model.components.items():
+            watch = self._before_text if name.startswith("text_encoder") else _Denoiser(self, name, component)
+            hook_before(model.outer(name), uncompiled(_named(watch, name), code), self._endings)
 
     def at(self, moment: Moment | None) -> None:
         """Say which step it is; None leaves it to the scheduler again."""
@@ -69,8 +68,7 @@ class Clock:
 
     def stop(self) -> None:
         """Watch no more."""
-        for unhook in self._watches:
-            unhook()
+        end_all(self._endings)
         self._runs.clear()
 
     # ---- calls ------------------------------------------------------------------------------------------------------

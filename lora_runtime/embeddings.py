@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.hooks import hook_after, hook_before
+from lora_runtime.hooks import Endings, hook_after, hook_before
 from lora_runtime.pipelines import ModelView
 from lora_runtime.requests import Request
 
@@ -32,35 +31,30 @@ _HINT = "the word stays a word like any other"
 _PLACES = {"clip_l": 0, "clip_g": -1}
 
 
-def load_embeddings(view: ModelView, requests: Sequence[Request], tell: Tell, note: Note) -> Callable[[], None]:
-    """Teach the pipeline the words of these files; return what makes it forget them, and can be called twice.
+def load_embeddings(view: ModelView, requests: Sequence[Request], tell: Tell, note: Note, endings: Endings) -> None:
+    """Teach the pipeline the words of these files; the endings make it forget them.
 
     `tell` is told of each word that cannot be taught, `note` of the others. The vectors of a word have the names that
     diffusers gives them: "ink", "ink_1", "ink_2".
     """
-    with ExitStack() as undo:
-        known: dict[str, str] = {}
-        for request in requests:
-            for name, tensors in request.lora.embeddings.items():
-                if name in known:
-                    if known[name] != request.lora.sha256:
-                        tell(
-                            f'"{name}" of "{request.lora.name}" is not loaded: another file has it too',
-                            "",
-                            request.span,
-                        )
-                    continue
-                known[name] = request.lora.sha256
-                problem = _teach(view, name, tensors, undo)
-                if problem:
-                    message = f'the embedding "{name}" in "{request.lora.name}" is not loaded: {problem}'
-                    tell(message, _HINT, request.span)
-                else:
-                    note(
-                        f'"{request.lora.name}" brings the word "{name}" along, which the prompt can use', request.span
+    known: dict[str, str] = {}
+    for request in requests:
+        for name, tensors in request.lora.embeddings.items():
+            if name in known:
+                if known[name] != request.lora.sha256:
+                    tell(
+                        f'"{name}" of "{request.lora.name}" is not loaded: another file has it too',
+                        "",
+                        request.span,
                     )
-        return undo.pop_all().close
-    raise AssertionError  # an ExitStack with nothing in it suppresses nothing
+                continue
+            known[name] = request.lora.sha256
+            problem = _teach(view, name, tensors, endings)
+            if problem:
+                message = f'the embedding "{name}" in "{request.lora.name}" is not loaded: {problem}'
+                tell(message, _HINT, request.span)
+            else:
+                note(f'"{request.lora.name}" brings the word "{name}" along, which the prompt can use', request.span)
 
 
 def spelled_out(view: ModelView, requests: Iterable[Request], text: str) -> str:
@@ -73,7 +67,7 @@ def spelled_out(view: ModelView, requests: Iterable[Request], text: str) -> str:
     return text
 
 
-def _teach(view: ModelView, name: str, tensors: Mapping[str, Tensor], undo: ExitStack) -> str:
+def _teach(view: ModelView, name: str, tensors: Mapping[str, Tensor], endings: Endings) -> str:
     """Teach one word to the encoders that it is for; return why that cannot be, or ""."""
     encoders = dict(_encoders(view))
     if not encoders:
@@ -99,10 +93,10 @@ def _teach(view: ModelView, name: str, tensors: Mapping[str, Tensor], undo: Exit
         if any(token in vocabulary for token in tokens):
             return "its name is a word of the tokenizer already"
         words = _Words(tokens, vectors)
-        undo.callback(_book_of(tokenizer).add(words))
+        _book_of(tokenizer).add(words, endings)
         for module in _tables(view.components[encoder], table):
-            undo.callback(hook_before(module, words.before))
-            undo.callback(hook_after(module, words.after))
+            hook_before(module, words.before, endings)
+            hook_after(module, words.after, endings)
     return ""
 
 
@@ -168,17 +162,17 @@ class _Book:
         self._own = dict(vars(tokenizer))
         self._words: list[_Words] = []
 
-    def add(self, words: _Words) -> Callable[[], None]:
-        """Teach the tokenizer these words; return what makes it forget them."""
-        self._words.append(words)
-        self._write()
+    def add(self, words: _Words, endings: Endings) -> None:
+        """Teach the tokenizer these words; the ending makes it forget them."""
 
         def forget() -> None:
             if words in self._words:
                 self._words.remove(words)
                 self._write()
 
-        return forget
+        endings.append(forget)
+        self._words.append(words)
+        self._write()
 
     def _write(self) -> None:
         tokenizer = self._tokenizer()

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["end_all", "hook_after", "hook_before", "hook_moves"]
+__all__ = ["Endings", "end_all", "hook_after", "hook_before", "hook_moves"]
 
 _ASKED = "__getstate__"
 _MOVES = "_apply"  # what `.to`, `.half`, `.cuda` and the like call in each module
@@ -28,46 +28,88 @@ _TABLES = (
 )
 
 
-def hook_after(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
-    """Call `hook(module, args, kwargs, output)` after each call of the module; return what ends it."""
-    return _hidden(module, hook, "_forward_hooks", module.register_forward_hook)
+Endings = list[Callable[[], None]]
+"""What ends what was begun: put there before it begins, since an interrupt may come at any line."""
 
 
-def hook_before(module: nn.Module, hook: Callable[..., Any]) -> Callable[[], None]:
-    """Call `hook(module, args, kwargs)` before each call of the module; return what ends it."""
-    return _hidden(module, hook, "_forward_pre_hooks", module.register_forward_pre_hook)
+def hook_after(module: nn.Module, hook: Callable[..., Any], endings: Endings) -> None:
+    """Call `hook(module, args, kwargs, output)` after each call of the module, until the ending is called."""
+    _hidden(module, hook, "_forward_hooks", module.register_forward_hook, endings)
 
 
-def end_all(endings: list[Callable[[], None]]) -> None:
+def hook_before(module: nn.Module, hook: Callable[..., Any], endings: Endings) -> None:
+    """Call `hook(module, args, kwargs)` before each call of the module, until the ending is called."""
+    _hidden(module, hook, "_forward_pre_hooks", module.register_forward_pre_hook, endings)
+
+
+def end_all(endings: Endings) -> None:
     """Call what ends hooks, the last first, and empty the list."""
     while endings:
         endings[-1]()  # before it is forgotten: an interrupt may come in between
         endings.pop()
 
 
-def hook_moves(module: nn.Module, before: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """Call `before()` before the module's tensors are moved or cast, and what that returns after; return what ends it.
+def hook_moves(module: nn.Module, before: Callable[[], Callable[[], None]], endings: Endings) -> None:
+    """Call `before()` before the module's tensors are moved or cast, and what that returns after, until the ending.
 
     torch has no hook for `.to`. It calls `_apply` of each module, which is looked up on the instance first.
     """
     watch = vars(module).get(_MOVES)
-    if not isinstance(watch, _Moves):
-        if watch is not None:  # somebody else's, which is not ours to put aside
-            return lambda: None
-        watch = vars(module)[_MOVES] = _Moves(module)
-        vars(module).setdefault(_ASKED, _PlainState(module)).others.add(id(watch))
-    watch.calls.append(before)
-    reference = weakref.ref(module)
+    if watch is not None and not isinstance(watch, _Moves):  # somebody else's, which is not ours to put aside
+        return
+    reference = weakref.ref(module)  # what ends a hook must not keep the module
 
     def remove() -> None:
-        if before in watch.calls:
-            watch.calls.remove(before)
         owner = reference()
-        if owner is not None and not watch.calls and vars(owner).get(_MOVES) is watch:
+        if owner is None:
+            return
+        watch = vars(owner).get(_MOVES)
+        if isinstance(watch, _Moves) and before in watch.calls:
+            watch.calls.remove(before)
+        if isinstance(watch, _Moves) and not watch.calls:
             del vars(owner)[_MOVES]
-            _leave(owner, id(watch))
+        if not isinstance(vars(owner).get(_MOVES), _Moves):
+            _leave(owner, _MOVES)
 
-    return remove
+    endings.append(remove)
+    vars(module).setdefault(_ASKED, _PlainState(module)).others.add(_MOVES)
+    vars(module).setdefault(_MOVES, _Moves(module)).calls.append(before)
+
+
+def _hidden(module: nn.Module, hook: Callable[..., Any], table: str, put: Callable[..., Any], endings: Endings) -> None:
+    """Put a hook on a module and keep it out of the module's state."""
+    numbers: list[int] = []
+    reference, mark = weakref.ref(module), weakref.ref(hook)  # what ends a hook must not keep either
+
+    def remove() -> None:
+        owner = reference()
+        if owner is None:
+            return
+        state = vars(owner).get(_ASKED)
+        hidden = state.hidden if isinstance(state, _PlainState) else set()
+        # Without a number the interrupt came before it was known: then it is the one that nobody knows of.
+        own = numbers or [
+            number for number, other in getattr(owner, table).items() if other is mark() and number not in hidden
+        ]
+        for number in own:
+            for each in _TABLES:
+                getattr(owner, each, {}).pop(number, None)
+            hidden.discard(number)
+        _leave(owner)
+
+    endings.append(remove)
+    state = vars(module).setdefault(_ASKED, _PlainState(module))
+    numbers.append(put(hook, with_kwargs=True).id)
+    state.hidden.add(numbers[0])
+
+
+def _leave(module: nn.Module, other: str = "") -> None:
+    """Take the state back once nothing of ours is on the module."""
+    state = vars(module).get(_ASKED)
+    if isinstance(state, _PlainState):
+        state.others.discard(other)
+        if not state.hidden and not state.others:
+            del vars(module)[_ASKED]
 
 
 class _Moves:
@@ -88,50 +130,13 @@ class _Moves:
         return result
 
 
-def _leave(module: nn.Module, other: int) -> None:
-    """Take the state back once nothing of ours is on the module."""
-    state = vars(module).get(_ASKED)
-    if isinstance(state, _PlainState):
-        state.others.discard(other)
-        if not state.hidden and not state.others:
-            del vars(module)[_ASKED]
-
-
-def _hidden(module: nn.Module, hook: Callable[..., Any], table: str, put: Callable[..., Any]) -> Callable[[], None]:
-    """Put a hook on a module and keep it out of the module's state; return what removes it."""
-    state = vars(module).setdefault(_ASKED, _PlainState(module))
-    try:
-        number: int = put(hook, with_kwargs=True).id
-        state.hidden.add(number)
-    except BaseException:  # an interrupt may come when the hook is there and nobody knows of it
-        for number in [number for number, other in getattr(module, table).items() if other is hook]:
-            _take_off(module, state, number)
-        raise
-    reference = weakref.ref(module)  # what ends a hook must not keep the module
-
-    def remove() -> None:
-        owner = reference()
-        if owner is not None:
-            _take_off(owner, state, number)
-
-    return remove
-
-
-def _take_off(module: nn.Module, state: _PlainState, number: int) -> None:
-    for table in _TABLES:
-        getattr(module, table, {}).pop(number, None)
-    state.hidden.discard(number)
-    if vars(module).get(_ASKED) is state:
-        _leave(module, 0)
-
-
 class _PlainState:
     """What a module says when it is asked for its state: all but our hooks, and but this."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
         self.hidden: set[int] = set()  # the ids of our hooks
-        self.others: set[int] = set()  # the ids of what else of ours lies on the instance
+        self.others: set[str] = set()  # the names of what else of ours lies on the instance
 
     def __call__(self) -> Any:
         module = self._module()

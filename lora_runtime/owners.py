@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lora_runtime.beside import Live, LiveModule
+from lora_runtime.hooks import Endings, end_all
 from lora_runtime.memory_policy import Choice, Decision, Merging, Policy, decided_again
 from lora_runtime.ownership import current_line
 from lora_runtime.plan import Plan
@@ -45,7 +46,7 @@ __all__ = [
     "unfollow",
 ]
 
-Teach = Callable[[], Callable[[], None]]
+Teach = Callable[[Endings], None]
 """Teaches a pipeline words, and returns what makes it forget them."""
 
 
@@ -90,15 +91,15 @@ class Owner:
         self.policy = Policy()
         self.steps: Mapping[torch.device, Merging] = {}  # how originals are kept, where it is decided
         self.decision: Decided | None = None
-        self.unfollow: Callable[[], None] | None = None  # while moves of the model are followed
+        self.following: Endings = []  # while moves of the model are followed
         self.entered = False  # its `with` block is open: a later apply stands on it, and does not replace it
         self.asleep = False  # replaced, but to come back if what replaced it turns out to be a `with` block
         self.whole = True  # nobody has restored a part of what it asks
         self.live = Live()
         self.compiled = False
         self.began: Callable[[Live], None] = nothing
-        self.teach: Teach | None = None  # teaches the pipeline words, and returns what makes it forget them
-        self.forget: Callable[[], None] | None = None  # while it knows them
+        self.teach: Teach | None = None  # teaches the pipeline words
+        self.words: Endings | None = None  # what makes it forget them, while it knows them
         self.replaced: list[Owner] = []
         self.handle: Callable[[], object] = _nothing_left  # what can enter it, as long as that is there
         self.line = current_line()  # of calls, that it was made in
@@ -213,13 +214,11 @@ def drop(owners: Iterable[Owner]) -> None:
 
 def unfollow(owner: Owner) -> None:
     """Let moves of an owner's model go unseen again."""
-    if owner.unfollow is not None:
-        owner.unfollow()
-        owner.unfollow = None
+    end_all(owner.following)
 
 
 def forget_words(owner: Owner) -> None:
     """Let the pipeline forget the words that an owner has taught it."""
-    if owner.forget is not None:
-        owner.forget()
-        owner.forget = None
+    if owner.words is not None:
+        end_all(owner.words)
+        owner.words = None

@@ -81,14 +81,10 @@ class Claim:
         _holding.set((*mine(), self))
 
     def release(self) -> None:
-        """Give it back, or leave the line where it was not had yet; any thread may do it, more than once."""
-        try:
-            self._release()
-        except BaseException:  # an interrupt: nobody else would give it back
-            self._release()
-            raise
+        """Give it back, or leave the line where it was not had yet; any thread may do it, more than once.
 
-    def _release(self) -> None:
+        Whoever calls it calls it again where it raises: that is an interrupt, and nobody else would give it back.
+        """
         with _lock:
             _waiters[:] = [waiter for waiter in _waiters if waiter.claim is not self]
             if self in _claims:
@@ -125,7 +121,11 @@ def claimed(scope: Outline, what: str, wait: float | None = WAIT, also: Iterable
         claim.take(wait, also)
         yield claim
     finally:
-        claim.release()
+        try:
+            claim.release()
+        except BaseException:
+            claim.release()
+            raise
 
 
 def would_wait(scope: Outline, also: Iterable[Claim] = ()) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from torch import nn
 
-from lora_runtime.hooks import hook_moves
+from lora_runtime.hooks import Endings, hook_moves
 from lora_runtime.patcher import Patcher
 from lora_runtime.pipelines import ModelView
 from lora_runtime.routes import Look, modules_of
@@ -111,19 +111,13 @@ class Scope(Outline):
         modules = (reference() for reference, _ in self._homes)
         return [module for module in modules if module is not None and "fused_projections" in module.__dict__]
 
-    def follow_moves(self) -> Callable[[], None]:
-        """Keep no Parameter that a move of a component has put another in the place of; return what ends it.
+    def follow_moves(self, endings: Endings) -> None:
+        """Keep no Parameter that a move of a component has put another in the place of, until the endings are called.
 
         Some kinds of `.to` make new Parameters. The old ones have the device's memory for as long as anybody has them.
         """
-        roots = [root for reference in self.reaches if (reach := reference()) and (root := reach.modules[0]())]
-        ends = [hook_moves(root, lambda: self._renew) for root in roots]
-
-        def end() -> None:
-            for each in ends:
-                each()
-
-        return end
+        for root in [root for reference in self.reaches if (reach := reference()) and (root := reach.modules[0]())]:
+            hook_moves(root, lambda: self._renew, endings)
 
     def _renew(self) -> None:
         """Go on with the Parameters that are in the modules now."""

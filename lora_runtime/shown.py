@@ -78,7 +78,7 @@ def show(
         with LOCK:
             OWNERS.append(owner)
         if any(device.type != "cpu" for device in steps):
-            owner.unfollow = scope.follow_moves()
+            scope.follow_moves(owner.following)
         _settle(scope, owner)
     except BaseException:
         drop([owner])
@@ -251,5 +251,10 @@ def _settle_words(touched: Sequence[Owner]) -> None:
         if owner not in topmost:
             forget_words(owner)
     for owner in topmost:
-        if owner.forget is None and owner.teach is not None:
-            owner.forget = owner.teach()
+        if owner.words is None and owner.teach is not None:
+            owner.words = []
+            try:
+                owner.teach(owner.words)
+            except BaseException:
+                forget_words(owner)
+                raise

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_runtime.hooks import hook_moves
+from lora_runtime.hooks import Endings, end_all, hook_moves
 
 if TYPE_CHECKING:
     from lora_runtime.adapters import Adapter
@@ -49,6 +49,7 @@ class Weight:
         "asks",
         "binds",
         "buffer",
+        "following",
         "fused",
         "layout",
         "original",
@@ -61,7 +62,6 @@ class Weight:
         "stamp",
         "step",
         "tuner",
-        "unhook",
         "uploads",
         "window",
     )
@@ -81,7 +81,7 @@ class Weight:
         self.layout: tuple[torch.dtype, tuple[int, ...]] = parameter.dtype, ()
         self.sample: bytes | None = None
         self.window: tuple[_Window, ...] = ()  # on the bytes of the sample, where the parameter lay at the last look
-        self.unhook: Callable[[], None] | None = None
+        self.following: Endings = []  # while moves of its modules are followed
         self.tuner: Callable[[], nn.Module | None] | None = None  # PEFT's layer around the weight's own
         self.fused: tuple[str, ...] = ()  # the adapters that PEFT had fused into the weight at the last look
         # What stays on its device of the adapters that were summed into it, whether they are shown now or not.
@@ -115,7 +115,7 @@ class Weight:
         tell_autograd(self.parameter)
         self.look()
         self.shown = assignment
-        if self.unhook is None and self.parameter.device.type != "cpu":
+        if not self.following and self.parameter.device.type != "cpu":
             self._follow_moves()
 
     def look(self) -> None:
@@ -148,7 +148,7 @@ class Weight:
         if self.uploads is None:
             self.uploads = weakref.WeakKeyDictionary()
         self.uploads[adapter] = upload
-        if self.unhook is None:  # also where the apply fails that it is for, and nothing is bound
+        if not self.following:  # also where the apply fails that it is for, and nothing is bound
             self._follow_moves()
 
     def drop_uploads(self, wanted: Collection[Adapter] = ()) -> bool:
@@ -164,23 +164,15 @@ class Weight:
 
     def _stop_following(self) -> None:
         """Follow moves no longer where nothing of the weight is left on its device."""
-        if self.unhook is not None and self.original is None and not self.uploads:
-            self.unhook()
-            self.unhook = None
+        if self.following and self.original is None and not self.uploads:
+            end_all(self.following)
 
     def _follow_moves(self) -> None:
         """Have W₀ and uploads leave a device when the parameter does: the device's memory is what a move is for."""
-        ends = [
-            hook_moves(module, _mover(weakref.ref(self), reference, name))
-            for reference, name in self.places
-            if (module := reference()) is not None
-        ]
-
-        def unhook() -> None:
-            for end in ends:
-                end()
-
-        self.unhook = unhook
+        for reference, name in self.places:
+            module = reference()
+            if module is not None:
+                hook_moves(module, _mover(weakref.ref(self), reference, name), self.following)
 
     # ---- what happened since ----------------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ def watched(pipe: Any, images: int = 1) -> Iterator[list[Call]]:
     model, stage, calls = view(pipe), Stage(), []
     denoiser = model.components["unet"]
     clock = Clock(model, {"unet": stage}, images)
+    clock.start(model)
     recorder = denoiser.register_forward_pre_hook(lambda *_: calls.append(stage.call))
     try:
         yield calls
@@ -332,6 +333,7 @@ def told(view_: ModelView, images: int = 1) -> Iterator[tuple[nn.Module, list[Ca
     """Record what each call of the only component is about."""
     (name,), stage, calls = view_.components, Stage(), []
     clock = Clock(view_, {name: stage}, images)
+    clock.start(view_)
     module = view_.components[name]
     recorder = module.register_forward_pre_hook(lambda *_: calls.append(stage.call))
     yield module, calls
@@ -553,6 +555,7 @@ def test_a_prior_follows_its_own_scheduler() -> None:
     model = ModelView(parts, "own", "pipeline", ask=attributes.get)
     stages = {name: Stage() for name in parts}
     clock, seen = Clock(model, stages), []
+    clock.start(model)
     for name, scheduler in (("prior_prior", prior), ("decoder", decoder)):
         for time in scheduler.timesteps[:-1]:
             parts[name](sample=torch.zeros(1, 4, 4, 4), timestep_ratio=time.expand(1).to(torch.bfloat16))

@@ -1,8 +1,7 @@
-"""Ctrl-C at any line: afterwards the model is free, and one `restore` gives every weight its bits back."""
+"""Ctrl-C at every moment: afterwards the model is free, and one `restore` gives every weight its bits back."""
 
 from __future__ import annotations
 
-import linecache
 import sys
 import threading
 from collections.abc import Callable
@@ -18,32 +17,33 @@ from torch import nn
 import lora_runtime
 
 PACKAGE = str(Path(lora_runtime.__file__).parent)
-POINTS = 25  # at which each way is interrupted
 TAGS = "x <lora:all:0.5><lora:dora:1@0,0@1><lora:full:1>"
 BEFORE = "x <lora:all:0.3><lora:loha:1@0,0@1>"
-# Where a debugger's line is no moment of an interrupt: entering and leaving a `with` block, and what stands once.
-_NO_MOMENT = ("with ", "async with ", "def ", "class ", "@", "except", "finally")
+# A handler of signals runs where a function begins (or a generator goes on) and where a call of C code is over.
+_MOMENTS = ("call", "c_return")
+# A `with` block cannot help it if its end never begins; what it does then is tried at all its other moments.
+_BEFORE_ANY_HANDLER = ("__enter__", "__exit__")
+Moment = tuple[str, int, str]
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the n-th line of the library that runs; counts the lines."""
+    """Raises KeyboardInterrupt when the library comes to a moment for the first time; notes those that it comes to."""
 
-    def __init__(self, number: int | None = None) -> None:
-        self.number, self.lines, self.place = number, 0, ""
+    def __init__(self, wanted: Moment | None = None) -> None:
+        self.wanted, self.raised = wanted, False
+        self.moments: dict[Moment, None] = {}
 
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Interrupt | None:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            self.lines += 1
-            if self.number is not None and self.lines >= self.number and not self.place and _is_moment(frame):
-                self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                raise KeyboardInterrupt
-        return self
-
-
-def _is_moment(frame: FrameType) -> bool:
-    return not linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(_NO_MOMENT)
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event not in _MOMENTS or not code.co_filename.startswith(PACKAGE):
+            return
+        if event == "call" and code.co_name in _BEFORE_ANY_HANDLER:
+            return
+        moment = code.co_filename, frame.f_lineno, event
+        self.moments[moment] = None
+        if moment == self.wanted and not self.raised:
+            self.raised = True
+            raise KeyboardInterrupt
 
 
 def _apply(pipe: Pipeline) -> Callable[[], Any]:
@@ -69,26 +69,35 @@ def _block(pipe: Pipeline) -> Callable[[], Any]:
     return run
 
 
+def _whole_block(pipe: Pipeline) -> Callable[[], Any]:
+    def run() -> None:
+        with lora_runtime.apply(pipe, TAGS, loras=folder()[0]):
+            pass
+
+    return run
+
+
 WAYS: dict[str, Callable[[Pipeline], Callable[[], Any]]] = {
     "apply": _apply,
     "change": _change,
     "restore": _restore,
-    "block": _block,
+    "end of a block": _block,
+    "block": _whole_block,
 }
 
 
-def _interrupted(way: str, number: int | None) -> tuple[Interrupt, tuple[nn.Module, ...], Pipeline]:
+def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.Module, ...], Pipeline]:
     modules = networks()
     pipe = Pipeline(transformer=modules[0], text_encoder=modules[2])
-    run, interrupt = WAYS[way](pipe), Interrupt(number)
-    tracer = sys.gettrace()
-    sys.settrace(interrupt)
+    run, interrupt = WAYS[way](pipe), Interrupt(wanted)
+    profiler = sys.getprofile()
+    sys.setprofile(interrupt)
     try:
         run()
     except KeyboardInterrupt:
         pass
     finally:
-        sys.settrace(tracer)
+        sys.setprofile(profiler)
     return interrupt, modules, pipe
 
 
@@ -96,12 +105,13 @@ def _interrupted(way: str, number: int | None) -> tuple[Interrupt, tuple[nn.Modu
 @pytest.mark.filterwarnings("ignore")
 def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str) -> None:
     _interrupted(way, None)  # what is looked up once
-    lines = _interrupted(way, None)[0].lines
-    assert lines > POINTS
+    moments = _interrupted(way, None)[0].moments
+    assert moments
     plain = [module.state_dict() for module in networks()]
     wrong = []
-    for point in range(POINTS):
-        interrupt, modules, pipe = _interrupted(way, 1 + point * lines // POINTS)
+    for moment in moments:
+        _, modules, pipe = _interrupted(way, moment)
+        where = f"{Path(moment[0]).name}:{moment[1]} ({moment[2]})"
         done = threading.Event()
 
         def restore(pipe: Pipeline = pipe, done: threading.Event = done) -> None:
@@ -109,17 +119,17 @@ def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str) -> None:
             done.set()
 
         threading.Thread(target=restore, daemon=True).start()  # another has no claims that were left behind
-        if not done.wait(20):
-            wrong.append(f"{interrupt.place}: the model is not free")
+        if not done.wait(3):
+            wrong.append(f"{where}: the model is not free")
             continue
         for module, before in zip(modules, plain, strict=True):
             wrong += [
-                f"{interrupt.place}: {name} has other bits"
+                f"{where}: {name} has other bits"
                 for name, value in module.state_dict().items()
                 if not torch.equal(value, before[name])
             ]
             wrong += [
-                f"{interrupt.place}: a hook is left on {path}"
+                f"{where}: a hook is left on {path}"
                 for path, layer in module.named_modules()
                 if layer._forward_hooks or layer._forward_pre_hooks
             ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from lora_runtime.beside.compiled import uncompiled
 from lora_runtime.beside.layers import reason_against
-from lora_runtime.beside.module import Attached, attach
+from lora_runtime.beside.module import Attached, make_attached
 from lora_runtime.beside.prepare import dense_bytes, prepare
 from lora_runtime.beside.registry import Live
 from lora_runtime.beside.terms import Keeper, LiveModule, LiveTerm
@@ -26,8 +26,8 @@ __all__ = [
     "Live",
     "LiveModule",
     "LiveTerm",
-    "attach",
     "dense_bytes",
+    "make_attached",
     "prepare",
     "reason_against",
     "uncompiled",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from lora_runtime.errors import ModelError
+from lora_runtime.hooks import Endings
 
 __all__ = [
     "compiling",
@@ -112,15 +113,16 @@ def may_be_compiled() -> bool:
     return "torch._dynamo" in sys.modules
 
 
-def make_anew(module: nn.Module) -> Callable[[], None]:
-    """Have compiled code that runs this module made anew; return what leads back to the code from before."""
+def make_anew(module: nn.Module, endings: Endings) -> None:
+    """Have compiled code that runs this module made anew; the ending leads back to the code from before."""
     if not _SELECTIVE:
+        endings.append(torch.compiler.reset)
         torch.compiler.reset()
-        return torch.compiler.reset
+        return
     own = vars(module).get("forward")  # offloading has put its own there
-    module.forward = module.forward if own is None else partial(own)
+    forward = module.forward if own is None else partial(own)
     # Weak, both: what ends it must not keep the module, which a bound method does.
-    reference, mark = weakref.ref(module), weakref.ref(module.forward)
+    reference, mark = weakref.ref(module), weakref.ref(forward)
 
     def undo() -> None:
         owner, marked = reference(), mark()
@@ -131,7 +133,8 @@ def make_anew(module: nn.Module) -> Callable[[], None]:
         else:
             del owner.forward
 
-    return undo
+    endings.append(undo)
+    module.forward = forward
 
 
 _touched: set[frozenset[int]] = set()  # the sets of modules, by id, that code may have been made for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,15 +15,15 @@ from lora_runtime.beside.layers import is_convolution, is_linear
 from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
 from lora_runtime.beside.prepare import prepare
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
-from lora_runtime.hooks import end_all, hook_after
+from lora_runtime.hooks import Endings, end_all, hook_after
 from lora_runtime.stage import Stage
 
-__all__ = ["Attached", "attach"]
+__all__ = ["Attached", "make_attached"]
 
 _NO_BASES: Mapping[str, Base] = MappingProxyType({})
 
 
-def attach(
+def make_attached(
     module: nn.Module,
     stage: Stage,
     terms: Mapping[str, Sequence[LiveTerm]],
@@ -33,7 +33,7 @@ def attach(
     unmerged: frozenset[str] = frozenset(),
     compiled: bool = False,
 ) -> Attached:
-    """Let these terms act beside a module from now on; return what ends it with `detach`.
+    """Return what lets these terms act beside a module, from its `begin` to its `detach`.
 
     `terms` are by the name of the module's parameter; `bases` and `unmerged` as in a LiveModule; `compiled`: whether
     there may be compiled code that runs the module. Factors and deltas are copied once, in the dtype and to the device
@@ -58,7 +58,6 @@ class Attached:
         *,
         compiled: bool = False,
     ) -> None:
-        """Act from now on."""
         self._module = weakref.ref(module)
         self._stage = stage
         self._parts = parts
@@ -71,13 +70,22 @@ class Attached:
         self._least = len(kernel) + 2 if isinstance(kernel, tuple) else 2 if is_linear(module) else 1
         operators()
         self._handle = handle_of(self)
-        self._endings: list[Callable[[], None]] = [hook_after(module, self)]
+        self._compiled = compiled
+        self._endings: Endings = []
+        self.acts = False
+        """Whether it acts now."""
+
+    def begin(self) -> Attached:
+        """Act from now on."""
         try:
-            if compiled or may_be_compiled():
-                self._endings.append(make_anew(module))
+            hook_after(self.module, self, self._endings)
+            if self._compiled or may_be_compiled():
+                make_anew(self.module, self._endings)
         except BaseException:
             self.detach()
             raise
+        self.acts = True
+        return self
 
     @property
     def module(self) -> nn.Module:
@@ -114,6 +122,7 @@ class Attached:
 
     def detach(self) -> None:
         """Act no more."""
+        self.acts = False
         end_all(self._endings)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:

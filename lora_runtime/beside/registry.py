@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from lora_runtime.beside.compiled import make_room, may_be_compiled
-from lora_runtime.beside.module import Attached, attach
+from lora_runtime.beside.module import Attached, make_attached
 from lora_runtime.beside.terms import Keeper, LiveModule
 from lora_runtime.errors import ModelError
-from lora_runtime.hooks import end_all
+from lora_runtime.hooks import Endings, end_all
 from lora_runtime.stage import Call, Stage
 
 __all__ = ["Live"]
@@ -26,7 +26,7 @@ class _Known(NamedTuple):
 
     def is_for(self, live: LiveModule, keeper: Keeper) -> bool:
         """Return whether it is what would be made for that again."""
-        return self.attached.beside(live.module) and self.identity == _identity(live, keeper)
+        return self.attached.acts and self.attached.beside(live.module) and self.identity == _identity(live, keeper)
 
 
 class Live:
@@ -36,7 +36,7 @@ class Live:
         """Start with nothing."""
         self.stages: dict[str, Stage] = {}  # by component, of those that have live modules
         self._known: dict[int, _Known] = {}  # by id(module)
-        self._endings: list[Callable[[], None]] = []
+        self._endings: Endings = []
 
     @property
     def count(self) -> int:
@@ -71,7 +71,7 @@ class Live:
             if key not in self._known:
                 identity = _identity(live, keeper)
                 try:
-                    attached = attach(
+                    attached = make_attached(
                         live.module,
                         self.stages[live.component],
                         live.terms,
@@ -82,7 +82,8 @@ class Live:
                     )
                 except ModelError as error:
                     raise ModelError(str(error), error.sha256 or _needs_weight(live)) from error
-                self._known[key] = _Known(attached, identity)
+                self._known[key] = _Known(attached, identity)  # before it begins: an interrupt may come in between
+                attached.begin()
         if wanted and may_be_compiled():
             make_room(frozenset(wanted))
         for stage in self.stages.values():

@@ -13,7 +13,7 @@ from formula import ulp
 from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Rows
-from lora_runtime.beside import LiveTerm, attach
+from lora_runtime.beside import LiveTerm, make_attached
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece, delta_of
 from lora_runtime.patcher import Patcher
@@ -412,7 +412,7 @@ def compare(module: nn.Module, inputs: Tensor, adapters: Sequence[Adapter], stre
     for name, here in terms.items():
         assert [term.adapter.misfit(getattr(module, name).shape) for term in here] == [None] * len(here)
     stage = Stage()
-    attached = attach(module, stage, terms, Patcher(), unmerged=ALL)
+    attached = make_attached(module, stage, terms, Patcher(), unmerged=ALL).begin()
     stage.begin(Call(Moment(4, 5)))
     wanted = changed(module, terms)(inputs.double() if inputs.is_floating_point() else inputs)
     got = module(inputs)
@@ -459,9 +459,9 @@ def test_an_algorithm_beside_an_embedding_is_what_it_is_inside(make: Callable[..
 @pytest.mark.parametrize(("name", "make"), [pytest.param(f.id, *f.values, id=f.id) for f in ANY + MATRICES])
 def test_only_what_has_no_cheaper_form_needs_a_weight_of_the_layer_s_size(name: str, make: Any) -> None:
     module = nn.Linear(16, 32).requires_grad_(False)
-    attached = attach(
+    attached = make_attached(
         module, Stage(), terms_of(make(module.weight.shape), module, Varying(0.5)), Patcher(), unmerged=ALL
-    )
+    ).begin()
     of_weights = attached.dense_bytes // (4 * module.weight.numel())  # those of biases are less than one
     assert (of_weights > 0) == (name in DENSE)
     attached.detach()
@@ -489,7 +489,7 @@ def test_what_multiplies_is_dense_where_something_is_merged_in_the_weight(make: 
     del terms["weight"][1:]
     module.weight.data = original + rand(32, 16, seed=3)
     patcher.original = lambda parameter: original if parameter is module.weight else parameter.data  # type: ignore[method-assign]
-    attached = attach(module, Stage(), {"weight": terms["weight"]}, patcher)
+    attached = make_attached(module, Stage(), {"weight": terms["weight"]}, patcher).begin()
     assert attached.dense_bytes >= 4 * original.numel()
     weight = module.weight.double() + STRENGTH * terms["weight"][0].adapter.delta(original.double())
     close(module(inputs), inputs.double() @ weight.T + module.bias.double())
@@ -517,9 +517,9 @@ def test_a_form_for_a_part_of_a_weight_acts_there(layer: Any, part: Part, shape:
     module, inputs = layer()
     module.requires_grad_(False)
     (adapter,) = make(torch.Size(shape))
-    attached = attach(
+    attached = make_attached(
         module, Stage(), {"weight": [LiveTerm(adapter, Varying(STRENGTH), part=part)]}, Patcher(), unmerged=ALL
-    )
+    ).begin()
     got = module(inputs)
     attached.detach()
     weight = module.weight.double()
@@ -539,7 +539,7 @@ def test_rows_of_a_form_see_all_of_the_originals(make: Any) -> None:
     for index, module in enumerate(modules):
         rows = Rows(whole, torch.Size((96, 16)), 32 * index, 32 * index + 32, ())
         terms = {"weight": [LiveTerm(rows, Varying(STRENGTH), pieces=pieces)]}
-        attached = attach(module, Stage(), terms, Patcher(), unmerged=ALL)
+        attached = make_attached(module, Stage(), terms, Patcher(), unmerged=ALL).begin()
         close(module(inputs), inputs.double() @ expected[32 * index : 32 * index + 32].T)
         attached.detach()
 
@@ -554,7 +554,7 @@ def test_a_form_keeps_to_its_rows_and_its_region(layer: str, make: Any) -> None:
     left = Place((0.0, 0.0, 0.5, 1.0))
     strength = Varying(STRENGTH, images=frozenset({1}), place=left)
     stage = Stage()
-    attached = attach(module, stage, {"weight": [LiveTerm(adapter, strength)]}, Patcher(), unmerged=ALL)
+    attached = make_attached(module, stage, {"weight": [LiveTerm(adapter, strength)]}, Patcher(), unmerged=ALL).begin()
     stage.begin(Call(rows=(Row(0), Row(1)), grid=(4, 8)))
     got = module(inputs)
     attached.detach()
@@ -590,7 +590,7 @@ def test_gradients_go_through_a_form(layer: str, make: Any) -> None:
     one, other = inputs.clone().requires_grad_(), inputs.double().requires_grad_()
     towards = rand(*module(inputs).shape, seed=4)
     changed(module, terms)(other).backward(towards.double())
-    attached = attach(module, Stage(), terms, Patcher(), unmerged=ALL)
+    attached = make_attached(module, Stage(), terms, Patcher(), unmerged=ALL).begin()
     module(one).backward(towards)
     attached.detach()
     close(one.grad, other.grad)
@@ -622,7 +622,7 @@ def test_forms_are_made_with_all_digits_of_float32_whatever_the_host_allows() ->
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        attach(nn.Linear(4, 4), Stage(), {"weight": [LiveTerm(Asking(), Varying(1.0))]}, Patcher()).detach()
+        make_attached(nn.Linear(4, 4), Stage(), {"weight": [LiveTerm(Asking(), Varying(1.0))]}, Patcher())
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

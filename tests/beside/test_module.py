@@ -14,7 +14,7 @@ from formula import DTYPES, Dense, LowRank, ulp
 from torch import Tensor, nn
 
 from lora_runtime.adapters import ALGORITHMS, Adapter, Group, Rows
-from lora_runtime.beside import Live, LiveModule, LiveTerm, attach, reason_against
+from lora_runtime.beside import Live, LiveModule, LiveTerm, make_attached, reason_against
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.merge import Piece, Term, merge_into
 from lora_runtime.patcher import Patcher
@@ -174,7 +174,7 @@ class Beside:
         self.stage = Stage()
         if call is not None:
             self.stage.begin(call)
-        self.detach = attach(module, self.stage, terms, Patcher()).detach
+        self.detach = make_attached(module, self.stage, terms, Patcher()).begin().detach
 
     def __enter__(self) -> Stage:
         return self.stage
