@@ -40,6 +40,7 @@ from lora_runtime.report import Report
 from lora_runtime.requests import Request
 from lora_runtime.scopes import known_of, scope_of
 from lora_runtime.shown import enter, leave
+from lora_runtime.tag_files import files_of
 from lora_runtime.texts import Texts
 
 __all__ = ["Applied", "Text"]
@@ -198,9 +199,10 @@ class Applied(Generic[Text]):
         self._settle()
         catalog = catalog_for(self._asking.loras)
         hashes = {}
-        for tag in self.tags:
+        for asked in self.tags:
             try:
-                hashes[tag.name] = catalog.hashes(catalog.resolve(tag.name)).sha256_of_tensors
+                for tag, entry in files_of(catalog, asked):
+                    hashes[tag.name] = catalog.hashes(entry).sha256_of_tensors
             except LoraError:  # it is in the diagnostics
                 continue
         negative = self.negative_prompt if isinstance(self.negative_prompt, str) else None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lora_runtime.lookup import Lookup, Loras
+from lora_runtime.errors import LoraError
+from lora_runtime.lookup import Lookup, Loras, catalog_for
 from lora_runtime.problems import Problems
 from lora_runtime.prompt import LoraTag, Prompt, Strength, format_tag, parse_prompt
 from lora_runtime.prompt.tags import Dialect
 from lora_runtime.requests import Request, of_batch
+from lora_runtime.tag_files import drawn_from
+from lora_runtime.wildcards import is_wildcard
 
 __all__ = ["Asking"]
 
@@ -44,6 +47,32 @@ class Asking:
         first = self.prompts[0][0] if self.prompts else self.named
         return _written(first) + ("" if first is self.named else _written(self.named, first.dialect))
 
+    def drawn(self, problems: Problems) -> Asking:
+        """Return the same with the name of a file in each tag that has that of a folder, by the seed of its image.
+
+        What cannot be drawn stays, for `requests` to say why.
+        """
+        prompts = tuple(
+            tuple(self._drawn(prompt, seed, problems) for prompt in image)
+            for image, seed in zip(self.prompts, self.seeds, strict=True)
+        )
+        seeds = self._seeds_of_negatives
+        negatives = tuple(self._drawn(*each, problems) for each in zip(self.negatives, seeds, strict=False))
+        return replace(self, prompts=prompts, negatives=negatives)
+
+    def _drawn(self, prompt: Prompt, seed: int | None, problems: Problems) -> Prompt:
+        if not any(is_wildcard(tag.name) for tag in prompt.tags):
+            return prompt
+        tags = []
+        for tag in prompt.tags:
+            try:
+                tags.append(drawn_from(catalog_for(self.loras), tag, seed))
+            except LoraError:
+                tags.append(tag)
+            if tags[-1] is not tag:
+                problems.info(f'"{tag.name}" is "{tags[-1].name}" for the seed {seed}', tag.span)
+        return replace(prompt, tags=tuple(tags))
+
     def requests(self, problems: Problems) -> tuple[Request, ...]:
         """Return what is asked of each file; a name that means no file costs its own tag."""
         lookup = Lookup(self.loras, problems, hires=self.hires)
@@ -51,14 +80,17 @@ class Asking:
             [each for prompt in (*prompts, self.named) for each in lookup.requests(prompt, seed=seed)]
             for prompts, seed in zip(self.prompts or ((),), self.seeds or (None,), strict=True)
         ]
-        seeds = self.seeds if len(self.negatives) > 1 else self.seeds[:1] or (None,)
         negative = [
             lookup.requests(prompt, seed=seed, side="negative")
-            for prompt, seed in zip(self.negatives, seeds, strict=False)
+            for prompt, seed in zip(self.negatives, self._seeds_of_negatives, strict=False)
         ]
         requests = of_batch(images) + of_batch(negative)
         lookup.done()
         return requests
+
+    @property
+    def _seeds_of_negatives(self) -> tuple[int | None, ...]:
+        return self.seeds if len(self.negatives) > 1 else self.seeds[:1] or (None,)
 
     @property
     def strengths(self) -> dict[str, Strength | tuple[Strength, Strength]]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from lora_runtime.catalog import Entry, LoraCatalog
-from lora_runtime.errors import CatalogError, LoraError, UnknownLoraError
+from lora_runtime.errors import CatalogError, LoraError
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.memory_policy import read_bytes
 from lora_runtime.odd_strengths import doubts
 from lora_runtime.problems import Problems
 from lora_runtime.prompt import LoraTag, Prompt
-from lora_runtime.prompt.conditions import EXPERTS
 from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
+from lora_runtime.tag_files import files_of, read_as
 
-__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_of", "files_read", "limit_cache"]
+__all__ = ["Lookup", "Loras", "catalog_for", "clear_cache", "files_read", "limit_cache"]
 
 PathLike = str | os.PathLike[str]
 Folder = PathLike | Mapping[str, PathLike]  # or single files, by the names that they are to have
@@ -57,7 +56,7 @@ class Lookup:
                 self._problems.error(error, tag.span)
                 continue
             self._used.update(entry.path for _, entry in files)
-            if said := _read_as(tag, files, catalog):
+            if said := read_as(tag, files, catalog):
                 self._problems.info(said, tag.span)
             for (one, _), lora in zip(files, loras, strict=True):
                 for doubt in doubts(one, lora):
@@ -83,39 +82,6 @@ class Lookup:
         except CatalogError:
             self._unknown += 1
             raise
-
-
-def files_of(
-    catalog: LoraCatalog, tag: LoraTag, *, look_again: bool = True, suggest: bool = True
-) -> list[tuple[LoraTag, Entry]]:
-    """Return the file that a tag means, or the two of a pair, each with a tag for that file and its denoiser alone.
-
-    Raises as `LoraCatalog.resolve` does.
-    """
-    pair = catalog.pair(tag.name)
-    if pair is None:
-        try:
-            return [(tag, catalog.resolve(tag.name, look_again=look_again, suggest=suggest))]
-        except UnknownLoraError:
-            pair = catalog.pair(tag.name)  # which may have come since the folders were looked through before
-            if pair is None:
-                raise
-    asked = tag.conditions.expert
-    return [
-        (replace(tag, name=entry.relative, conditions=replace(tag.conditions, expert=expert)), entry)
-        for expert, entry in ((EXPERTS["high"], pair.high), (EXPERTS["low"], pair.low))
-        if asked in (None, expert)
-    ]
-
-
-def _read_as(tag: LoraTag, files: Sequence[tuple[LoraTag, Entry]], catalog: LoraCatalog) -> str:
-    """Return what to say of a name that is that of no file, "" for others."""
-    if all(one is tag for one, _ in files):
-        return "".join(
-            f'"{tag.name}" is read as "{entry.relative}"' for _, entry in files if catalog.is_loose(tag.name)
-        )
-    parts = [f'"{entry.relative}" for {one.conditions.expert}' for one, entry in files]
-    return f'"{tag.name}" is read as {" and ".join(parts)}'
 
 
 def clear_cache() -> None:

@@ -137,7 +137,7 @@ def apply(
         applied._texts = Texts(looked_at.ask, texts, negative_texts)
     asking = Asking(
         tuple(zip(prompts, *more, strict=True)), named, negatives, tuple(_each(seeds, prompts, "seeds")), loras, hires
-    )
+    ).drawn(problems)
     requests = asking.requests(problems)
     warn_of_idle_tags(asking.texts, looked_at, problems)
     warn_of_idle_files(asking.texts, requests, looked_at, problems)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora_runtime
+from lora_runtime.wildcards import draw_name
 
 NAMES = ("ink", "wash", "grain", "rain")
 STEPS = 3
@@ -193,6 +194,16 @@ def test_pictures_of_a_batch_draw_by_their_own_seeds(pipe: Any, folder: Path) ->
             alone.append(paint(pipe, applied.prompt, seed))
     with lora_runtime.apply(pipe, [prompt] * 2, loras=folder, seeds=[3, 4]) as applied:
         close(paint(pipe, applied.prompt, [3, 4]), torch.cat(alone))
+
+
+def test_pictures_of_a_batch_draw_a_file_each(pipe: Any, folder: Path) -> None:
+    seeds = [0, 1, 2, 3]
+    names = [draw_name("*", NAMES, seed) for seed in seeds]
+    assert len(set(names)) > 1
+    with lora_runtime.apply(pipe, [f"a<lora:{name}:0.8>" for name in names], loras=folder) as applied:
+        expected = paint(pipe, applied.prompt, seeds)
+    with lora_runtime.apply(pipe, ["a<lora:*:0.8>"] * 4, loras=folder, seeds=seeds) as applied:
+        assert torch.equal(paint(pipe, applied.prompt, seeds), expected)
 
 
 def test_the_order_of_tags_that_vary_changes_no_bit(pipe: Any, folder: Path) -> None:

@@ -18,6 +18,7 @@ from lora_runtime.prompt.tags import Severity
 from lora_runtime.regions import Place, find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.stage import Side
+from lora_runtime.wildcards import is_wildcard
 
 from ..library.patience import Patience
 from ..library.shelf import Shelf
@@ -71,7 +72,7 @@ class Loader:
             lora = self.cache.load(entry.path, name=self.shelf.name_of(entry))
             return request_of(tag, lora, hires=hires, seed=seed, side=side, place=self._place(tag))
 
-        return self._each(tags, source, patience, request_for)
+        return self._each(tags, source, patience, request_for, seed)
 
     def read(self, tags: Iterable[LoraTag], source: str, patience: Patience) -> tuple[list[Request], list[Notice]]:
         """Return what `load` does, with files of which only the headers are read: for `explain`.
@@ -98,11 +99,21 @@ class Loader:
         source: str,
         patience: Patience,
         request_for: Callable[[LoraTag, Entry], Request],
+        seed: int | None = None,
     ) -> tuple[list[Request], list[Notice]]:
         requests: list[Request] = []
         notices: list[Notice] = []
-        for tag in tags:
+        for written in tags:
+            tag = written
+            if is_wildcard(tag.name) and seed is None:
+                said = "which file of the folder it is will be drawn by the seed of the picture"
+                notices.append(_notice("note", said, tag, source))
+                continue
             try:
+                tag = self.shelf.drawn(tag, seed)
+                if tag is not written:
+                    said = f'"{written.name}" is "{tag.name}" for the seed {seed}'
+                    notices.append(_notice("note", said, tag, source))
                 entry, remark = self.shelf.find(tag.name, patience)
                 largest = _largest_strength(tag)
                 if largest > _MOST_STRENGTH:

@@ -14,6 +14,8 @@ from typing import Any
 
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError, LoraFileError, UnknownLoraError
+from lora_runtime.prompt import LoraTag
+from lora_runtime.wildcards import draw
 
 from ..whole import is_whole, shown_path
 from . import search
@@ -158,6 +160,11 @@ class Shelf:
         except LoraError as error:
             patience.unknown[name] = error
             raise
+
+    def drawn(self, tag: LoraTag, seed: int | None) -> LoraTag:
+        """Return the tag with the name of a file where it has that of a folder, by the seed of a picture."""
+        with self._listing.lock:
+            return draw(tag, (book.relative for book in self._listing.index().books if not book.hidden), seed)
 
     def _looks_again(self, patience: Patience) -> bool:
         """Look through the folders unless that was done since the question was asked; return whether it was done."""

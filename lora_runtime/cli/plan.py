@@ -85,10 +85,11 @@ def _requests(prompt: str, loras: Loras) -> list[Request]:
     """Return what the tags ask for; of their files only the headers are read. Raises for the first that cannot be."""
     from dataclasses import replace
 
-    from lora_runtime.lookup import catalog_for, files_of
+    from lora_runtime.lookup import catalog_for
     from lora_runtime.lora import outline
     from lora_runtime.requests import request_of
     from lora_runtime.sets import parse_with_sets, read_sets
+    from lora_runtime.tag_files import files_of
 
     catalog = catalog_for(loras)
     outlines: dict[Path, Lora] = {}

@@ -154,7 +154,7 @@ class _Routes:
         return Response(text, media_type=kind)
 
     async def _painted(self, asked: Asked) -> list[Painted]:
-        await asyncio.to_thread(check_names, asked.prompt, self._catalog)
+        await asyncio.to_thread(check_names, asked, self._catalog)
         return await self._line.paint(asked.rows)
 
 

@@ -17,6 +17,8 @@ from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.serve.explaining import placeless
 from lora_runtime.serve.limits import Limits, Refused
 from lora_runtime.sweep.rows import Row
+from lora_runtime.tag_files import files_of
+from lora_runtime.wildcards import is_wildcard
 
 __all__ = ["Asked", "check_names", "read_asked", "read_object", "read_text"]
 
@@ -81,18 +83,20 @@ def read_text(given: Object, name: str, limits: Limits) -> str:
     return str(_read(_text(limits.max_prompt), name, given.get(name, "")))
 
 
-def check_names(prompt: Prompt, catalog: LoraCatalog) -> None:
+def check_names(asked: Asked, catalog: LoraCatalog) -> None:
     """Refuse the first tag that cannot be read or whose file cannot be had; may read the folders.
 
     A mask is a file too, and must lie in the folders.
     """
+    prompt = asked.prompt
     for each in prompt.diagnostics:
         if each.severity == "error":
             hint = f" ({each.hint})" if each.hint else ""
             raise _of_tag(prompt, each.span[0], each.message + hint, "bad_tag")
     for tag in prompt.tags:
         try:
-            catalog.resolve(tag.name)
+            for row in asked.rows[: None if is_wildcard(tag.name) else 1]:
+                files_of(catalog, tag, seed=row.seed)
             _check_mask(tag, catalog)
         except CatalogError as error:
             candidates = list(error.candidates) or None

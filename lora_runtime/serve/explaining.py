@@ -9,6 +9,7 @@ from lora_runtime.errors import LoraError
 from lora_runtime.prompt import Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.writer import condition_fields
+from lora_runtime.tag_files import files_of
 
 __all__ = ["explained", "listed", "placeless"]
 
@@ -21,7 +22,8 @@ def explained(prompt: Prompt, catalog: LoraCatalog) -> dict[str, Any]:
         said = {"tag": tag.raw, "name": tag.name, "line": line, "column": column}
         said |= {"te": f"{tag.te:g}", "unet": f"{tag.unet:g}", "conditions": list(condition_fields(tag))}
         try:
-            said |= {"file": _file(catalog.resolve(tag.name)), "error": None}
+            files = [_file(entry) for _, entry in files_of(catalog, tag)]
+            said |= {"file": files[0], "error": None, **({"files": files} if len(files) > 1 else {})}
         except LoraError as error:
             said |= {"file": None, "error": placeless(str(error), catalog)}
         tags.append(said)

@@ -16,12 +16,13 @@ import torch
 from lora_runtime.applied import Applied
 from lora_runtime.errors import LoraError, MemoryBudgetError, ModelBusyError
 from lora_runtime.infotext import infotext_of
-from lora_runtime.lookup import Loras, catalog_for, files_of, files_read
+from lora_runtime.lookup import Loras, catalog_for, files_read
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.runtime import apply
 from lora_runtime.sweep.manifest import Line, line_of
 from lora_runtime.sweep.pipes import MakePipe, pipes_of
 from lora_runtime.sweep.rows import Row
+from lora_runtime.tag_files import files_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -190,7 +191,7 @@ class Painter:
         catalog = catalog_for(self._loras)
         used = {str(lora.path): lora.sha256 for lora in applied.report.loras}
         files, hashes = {}, {}
-        for tag, entry in (each for asked in row.tags for each in files_of(catalog, asked)):
+        for tag, entry in (each for asked in row.tags for each in files_of(catalog, asked, seed=row.seed)):
             now = catalog.hashes(entry)
             files[tag.name] = used.get(str(entry.path), now.sha256)
             if files[tag.name] == now.sha256:  # else it was written anew while this was painted

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_runtime.errors import LoraError
 from lora_runtime.folder import Entry
-from lora_runtime.lookup import Loras, catalog_for, files_of
+from lora_runtime.lookup import Loras, catalog_for
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.sets import read_sets, with_sets
 from lora_runtime.sweep.lock import alone_in
@@ -24,6 +24,8 @@ from lora_runtime.sweep.pipes import MakePipe, model_fault, pipes_of, with_model
 from lora_runtime.sweep.plan import make_batches
 from lora_runtime.sweep.rows import Row, SweepError, checked_rows
 from lora_runtime.sweep.sheet import write_sheet
+from lora_runtime.tag_files import files_of
+from lora_runtime.wildcards import is_wildcard
 
 __all__ = ["MAX_PIXELS", "Swept", "sweep"]
 
@@ -142,7 +144,7 @@ class _Folder:
         self.path, self.asked = path, asked
         self.tell: Callable[[Line], None] | None = None
         self._catalog = catalog_for(loras)
-        self._entries: dict[tuple[str, str | None], list[tuple[LoraTag, Entry]] | LoraError] = {}  # by name and expert
+        self._entries: dict[tuple[str, str | None, int | None], list[tuple[LoraTag, Entry]] | LoraError] = {}
         self._unknown = 0
         self.manifest = Manifest(path / "manifest.jsonl")
         self.manifest.read()
@@ -195,13 +197,13 @@ class _Folder:
             if said.severity == "error":
                 return said.message + (f" ({said.hint})" if said.hint else "")
         for tag in prompt.tags:
-            if isinstance(found := self._found(tag), LoraError):
+            if isinstance(found := self._found(tag, row.seed), LoraError):
                 return str(found)
         return ""
 
     def files(self, row: Row) -> list[str]:
         """Return the paths of the files that a row needs."""
-        found = [self._found(tag) for tag in row.tags]
+        found = [self._found(tag, row.seed) for tag in row.tags]
         return [str(entry.path) for each in found if not isinstance(each, LoraError) for _, entry in each]
 
     def _stays(self, key: str, line: Line) -> bool:
@@ -214,18 +216,20 @@ class _Folder:
         if row.digest != line.get("digest"):
             return False
         try:
-            found = [each for tag in row.tags for each in files_of(self._catalog, tag)]
+            found = [each for tag in row.tags for each in files_of(self._catalog, tag, seed=row.seed)]
             now = {tag.name: self._catalog.hashes(entry).sha256 for tag, entry in found}
         except LoraError:
             return False
         return now == line.get("files")
 
-    def _found(self, tag: LoraTag) -> list[tuple[LoraTag, Entry]] | LoraError:
-        asked = tag.name, tag.conditions.expert
+    def _found(self, tag: LoraTag, seed: int) -> list[tuple[LoraTag, Entry]] | LoraError:
+        asked = tag.name, tag.conditions.expert, seed if is_wildcard(tag.name) else None
         if asked not in self._entries:
             few = self._unknown < _MOST_SUGGESTIONS
             try:
-                self._entries[asked] = files_of(self._catalog, tag, look_again=self._unknown == 0, suggest=few)
+                self._entries[asked] = files_of(
+                    self._catalog, tag, seed=seed, look_again=self._unknown == 0, suggest=few
+                )
             except LoraError as error:
                 self._entries[asked] = error
                 self._unknown += 1

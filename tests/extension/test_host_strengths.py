@@ -11,6 +11,8 @@ from double import loras
 from double.loras import plain
 from torch import Tensor
 
+from lora_runtime.wildcards import draw_name
+
 if TYPE_CHECKING:
     from double.webui import WebUI
 
@@ -270,6 +272,14 @@ def test_random_block_weights_are_each_picture_s_own(webui: WebUI, ink: loras.Fi
     alone = [painted(seed, 1)[0] for seed in (5, 6)]
     assert painted(5, 2) == pytest.approx(alone, abs=1e-3)
     assert alone[0] != alone[1]
+
+
+def test_one_file_of_a_folder_is_drawn_for_each_picture(webui: WebUI, ink: loras.File, wash: loras.File) -> None:
+    files = {"ink": ink, "wash": wash}
+    drawn = [draw_name("*", files, seed) for seed in (5, 6, 7, 8)]
+    assert set(drawn) == set(files)
+    [rows, *_] = webui.generate("a <lora:*:0.7>", seed=5, batch_size=4).passes[0].effective
+    assert [strength_of(row, files[name]) for row, name in zip(rows[:4], drawn, strict=True)] == [0.7] * 4
 
 
 # --- sides and parts ---

@@ -97,6 +97,17 @@ def test_a_request_gets_its_pictures_in_openais_shape(loras: Path) -> None:
     assert tell(story, loras).batches == [["a <lora:ink:0.7>"] * 3]
 
 
+def test_one_of_a_folder_can_be_asked_for(loras: Path) -> None:
+    async def story(client: Client) -> None:
+        assert (await client.post(prompt="a <lora:style/*:0.7>", n=2)).status == 200
+        refused = await client.post(prompt="a <lora:none/*:0.7>")
+        assert (refused.status, refused.error["code"]) == (400, "unknown_lora")
+        explained = await client.send("POST", "/v1/explain", b'{"prompt": "<lora:style/*>"}')
+        assert "1 files, drawn by the seed" in explained.json["tags"][0]["error"]
+
+    assert tell(story, loras).batches == [["a <lora:style/*:0.7>"] * 2]
+
+
 def test_a_request_without_a_seed_gets_one_and_is_told(loras: Path) -> None:
     async def story(client: Client) -> None:
         seeds = [(await client.post(prompt="a")).json["data"][0]["seed"] for _ in range(3)]

@@ -23,6 +23,7 @@ import lora_runtime
 from lora_runtime import lora_cache
 from lora_runtime.sweep import SweepError, Swept, paint, run, sheet, sweep
 from lora_runtime.sweep.manifest import Manifest, write_whole
+from lora_runtime.wildcards import draw_name
 
 Image = pytest.importorskip("PIL.Image")
 np = pytest.importorskip("numpy")
@@ -140,6 +141,20 @@ def test_named_sets_and_single_files_are_painted_and_a_changed_set_anew(
     (loras / "both.set.txt").write_text("<lora:ink:1>", encoding="utf-8")
     again = swept(rows, resume=True, **given)
     assert (again.painted, again.kept) == (1, 1)
+
+
+def test_a_file_of_a_folder_is_drawn_by_the_seed_of_the_row(
+    pipe: Any, loras: Path, swept: Callable[..., Swept]
+) -> None:
+    names = [entry.relative for entry in lora_runtime.LoraCatalog(loras).entries]
+    rows = [{"name": f"r{seed}", "prompt": "a boat <lora:*:1>", "seed": seed, **SIZE} for seed in range(4)]
+    done = swept(rows)
+    drawn = [draw_name("*", names, seed) for seed in range(4)]
+    assert [list(by_key(done.out)[row["name"]]["files"]) for row in rows] == [[name] for name in drawn]
+    for row, name in zip(rows, drawn, strict=True):
+        meant = {**row, "prompt": f"a boat <lora:{name}:1>"}
+        assert np.array_equal(pictures(done.out)[row["name"]], by_hand(pipe, loras, meant))
+    assert swept(rows, resume=True).kept == 4
 
 
 def test_the_weights_are_what_they_were(pipe: Any, swept: Callable[..., Swept]) -> None:

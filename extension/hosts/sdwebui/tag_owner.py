@@ -19,6 +19,7 @@ from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
+from lora_runtime.wildcards import is_wildcard
 from lora_runtime.workbench import Reported
 
 from ...console import say
@@ -280,7 +281,10 @@ class TagOwner(extra_networks.ExtraNetwork):
         loaded: dict[tuple[Prompt, int | None], list[Request]] = {}
         asked = []
         for prompt, seed in zip(batch, seeds, strict=False):
-            drawn = any(tag.conditions.blocks is not None and tag.conditions.blocks.random for tag in prompt.tags)
+            drawn = any(
+                is_wildcard(tag.name) or (tag.conditions.blocks is not None and tag.conditions.blocks.random)
+                for tag in prompt.tags
+            )
             key = prompt, seed if drawn else None
             if key not in loaded:
                 source = prompt.source if known is None else known

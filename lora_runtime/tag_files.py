@@ -1,0 +1,53 @@
+"""A tag → the files that it means, each with a tag for it alone: one, the two of a pair, or one drawn from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_runtime.catalog import Entry, LoraCatalog
+from lora_runtime.errors import UnknownLoraError
+from lora_runtime.prompt import LoraTag
+from lora_runtime.prompt.conditions import EXPERTS
+from lora_runtime.wildcards import draw, is_wildcard
+
+__all__ = ["drawn_from", "files_of", "read_as"]
+
+
+def files_of(
+    catalog: LoraCatalog, tag: LoraTag, *, seed: int | None = None, look_again: bool = True, suggest: bool = True
+) -> list[tuple[LoraTag, Entry]]:
+    """Return the file that a tag means, or the two of a pair, each with a tag for that file and its denoiser alone.
+
+    `seed` is what one file of a folder is drawn by. Raises as `LoraCatalog.resolve` does.
+    """
+    tag = drawn_from(catalog, tag, seed)
+    pair = catalog.pair(tag.name)
+    if pair is None:
+        try:
+            return [(tag, catalog.resolve(tag.name, look_again=look_again, suggest=suggest))]
+        except UnknownLoraError:
+            pair = catalog.pair(tag.name)  # which may have come since the folders were looked through before
+            if pair is None:
+                raise
+    asked = tag.conditions.expert
+    return [
+        (replace(tag, name=entry.relative, conditions=replace(tag.conditions, expert=expert)), entry)
+        for expert, entry in ((EXPERTS["high"], pair.high), (EXPERTS["low"], pair.low))
+        if asked in (None, expert)
+    ]
+
+
+def drawn_from(catalog: LoraCatalog, tag: LoraTag, seed: int | None) -> LoraTag:
+    """Return the tag with the name of a file where it has that of a folder, by the seed of a picture."""
+    return draw(tag, (entry.relative for entry in catalog.entries), seed) if is_wildcard(tag.name) else tag
+
+
+def read_as(tag: LoraTag, files: Sequence[tuple[LoraTag, Entry]], catalog: LoraCatalog) -> str:
+    """Return what to say of a name that is that of no file, "" for others."""
+    if all(one is tag for one, _ in files):
+        return "".join(
+            f'"{tag.name}" is read as "{entry.relative}"' for _, entry in files if catalog.is_loose(tag.name)
+        )
+    parts = [f'"{entry.relative}" for {one.conditions.expert}' for one, entry in files]
+    return f'"{tag.name}" is read as {" and ".join(parts)}'

@@ -1,0 +1,43 @@
+"""One LoRA of a folder, drawn by the seed of the picture: `<lora:styles/*:0.7>`, or `<lora:*>` for one of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lora_runtime.errors import UnknownLoraError
+from lora_runtime.prompt import LoraTag
+from lora_runtime.prompt.excerpt import quote
+
+__all__ = ["draw", "draw_name", "is_wildcard"]
+
+
+def is_wildcard(name: str) -> bool:
+    """Return whether a name in a tag stands for one of the files in a folder."""
+    return name == "*" or name.endswith("/*")
+
+
+def draw(tag: LoraTag, names: Iterable[str], seed: int | None) -> LoraTag:
+    """Return the tag with the name of a file where it has that of a folder; see `draw_name`."""
+    return replace(tag, name=draw_name(tag.name, names, seed)) if is_wildcard(tag.name) else tag
+
+
+def draw_name(name: str, names: Iterable[str], seed: int | None) -> str:
+    """Return one of the paths below a folder, the same for a seed wherever the folder has the same names in it.
+
+    `names` are paths with `/`, without a suffix. Raises UnknownLoraError where the folder has none, or without a seed.
+    """
+    import hashlib  # not at the top: few prompts need it, and it takes a twentieth of the first call
+
+    folder = name.removesuffix("*")
+    found = sorted({path for path in names if path.startswith(folder)})
+    if not found:
+        raise UnknownLoraError(f"no LoRA is in a folder {quote(folder.rstrip('/'))}, so none can be drawn", name)
+    if seed is None:
+        raise UnknownLoraError(
+            f"{quote(name)} is one of {len(found)} files, drawn by the seed of the picture, which is not known here "
+            "(apply takes it as seeds=)",
+            name,
+        )
+    digest = hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogatepass")).digest()
+    return found[int.from_bytes(digest[:6], "big") * len(found) >> 48]
