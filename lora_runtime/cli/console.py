@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 import unicodedata
@@ -18,6 +19,7 @@ __all__ = [
     "PROGRAM",
     "CommandError",
     "checked_out",
+    "device_arguments",
     "human_size",
     "lora_places_argument",
     "model_config_argument",
@@ -26,6 +28,7 @@ __all__ = [
     "print_json",
     "printable",
     "reading_arguments",
+    "say_by_oneself",
     "span_of",
     "table",
     "whole",
@@ -97,6 +100,20 @@ def reading_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="edit: brackets around a tag switch it; and: AND does (default: all)",
     )
+
+
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define where a model runs, and in which dtype."""
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
+    dtypes = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, help="default: float16 on a GPU, else float32")
+
+
+def say_by_oneself() -> None:
+    """Keep what the library logs of prompts off the console: Python prints it where no handler is, and the command too."""
+    logger = logging.getLogger("lora_runtime")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def model_config_argument(parser: argparse.ArgumentParser) -> None:

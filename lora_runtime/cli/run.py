@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lora_runtime.cli.console import (
     CommandError,
     checked_out,
+    device_arguments,
     lora_places_argument,
     model_config_argument,
     needs_extra,
     one_line,
     reading_arguments,
+    say_by_oneself,
     whole,
 )
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from lora_runtime.runtime import Applied
 
 __all__ = ["add_arguments", "run"]
-
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,17 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", metavar="X", type=float)
     parser.add_argument("--width", metavar="PIXELS", type=whole)
     parser.add_argument("--height", metavar="PIXELS", type=whole)
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
+    device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Paint and save the picture; print the report and the path. Problems with single tags go to stderr."""
     out = checked_out(arguments.out, (".png", ".jpg", ".jpeg", ".webp"))
-    # The diagnostics are printed here. Without any handler Python would print the log too, which says the same.
-    logger = logging.getLogger("lora_runtime")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    say_by_oneself()
     with needs_extra():
         import diffusers  # noqa: F401
         import PIL  # noqa: F401

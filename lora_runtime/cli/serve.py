@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from lora_runtime.cli.console import CommandError, needs_extra, printable, whole
+from lora_runtime.cli.console import CommandError, device_arguments, needs_extra, printable, say_by_oneself, whole
 
 if TYPE_CHECKING:
     from lora_runtime.serve import Limits
 
 __all__ = ["add_arguments", "run"]
-
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replicas", metavar="N", type=whole, default=1, help="with --ray: pipelines at once")
     parser.add_argument("--gpus", metavar="X", type=float, help="of each replica (default: 1 where there is any)")
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
+    device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    logger = logging.getLogger("lora_runtime")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())  # what is said of a prompt, its answer says
+    say_by_oneself()
     with needs_extra("serve"):
         import diffusers
         import PIL  # noqa: F401

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lora_runtime.cli.console import needs_extra, printable, whole
+from lora_runtime.cli.console import device_arguments, needs_extra, printable, say_by_oneself, whole
 
 if TYPE_CHECKING:
     from lora_runtime.studio.server import Studio
 
 __all__ = ["add_arguments", "run"]
-
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share", action="store_true", help="an address in the public Internet, by gradio; needs --auth"
     )
     parser.add_argument("--out", metavar="DIR", help="keep a copy of each picture there")
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
+    device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,10 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
     )
-    # What is wrong with a prompt stands on the page. Without any handler Python would print the log too.
-    logger = logging.getLogger("lora_runtime")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    say_by_oneself()
     with needs_extra("studio"):
         import gradio  # noqa: F401
 

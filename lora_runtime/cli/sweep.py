@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from typing import Any
 
-from lora_runtime.cli.console import checked_out, lora_places_argument, needs_extra, printable, whole
+from lora_runtime.cli.console import (
+    checked_out,
+    device_arguments,
+    lora_places_argument,
+    needs_extra,
+    printable,
+    say_by_oneself,
+    whole,
+)
 
 __all__ = ["add_arguments", "run"]
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _PAUSE = 5.0  # seconds between two plain lines
 _MOST_SHOWN = 10  # rows that failed
 
@@ -39,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray", metavar="ADDRESS", help="a cluster of Ray (default: one on this machine, if needed)")
     parser.add_argument("--gpus", metavar="X", type=float, help="of each worker (default: 1 where the cluster has any)")
     parser.add_argument("--max-pixels", metavar="N", type=whole, help="rows with more fail (default: 2048 × 2048)")
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the first that is there)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="default: float16 on a GPU, else float32")
+    device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,10 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     grid = None if arguments.grid is None else checked_out(arguments.grid, (".png", ".jpg", ".webp"), option="--grid")
     rows = read_jobs(arguments.jobs)
     models = loaders(arguments.model, arguments.device, arguments.dtype)
-    # What is said of single rows is in the manifest. Without any handler Python would print the log too.
-    logger = logging.getLogger("lora_runtime")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    say_by_oneself()
     with needs_extra():
         import diffusers
         import PIL  # noqa: F401
