@@ -110,7 +110,7 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def say_by_oneself() -> None:
-    """Keep what the library logs of prompts off the console: Python prints it where no handler is, and the command too."""
+    """Keep what the library logs off the console: the command says it, and without any handler Python would too."""
     logger = logging.getLogger("lora_runtime")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `inspect`."""
-    parser.add_argument("file", metavar="FILE", help="a path, or a name as a prompt would have it")
+    parser.add_argument("file", metavar="FILE", help="a file, a folder as PEFT saves it, or a name as in a prompt")
     parser.add_argument("--loras", metavar="DIR", help="where to look for a name (default as for `list`)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -39,6 +39,11 @@ def _find(name: str, folder: str | None) -> Path:
     from lora_runtime.catalog import LoraCatalog
 
     path = Path(name)
+    if folder is None and path.is_dir():
+        found = LoraCatalog(path).entries
+        if len(found) != 1:
+            raise CommandError(f"{name} has {len(found)} files that are LoRAs in it: name one")
+        return found[0].path
     if folder is None and path.exists():
         return path
     if path.is_absolute():

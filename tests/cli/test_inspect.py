@@ -72,6 +72,17 @@ def test_a_name_is_looked_up_as_a_prompt_would(
     assert json.loads(command("inspect", "--json", "ink").out)["path"] == str(Path("loras/ink.safetensors"))
 
 
+def test_a_folder_with_one_file_is_that_file(command: Command, tmp_path: Path) -> None:
+    file = write(tmp_path / "pirate/adapter_model.safetensors", {"a.lora_A.weight": ("F32", [4, 8])})
+    assert command("inspect", file.parent).out == command("inspect", file).out
+    write(tmp_path / "other.safetensors", {"a.lora_A.weight": ("F32", [4, 8])})
+    result = command("inspect", tmp_path)
+    assert (result.status, result.err) == (
+        2,
+        f"lora-runtime: error: {tmp_path} has 2 files that are LoRAs in it: name one\n",
+    )
+
+
 def test_a_file_that_tells_nothing_is_shown_with_what_there_is(command: Command, tmp_path: Path) -> None:
     result = command("inspect", write(tmp_path / "odd.safetensors", {"x": ("U8", [1])}))
     labels = [line.split("  ")[0] for line in result.out.splitlines()]
