@@ -5,11 +5,12 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo studio test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean
+.PHONY: help demo studio test test-all test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean
 help:
 	@echo "make demo     paint with the embedded pipeline: out/demo.png"
 	@echo "make studio   a page that paints, with the embedded pipeline (ARGS=\"--model DIR\" for one of yours)"
-	@echo "make test     lint, types, the whole test suite, and the extension's tests with the WebUI's versions"
+	@echo "make test     lint, types, the test suite, and the extension's tests with the WebUI's versions"
+	@echo "make test-all     that and test-oldest, slow tests included: half an hour and more"
 	@echo "make test-oldest  what can be tested with the WebUI's own Python, torch and libraries; needs a Python 3.10"
 	@echo "make test-newest  make test with the newest versions that there are, and what they break"
 	@echo "make test-webui   the extension in the installed WebUI that SD_WEBUI_DIR names"
@@ -28,6 +29,6 @@ help:
 	@echo "make venv     only make .venv, with everything in it"
 	@echo "make clean    remove .venv and the other environments, caches and what the commands wrote"
 
-demo studio test test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean:
+demo studio test test-all test-oldest test-newest test-webui test-hosts bench matrix soak train train-demo docs wheel release format lock venv clean:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer found. Install one, or name it: make $@ PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) tools/bootstrap.py $@ $(ARGS)

@@ -1,7 +1,7 @@
 """Makes `.venv` and runs the project's commands: `python tools/bootstrap.py COMMAND`.
 
-Commands: demo, studio, test, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train, train-demo,
-docs, wheel, release, format, lock, venv, clean.
+Commands: demo, studio, test, test-all, test-oldest, test-newest, test-webui, test-hosts, bench, matrix, soak, train,
+train-demo, docs, wheel, release, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
@@ -125,6 +125,9 @@ NOT_LOCKED = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 # The tests run in as many processes as there are cores, each with 1 to 2 GB.
 WORKERS = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
 
+# What is left out of `test`: tests of seconds whose subject others hold too, in every run of `test-all`.
+QUICK = ["-m", "not slow"]
+
 # What pip says where its sources do not have a version, or a constraint of the user's own forbids it.
 NOT_THERE = ("No matching distribution", "ResolutionImpossible")
 
@@ -139,6 +142,7 @@ def main(arguments: list[str]) -> int:
         "demo": demo,
         "studio": studio,
         "test": test,
+        "test-all": test_all,
         "test-oldest": test_oldest,
         "test-newest": test_newest,
         "test-webui": test_webui,
@@ -194,18 +198,31 @@ def studio(arguments: list[str]) -> None:
 def test(arguments: list[str]) -> None:
     """Lint, types, tests, then the extension's tests with the WebUI's versions; stops at the first that fails.
 
-    pytest's summary is the last line. With arguments for pytest, only the tests in `.venv` are run.
+    pytest's summary is the last line. Tests that are marked as slow are left out. With arguments for pytest, only the
+    tests in `.venv` are run, slow ones too.
     """
+    test_in_main(arguments or QUICK)
+    if not arguments:
+        test_extension(QUICK)
+
+
+def test_all(arguments: list[str]) -> None:
+    """Do what `test` and `test-oldest` do, slow tests included."""
+    test_in_main(arguments)
+    test_extension(arguments)
+    test_oldest(arguments or ["-m", "slow or not slow"])
+
+
+def test_in_main(arguments: Sequence[str]) -> None:
+    """Lint, types, and the tests in `.venv`."""
     install("test")
     run(MAIN.python, "-m", "ruff", "check", ".")
     run(MAIN.python, "-m", "ruff", "format", "--check", ".")
     run(MAIN.python, "-m", "mypy")
     run(*(MAIN.python, "-m", "pytest", *WORKERS, "--cov", "--cov-branch", "--cov-fail-under=95"), *arguments)
-    if not arguments:
-        test_extension()
 
 
-def test_extension() -> None:
+def test_extension(arguments: Sequence[str]) -> None:
     """Run the tests of the WebUI's extension with the WebUI's versions, where these can be had."""
     if sys.version_info[:2] not in WEBUI.pythons:
         say("Left out: the extension with the WebUI's own versions, which need Python 3.10 or 3.11")
@@ -214,7 +231,7 @@ def test_extension() -> None:
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
     gate = ("--cov", "--cov-config=tests/extension/coverage.ini", "--cov-fail-under=95")
-    run(WEBUI.python, "-m", "pytest", *WORKERS, "tests/extension", *gate)
+    run(WEBUI.python, "-m", "pytest", *WORKERS, "tests/extension", *gate, *arguments)
 
 
 def test_oldest(arguments: list[str]) -> None:
@@ -229,7 +246,7 @@ def test_oldest(arguments: list[str]) -> None:
     os.environ["PIP_NO_COMPILE"] = "0"  # as in test_extension
     install("oldest", OLDEST, python)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    run(OLDEST.python, "-m", "pytest", *WORKERS, "-p", "oldest", *arguments)
+    run(OLDEST.python, "-m", "pytest", *WORKERS, "-p", "oldest", *(arguments or QUICK))
 
 
 def find_python(wanted: tuple[int, int]) -> str | None:
