@@ -178,10 +178,23 @@ def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
     commands = asked()
     bootstrap.test([])
     assert commands[-1].startswith("-m pytest -n auto --maxprocesses=4 --dist=worksteal tests/extension ")
-    assert commands[-1].endswith(" --cov --cov-config=tests/extension/coverage.ini --cov-fail-under=95")
+    assert commands[-1].endswith(" --cov --cov-config=tests/extension/coverage.ini --cov-fail-under=95 -m not slow")
     assert bootstrap.WEBUI.constraints.read_text() == "torch==2.13.0+cpu\n"
     pins = {"gradio==3.41.2", "fastapi==0.94.0", "lark==1.1.2", "numpy==1.26.2", "transformers==4.30.2"}
     assert pins < set(bootstrap.lock_lines("webui"))
+
+
+@WEBUI_PYTHON
+def test_only_test_all_runs_the_slow_ones(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = asked()
+    for command, left_out in ((bootstrap.test, True), (bootstrap.test_all, False)):
+        commands.clear()
+        command([])
+        tests = [each for each in commands if "-m pytest" in each]
+        assert len(tests) >= 2
+        assert all(each.endswith("-m not slow") == left_out for each in tests)
 
 
 def test_arguments_are_for_the_tests_in_the_first_environment(
@@ -190,6 +203,7 @@ def test_arguments_are_for_the_tests_in_the_first_environment(
     commands = asked()
     bootstrap.test(["-k", "parse"])
     assert commands[-1].endswith("-k parse")
+    assert "not slow" not in commands[-1]  # who names a test has it run
     assert not any("webui" in command for command in commands)
 
 
@@ -201,7 +215,7 @@ def test_where_the_webui_s_versions_cannot_be_had_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     commands = asked()
-    bootstrap.test_extension()
+    bootstrap.test_extension([])
     assert commands == []
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("== Left out: the extension")
