@@ -39,7 +39,8 @@ class PipelineSteps(Denoising):
         weakly = WeakView(looked_at)
 
         def began(live: Live) -> None:
-            clock = Clock(weakly.view(), live.stages, self.images)
+            view = weakly.view()
+            clock = Clock(view, live.stages, self.images)
             self.said = clock.said
             self._clocks += 1
 
@@ -48,5 +49,6 @@ class PipelineSteps(Denoising):
                 clock.stop()
 
             live.until_then(stop)
+            clock.start(view)
 
         return began
