@@ -702,10 +702,12 @@ def many_keys(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_keys_are_read_in_time(tmp_path: Path) -> None:
     assert float(run(_TIMES, many_keys(tmp_path / "a.safetensors"))) < SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_garbage_collector_keeps_what_a_host_has_frozen(frozen: bool, tmp_path: Path) -> None:
     path = many_keys(tmp_path / "a.safetensors")

@@ -90,6 +90,7 @@ def test_the_full_size_is_that_of_stable_diffusion_1_5() -> None:
     assert len(model.convolutions(unet)) == 50
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     command = [sys.executable, "-m", "benchmarks.bench", "--quick", "--rounds", "1", "--out", str(out)]
@@ -229,6 +230,7 @@ MODES = ("ours, device", "ours, host", "ours, inplace")
 CHECKS = {"originals come back, bfloat16", "all modes show the same, float16", "a move to the host and back"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "models"), [("pretend", ["SD1.5", "SDXL", "Flux"]), ("cpu", ["Flux"])])
 def test_what_runs_on_a_gpu_runs_with_tiny_models(tmp_path: Path, device: str, models: list[str]) -> None:
     if device == "pretend" and (reason := pretend.why_not()) is not None:

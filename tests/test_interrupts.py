@@ -84,6 +84,7 @@ WAYS: dict[str, Callable[[Pipeline], Callable[[], Any]]] = {
     "end of a block": _block,
     "block": _whole_block,
 }
+SLOW = ("apply", "block")  # whose moments are those of "change", and of the others
 
 
 def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.Module, ...], Pipeline]:
@@ -101,7 +102,7 @@ def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.M
     return interrupt, modules, pipe
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS])
 @pytest.mark.filterwarnings("ignore")
 def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str) -> None:
     _interrupted(way, None)  # what is looked up once

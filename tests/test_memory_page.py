@@ -48,6 +48,7 @@ def test_the_models_have_the_sizes_of_the_released_ones(script: Any) -> None:
         assert found == PARAMETERS[model.name]
 
 
+@pytest.mark.slow
 def test_the_page_has_what_the_script_prints_for_one_model(script: Any) -> None:
     text = script.PAGE.read_text(encoding="utf-8")
     assert text.startswith(script._HEAD), AGAIN

@@ -433,6 +433,7 @@ def test_a_thread_waits_while_another_paints(pipe: Any, folder: Path) -> None:
     assert order == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_many_threads_never_see_a_mixture(pipe: Any, folder: Path) -> None:
     expected = {}
     for name in ("ink", "wash", "grain"):

@@ -32,6 +32,7 @@ def test_the_page_shows_each_sheet_and_none_is_large(script: Any) -> None:
         assert (ROOT / "docs" / f"strength-{name}.png").stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_every_sheet_can_be_painted_and_a_batch_is_as_its_images_alone(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

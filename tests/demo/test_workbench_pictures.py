@@ -57,6 +57,7 @@ def test_the_heat_map_is_that_of_the_command(script: Any, tmp_path: Path) -> Non
         assert picture.width > picture.height
 
 
+@pytest.mark.slow
 def test_balance_is_painted_of_each_alone_and_of_all_together(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

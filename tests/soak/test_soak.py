@@ -8,10 +8,12 @@ import pytest
 
 from soak.sequence import drawn, fault, shortened
 
-SEQUENCES, PARTS = 2000, 20
+SEQUENCES, PARTS, QUICK = 2000, 20, 4
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [*range(QUICK), *(pytest.param(part, marks=pytest.mark.slow) for part in range(QUICK, PARTS))]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_no_random_sequence_leaves_a_wrong_bit(part: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "lora_runtime")

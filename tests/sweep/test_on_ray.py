@@ -64,20 +64,22 @@ def pixels(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
-def test_one_two_and_four_workers_paint_the_pictures_of_one_process(loras: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_workers_paint_the_pictures_of_one_process(loras: Path, tmp_path: Path, workers: int) -> None:
     here = sweep(ROWS, sweep_pipes.plain, tmp_path / "here", loras=loras)
     assert (here.painted, here.failed) == (8, 0)
-    for workers in (1, 2, 4):
-        out = tmp_path / str(workers)
-        done = sweep(ROWS, sweep_pipes.plain, out, loras=loras, workers=workers, ray="auto")
-        assert (done.painted, done.failed) == (8, 0)
-        assert pixels(out) == pixels(tmp_path / "here")
-        assert {line["worker"] for line in lines(out).values()} <= set(range(workers))
-        # Two files, and no worker reads one twice.
-        reads = {(line["worker"], line["read"]) for line in lines(out).values()}
-        assert 2 <= done.read <= 2 * workers, reads
+    done = sweep(ROWS, sweep_pipes.plain, tmp_path / "out", loras=loras, workers=workers, ray="auto")
+    assert (done.painted, done.failed) == (8, 0)
+    assert pixels(tmp_path / "out") == pixels(tmp_path / "here")
+    found = lines(tmp_path / "out").values()
+    assert {line["worker"] for line in found} <= set(range(workers))
+    # Two files, and no worker reads one twice.
+    assert 2 <= done.read <= 2 * workers, {(line["worker"], line["read"]) for line in found}
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_worker_twice_costs_only_itself(loras: Path, tmp_path: Path) -> None:
     rows = [dict(row) for row in ROWS]
     rows[1]["prompt"] = "die"
@@ -88,6 +90,7 @@ def test_a_row_that_kills_its_worker_twice_costs_only_itself(loras: Path, tmp_pa
     assert (tmp_path / "once").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "reason"), [(sweep_pipes.dead, "no worker gets"), (sweep_pipes.broken, "no such model")]
 )

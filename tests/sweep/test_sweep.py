@@ -411,6 +411,7 @@ print(done.painted, done.kept)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     def run_it(*arguments: str) -> subprocess.CompletedProcess[str]:
         code = [sys.executable, "-c", KILLED, str(tmp_path / "out"), *arguments]

@@ -51,6 +51,7 @@ def fields(picture: Image.Image) -> Any:
     return np.asarray(picture.convert("RGB").resize((12, 12), Image.Resampling.BOX), dtype=np.float64)
 
 
+@pytest.mark.slow
 def test_a_new_concept_is_learnt_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_runtime.train.file.loss_curve", lambda losses, path: True)
     files = sorted(FOLDER.glob("*.png"))

@@ -172,6 +172,7 @@ def test_a_pipeline_of_another_kind_is_refused(tmp_path: Path) -> None:
         train(nn.Linear(1, 1), config(tmp_path))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
     pictures(tmp_path)
     # Three rows a batch: the second process has one of them, and none of the last batch of one.

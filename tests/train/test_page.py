@@ -55,6 +55,7 @@ def test_the_numbers_on_the_page_are_those_of_the_demo() -> None:
     assert said.partition("\n")[0].startswith("#") and said.partition("\n")[2] == block
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_broken_run_goes_on_to_the_same_bits(over: dict[str, Any], breaks: tup
         assert not again.out.with_suffix(".state").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     pictures(tmp_path)
     over = {"save_every_n_steps": 1, "max_train_steps": 6, "sample_prompts": ["a dot --s 1"], "output_dir": "killed"}

@@ -46,6 +46,7 @@ def model(path: Path, seed: int) -> Path:
     return written(path, {f"{MODULE.format(name)}.weight": drawn.repeat(1, COLUMNS // 64) for name in "qk"})
 
 
+@pytest.mark.slow
 def test_extracting_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> None:
     tuned, base = model(tmp_path / "tuned.safetensors", 1), model(tmp_path / "base.safetensors", 2)
     factors = 2 * 8 * (ROWS + COLUMNS) * 2
@@ -65,6 +66,7 @@ def test_baking_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> N
     assert taken(f"bake({str(source)!r}, [{str(lora)!r}], {str(out)!r})") < 4 * LARGEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["", ", rank=32"])
 def test_merging_never_has_a_change_as_a_whole(cut: str, tmp_path: Path) -> None:
     files = []
@@ -79,6 +81,7 @@ def test_merging_never_has_a_change_as_a_whole(cut: str, tmp_path: Path) -> None
     assert taken(call) < LARGEST  # of one of the two modules, in half precision
 
 
+@pytest.mark.slow
 def test_averaging_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> None:
     steps = [str(model(tmp_path / f"{seed}.safetensors", seed)) for seed in range(3)]
     assert taken(f"average({steps!r}, {str(tmp_path / 'out.safetensors')!r})") < 4 * LARGEST

@@ -262,6 +262,7 @@ def load_again(out: Path, ink: Path, seed: int) -> Tensor:
     return load_file(out)[f"{TO_Q}.lora_up.weight"]
 
 
+@pytest.mark.slow
 def test_della_drops_small_elements_more_often(ink: Path, out: Path) -> None:
     times = torch.zeros(12, 20)
     for seed in range(200):
