@@ -21,15 +21,18 @@
 
     /** Return whether the name in a tag means a file that has these names. */
     function means(written, names) {
-        const wanted = spellings(written);
-        return names.some((name) => {
-            const known = name.normalize("NFC");
+        return fits(spellings(written), names.map((name) => name.normalize("NFC")));
+    }
+
+    /** Return whether one of a file's names, composed, is one of the spellings of a name. */
+    function fits(wanted, names) {
+        return names.some((known) => {
             if (wanted.includes(known)) return true;
+            if (!known.startsWith("#")) return false;
             // A hash may be written with more digits, or fewer, than the card has, and without its "#".
             const digits = wanted[0].toLowerCase().replace(/^#/, "");
             const own = known.slice(1);
-            return /^[0-9a-f]{8,64}$/.test(digits) && known.startsWith("#") &&
-                (own.startsWith(digits) || digits.startsWith(own));
+            return /^[0-9a-f]{8,64}$/.test(digits) && (own.startsWith(digits) || digits.startsWith(own));
         });
     }
 
@@ -166,6 +169,10 @@
             this.element = null; // the mark of our page, another one after a refresh
             this.checkpoint = ""; // for which the cards were made
             this.failed = false; // whether cards could not be fetched, until somebody asks for them again
+            this.asks = {}; // what the filters add to each question
+            this.tags = ""; // those of the prompt for which cards were marked
+            this.states = new WeakMap(); // of each card its names, and the tags for which it was marked
+            this.onAnswer = () => {}; // told of each answer once its cards are there
         }
 
         /** Return whether the WebUI has put another page in the place of the one whose cards were asked for. */
@@ -206,7 +213,7 @@
             const parts = partsOf(this.tab);
             const sort = parts.controls && parts.controls.querySelector(
                 ".extra-network-control--sort.extra-network-control--enabled");
-            return {
+            const asked = {
                 tabname: this.tab,
                 q: parts.search ? parts.search.value : "",
                 folder: this.folder,
@@ -215,6 +222,7 @@
                 offset,
                 limit,
             };
+            return Object.assign(asked, this.asks);
         }
 
         /** Fetch the first cards again; the page stays as it is, scrolled as it is, if they are still the same. */
@@ -274,6 +282,7 @@
             this.count(parts);
             this.marked = null;
             this.mark();
+            this.onAnswer(answer);
         }
 
         /** Say how many cards there are, beside the search. */
@@ -310,11 +319,26 @@
             const area = promptArea(this.tab, false);
             const parts = partsOf(this.tab);
             if (!area || !parts || area.value === this.marked) return;
+            const fresh = this.marked === null;
             this.marked = area.value;
-            const written = allTags(area.value).map((tag) => tag.name);
+            const names = allTags(area.value).map((tag) => tag.name);
+            const tags = names.join("\n");
+            if (!fresh && tags === this.tags) return; // words between the tags: nothing is to be marked at each key
+            this.tags = tags;
+            const written = names.map(spellings);
+            // Thousands of cards: of each the names are read once, and what is marked for these tags stays.
             for (const card of parts.holder.querySelectorAll("[data-tag]")) {
-                const names = written.length ? namesOf(card) : [];
-                card.classList.toggle("lora-runtime-chosen", written.some((name) => means(name, names)));
+                let state = this.states.get(card);
+                if (!state) this.states.set(card, state = {tags: "", chosen: false, names: null});
+                if (state.tags === tags) continue;
+                state.tags = tags;
+                if (!state.names) state.names = namesOf(card).map((name) => name.normalize("NFC"));
+                const chosen = written.some((wanted) => fits(wanted, state.names));
+                if (chosen === state.chosen) continue;
+                state.chosen = chosen;
+                card.classList.toggle("lora-runtime-chosen", chosen);
+                const choose = card.querySelector(".lora-runtime-choose");
+                if (choose) choose.setAttribute("aria-pressed", String(chosen));
             }
         }
     }
@@ -549,11 +573,11 @@
 
     // --- what the editor calls -------------------------------------------------------------------------------------
 
-    /** Replace one card by what it is now, in all tabs. */
-    async function refreshCard(tab, name) {
+    /** Replace one card by what it is now, in all tabs; `before` is its name until now, where that is another. */
+    async function refreshCard(tab, name, before) {
         for (const each of TABS) {
             const parts = partsOf(each);
-            const old = parts && [...parts.cards.querySelectorAll(".card")].find((card) => card.dataset.name === name);
+            const old = parts && [...parts.cards.querySelectorAll(".card")].find((card) => card.dataset.name === (before || name));
             if (!old) continue;
             try {
                 const answer = await ask("card", {tabname: each, name});
@@ -574,5 +598,6 @@
         refreshCard(tab, name);
     }
 
-    window.loraRuntime = {refreshCard, saved, toggle};
+    // The rest is for javascript/lora_runtime_cards.js.
+    window.loraRuntime = {refreshCard, saved, toggle, ask, pages, partsOf, promptArea, tabOf};
 })();

@@ -81,7 +81,7 @@ class Marks:
         self._change([(path, sha256)], lambda mark: replace(mark, favourite=favourite))
 
     def use(self, files: Iterable[tuple[Path, str]], now: float | None = None) -> None:
-        """Write down that files, each with its hash or "", are used now; raises OSError where that cannot be written."""
+        """Write down that files, each with its hash or "", are used now; raises OSError where it cannot be written."""
         when = time.time() if now is None else now
         seen = self.seen()
         fresh = [file for file in files if abs(when - seen.of(*file).used) >= _SAME_USE]

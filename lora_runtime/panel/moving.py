@@ -69,7 +69,7 @@ def move_lora(path: Path, root: Path, folder: str) -> Path:
         target = root / folder if folder in folders_in(root) else None
         if target is None:
             raise CatalogError(f'there is no folder "{folder}" in {root}; make it first, or choose another', folder)
-        if path.is_symlink() and not Path(os.readlink(path)).is_absolute():
+        if path.is_symlink() and not path.readlink().is_absolute():
             raise CatalogError(f"{path.name} is a link that counts from its folder; move the file that it leads to")
         return path if target == path.parent else _moved(path, target, path.stem)
 
@@ -172,11 +172,11 @@ def _check_file(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIX) or not os.path.lexists(path):
         raise CatalogError(f"{path} is not there any more; refresh the page")
     if is_of_folder(path.stem):
-        raise CatalogError(f"{path.name} goes by its folder's name and settings; rename or move the folder {path.parent}")
+        raise CatalogError(f"{path.name} goes by its folder's name and settings; move the folder {path.parent}")
 
 
 def _check_free(folder: Path, names: Sequence[str], stem: str, leaving: Iterable[str]) -> None:
-    """Raise CatalogError where a file is called as one of `names`, in either case, or would come to belong to `stem`."""
+    """Raise CatalogError where a file is called as one of `names`, in either case, or would belong to `stem`."""
     gone = set(leaving)
     listed = [name for name in _names(folder) if name not in gone]
     by_case = {name.casefold(): name for name in listed}
@@ -211,11 +211,11 @@ def _rename_all(pairs: Sequence[tuple[Path, Path]]) -> None:
             old.rename(new)
             done.append((old, new))
     except BaseException as error:
-        for old, new in reversed(done):
+        for before, after in reversed(done):
             with suppress(OSError):
-                new.rename(old)
+                after.rename(before)
         if isinstance(error, OSError) and error.errno == errno.EXDEV:
-            raise CatalogError(f"{pairs[0][0]} lies on another volume, and nothing is copied; move it by hand") from error
+            raise CatalogError(f"{old} lies on another volume, and nothing is copied; move it by hand") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""What lies beside a LoRA file under its name: pictures, films, notes, and what other programs wrote of where it is from.
+"""What lies beside a LoRA file under its name: pictures, films, notes, and what other programs wrote of it.
 
 A file belongs to `ink.safetensors` where it is called `ink.` and more, and no other LoRA there has more of its name:
 `ink.v2.png` is that of `ink.v2.safetensors` where there is one, and of `ink.safetensors` where there is not.
@@ -21,7 +21,17 @@ from lora_runtime.header import read_header
 from lora_runtime.metadata import trigger_words
 from lora_runtime.sets import SUFFIX as SET_SUFFIX
 
-__all__ = ["FILMS", "PICTURES", "Origin", "film_beside", "has_words", "origin_of", "owned", "picture_beside", "words_of"]
+__all__ = [
+    "FILMS",
+    "PICTURES",
+    "Origin",
+    "film_beside",
+    "has_words",
+    "origin_of",
+    "owned",
+    "picture_beside",
+    "words_of",
+]
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FILMS = {"mp4": "video/mp4", "webm": "video/webm"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def test_what_is_in_the_bin_is_no_lora_for_anybody_and_comes_back_as_it_was(root
     in_bin = {name: text for name, text in tree(root).items() if name.startswith(".lora-bin/")}
     assert {**named("ink.v2", "ink.v2"), **SET} == {k: v for k, v in tree(root).items() if k not in in_bin}
     # By their endings, which is all that programs go by; hidden folders are hidden for few of them.
-    assert {os.path.splitext(name)[1] for name in in_bin} == {".binned", ".json"}
+    assert {Path(name).suffix for name in in_bin} == {".binned", ".json"}
     assert LoraCatalog(root / ".lora-bin").entries == ()
     assert [one.token for one in binned([root])] == [thrown.token]
     assert restore_lora([root], thrown.token) == root / "ink.safetensors"
@@ -88,7 +87,7 @@ def test_nothing_is_overwritten(root: Path) -> None:
         (root / "wash.safetensors").write_text("other")
         rename_lora(root / "ink.safetensors", "Wash")
     (root / "wash.safetensors").unlink()
-    with pytest.raises(CatalogError, match="WASH.png"):
+    with pytest.raises(CatalogError, match=r"WASH\.png"):
         rename_lora(root / "ink.safetensors", "WASH")
     (root / "ink.png").unlink()
     (root / "style" / "ink.txt").write_text("notes of another")
