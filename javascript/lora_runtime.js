@@ -122,9 +122,14 @@
 
     const TABS = ["txt2img", "img2img"];
     const FIRST = 60;
-    const MORE = 120;
+    const MORE = 60;
+    // So many cards are in the page at once. Of those that are far away a gap stays, so that thousands cost what hundreds do.
+    const MOST = 480;
+    const KEPT = 360;
     const TYPING_MS = 150;
     const LOOK_MS = 300;
+
+    const CARD = ".card[data-tag]";
 
     const byId = (id) => gradioApp().getElementById(id);
 
@@ -142,6 +147,13 @@
         };
     }
 
+    /** Return how many cards stand side by side. */
+    function columnsOf(cards) {
+        let count = 1;
+        while (count < cards.length && cards[count].offsetTop === cards[0].offsetTop) count++;
+        return count;
+    }
+
     function promptArea(tab, negative) {
         return gradioApp().querySelector(`#${tab}_${negative ? "neg_prompt" : "prompt"} > label > textarea`);
     }
@@ -157,7 +169,9 @@
         constructor(tab) {
             this.tab = tab;
             this.folder = "";
-            this.shown = 0;
+            this.start = 0; // which of the cards that are found is the first in the page
+            this.gap = 0; // the height of those before it
+            this.shown = 0; // which comes after the last one in the page
             this.total = 0;
             this.asked = 0; // the number of the last question; answers to earlier ones are dropped
             this.loading = false;
@@ -243,6 +257,7 @@
                     this.first = same;
                     parts.cards.innerHTML = answer.html;
                     parts.cards.scrollTop = 0;
+                    this.start = this.gap = 0;
                     this.took(answer);
                 } else {
                     // The WebUI's search on another page hides cards on all pages.
@@ -265,6 +280,7 @@
                 const parts = partsOf(this.tab);
                 if (number !== this.asked || !parts) return;
                 parts.cards.insertAdjacentHTML("beforeend", answer.html);
+                this.leaveFirst(parts);
                 this.took(answer);
             } catch (error) {
                 if (number === this.asked) this.fail(error);
@@ -272,6 +288,85 @@
                 if (number === this.asked) this.loading = false;
             }
             this.watch();
+        }
+
+        /** Fetch those before the first card, or, where the user has gone further up than that, those that belong there. */
+        async before() {
+            const found = partsOf(this.tab);
+            if (this.loading || this.failed || !this.start || !found) return;
+            const cards = found.cards.querySelectorAll(CARD);
+            if (!cards.length) return;
+            const columns = columnsOf(cards);
+            const row = cards.length > columns ? cards[columns].offsetTop - cards[0].offsetTop : cards[0].offsetHeight;
+            const limit = Math.min(300, columns * Math.ceil(MORE / columns));
+            const far = found.cards.scrollTop + found.cards.clientHeight < this.gap;
+            const offset = far
+                ? Math.min(this.start, columns * Math.floor(found.cards.scrollTop / row))
+                : Math.max(0, this.start - limit);
+            const number = ++this.asked;
+            this.loading = true;
+            try {
+                const answer = await ask("cards", this.question(offset, far ? limit : this.start - offset));
+                const parts = partsOf(this.tab);
+                if (number !== this.asked || !parts) return;
+                if (far) {
+                    parts.cards.innerHTML = answer.html;
+                    this.start = offset;
+                    this.setGap(parts, row * offset / columns);
+                    this.took(answer);
+                } else {
+                    const first = parts.cards.querySelector(CARD);
+                    const top = first.offsetTop;
+                    first.insertAdjacentHTML("beforebegin", answer.html);
+                    this.start = offset;
+                    this.setGap(parts, offset ? this.gap - (first.offsetTop - top) : 0);
+                    parts.cards.scrollTop += first.offsetTop - top; // as where the page has another width by now
+                    this.leaveLast(parts);
+                    this.took({shown: this.shown, total: answer.total});
+                }
+            } catch (error) {
+                if (number === this.asked) this.fail(error);
+            } finally {
+                if (number === this.asked) this.loading = false;
+            }
+            this.watch();
+        }
+
+        setGap(parts, height) {
+            this.gap = Math.max(0, height);
+            let gap = parts.cards.querySelector(".lora-runtime-gap");
+            if (!gap) {
+                gap = document.createElement("i"); // no div: the last card is found as the last of these
+                gap.className = "lora-runtime-gap";
+                parts.cards.insertBefore(gap, parts.cards.firstChild);
+            }
+            gap.style.height = `${this.gap}px`;
+        }
+
+        /** Take the first rows out where there are many cards, as far as they are out of sight and nobody is in them. */
+        leaveFirst(parts) {
+            const cards = [...parts.cards.querySelectorAll(CARD)];
+            if (cards.length <= MOST) return;
+            const columns = columnsOf(cards);
+            const limit = parts.cards.scrollTop - parts.cards.clientHeight + cards[0].offsetTop - this.gap;
+            let count = columns * Math.floor((cards.length - KEPT) / columns);
+            while (count > 0 && cards[count].offsetTop > limit) count -= columns;
+            if (count <= 0 || cards.slice(0, count).some((card) => card.contains(document.activeElement))) return;
+            const height = cards[count].offsetTop - cards[0].offsetTop;
+            cards.slice(0, count).forEach((card) => card.remove());
+            this.start += count;
+            this.setGap(parts, this.gap + height);
+        }
+
+        /** Take what comes last out, likewise. */
+        leaveLast(parts) {
+            const cards = [...parts.cards.querySelectorAll(CARD)];
+            const limit = parts.cards.scrollTop + 2 * parts.cards.clientHeight + cards[0].offsetTop - this.gap;
+            const gone = cards.slice(KEPT).filter((card) => card.offsetTop > limit);
+            if (cards.length <= MOST || !gone.length || gone.some((card) => card.contains(document.activeElement))) return;
+            for (const note of parts.cards.querySelectorAll(".lora-runtime-refused")) note.remove();
+            gone.forEach((card) => card.remove());
+            this.shown -= gone.length;
         }
 
         took(answer) {
@@ -307,11 +402,15 @@
             if (this.watcher) this.watcher.disconnect();
             const parts = partsOf(this.tab);
             const last = parts && parts.cards.querySelector(".card:last-of-type");
-            if (!last || this.failed || this.shown >= this.total) return;
+            if (!last || this.failed || (this.shown >= this.total && !this.start)) return;
+            const gap = this.start ? parts.cards.querySelector(".lora-runtime-gap") : null;
             this.watcher = new IntersectionObserver((seen) => {
-                if (seen.some((item) => item.isIntersecting)) this.more();
-            }, {root: parts.cards, rootMargin: "0px 0px 800px 0px"});
+                const near = seen.filter((item) => item.isIntersecting);
+                if (gap && near.some((item) => item.target === gap)) this.before();
+                else if (near.length) this.more();
+            }, {root: parts.cards, rootMargin: "800px 0px 800px 0px"});
             this.watcher.observe(last);
+            if (gap) this.watcher.observe(gap);
         }
 
         /** Mark the cards whose tag is in the prompt. */
