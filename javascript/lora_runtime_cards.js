@@ -76,7 +76,7 @@
                 "div", {className: "lora-runtime-filters", role: "group", "aria-label": t("Which LoRAs are shown")},
                 toggle("favourites", "★ Favourites", "Only those with a star"),
                 toggle("fits", "Fits this checkpoint", "Only those that were made for the checkpoint that is loaded"),
-                toggle("recent", "Used last", "Those that were used last come first"),
+                toggle("recent", "Last used first", "Those that were used last come first"),
                 this.list,
                 button(t("Bin"), (event) => openBin(this.tab, event.currentTarget), {title: t("What was thrown away, and putting it back")}),
                 this.status
