@@ -104,8 +104,9 @@ def build(models: Mapping[str, Model]) -> Page:
                 scale=1,
                 min_width=140,
             )
-            page.favourites = gr.Checkbox(label="Favourites", container=False, scale=0, min_width=120)
-            page.last_used = gr.Checkbox(label="Last used first", container=False, scale=0, min_width=140)
+            narrow: dict[str, Any] = {"container": False, "scale": 0, "min_width": 120, "elem_classes": "lr-check"}
+            page.favourites = gr.Checkbox(label="Favourites", **narrow)
+            page.last_used = gr.Checkbox(label="Last used first", **narrow)
         page.cards = gr.HTML(elem_id="lr-cards")
         page.last = gr.State(None)
         # What a program is given in place of a page: shown nowhere, the files come through the server like all others.

@@ -323,6 +323,35 @@ def test_texts_are_readable_in_both_themes_and_translated(page: CardPage, theme:
         assert min(page.run(CONTRAST, selector)) >= 4.5, selector
 
 
+@pytest.fixture
+def finger(driver: Any) -> Iterator[None]:
+    """Make the browser that of a telephone."""
+    screen = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    yield
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_a_finger_points_at_is_44_pixels_large(finger: None, page: CardPage) -> None:
+    assert page.run("return matchMedia('(pointer: coarse)').matches")
+    page.shot("cards-400")
+    page.run("document.querySelector(arguments[0]).click()", f"{CARD} .lora-runtime-details-button")
+    page.until(lambda: page.texts(f"{WINDOW} form"))
+    page.shot("details-400")
+    sizes = (
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect()).filter(r => r.width)"
+        ".map(({width, height}) => Math.min(width, height))"
+    )
+    targets = f"{FILTERS} button, {CARD} .card-button, {WINDOW} button, {WINDOW} input, {WINDOW} select"
+    found = page.run(sizes, targets)
+    assert len(found) > 10
+    assert min(found) >= 44
+    inside = page.run("const r = document.querySelector(arguments[0]).getBoundingClientRect(); return r.right", WINDOW)
+    assert inside <= 400
+
+
 # The contrast of each element's text with the first ground behind it that is opaque (WCAG 2.1).
 CONTRAST = """
 const rgb = (text) => text.match(/[0-9.]+/g).map(Number);
