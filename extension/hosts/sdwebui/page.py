@@ -232,18 +232,15 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         if not getattr(shared.opts, "list_hidden_files", True):
             hidden = "Never"
         seen = self.shelf.marks.seen()
-        fitting = self._fitting() if fits else None
 
         def counts(entry: Entry, notes: Sidecar | None) -> bool:
             if not self._counts(entry, notes) or self._is_in_hidden_folder(entry):
                 return False
             if families and (_family(entry, notes) or UNKNOWN) not in families:
                 return False
-            if favourites and not self.shelf.mark_of(entry, seen).favourite:
-                return False
-            return fitting is None or fitting(entry, notes)
+            return not favourites or self.shelf.mark_of(entry, seen).favourite
 
-        return self.shelf.search(
+        found = self.shelf.search(
             words,
             hidden=hidden,
             family=counts,
@@ -251,6 +248,8 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             used=lambda entry: self.shelf.mark_of(entry, seen).used,
             **options,
         )
+        # Not within the search, which others wait for: headers are read.
+        return list(filter(self._fitting(), found)) if fits else found
 
     def families(self) -> dict[str, int]:
         """Return how many of the files that are shown each family has, `UNKNOWN` last."""
@@ -423,18 +422,19 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         model, known = self.family(), _family(entry, notes)
         return bool(model and known) and model != known
 
-    def _fitting(self) -> Callable[[Entry, Sidecar | None], bool]:
+    def _fitting(self) -> Callable[[str], bool]:
         """Return whether a file is made for the model that is chosen. Files that do not say are looked at for a second.
 
         What is found out is remembered; those that are left over stay, and asking again goes further.
         """
         model, end = self.family(), time.monotonic() + _SECONDS_TO_FIT
 
-        def fits(entry: Entry, notes: Sidecar | None) -> bool:
-            known = _family(entry, notes)
-            if known or not model:
-                return known == model or not model
-            return time.monotonic() >= end or self.coverage(entry) is None
+        def fits(name: str) -> bool:
+            entry = self.shelf.entry(name)
+            if entry is None or not model:
+                return entry is not None
+            known = _family(entry, self.shelf.notes.of(entry))
+            return known == model if known else time.monotonic() >= end or self.coverage(entry) is None
 
         return fits
 
