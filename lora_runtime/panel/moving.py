@@ -69,8 +69,6 @@ def move_lora(path: Path, root: Path, folder: str) -> Path:
         target = root / folder if folder in folders_in(root) else None
         if target is None:
             raise CatalogError(f'there is no folder "{folder}" in {root}; make it first, or choose another', folder)
-        if path.is_symlink() and not path.readlink().is_absolute():
-            raise CatalogError(f"{path.name} is a link that counts from its folder; move the file that it leads to")
         return path if target == path.parent else _moved(path, target, path.stem)
 
 
@@ -97,7 +95,7 @@ def throw_away(path: Path, root: Path) -> Binned:
             raise CatalogError(f"{path} is not in {root}") from None
         now = time.time()
         token = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(4)}"
-        files = [path.name, *owned(path.stem, _names(path.parent))]
+        files = _files_of(path)
         bin_folder = root / BIN / token
         bin_folder.mkdir(parents=True)
         note = {"version": _VERSION, "place": place, "when": now, "files": files}
@@ -182,7 +180,7 @@ def _check_free(folder: Path, names: Sequence[str], stem: str, leaving: Iterable
     by_case = {name.casefold(): name for name in listed}
     taken = next((by_case[name.casefold()] for name in names if name.casefold() in by_case), None)
     if taken is None:
-        taken = next(iter(owned(stem, listed)), None)
+        taken = next((name for name in owned(stem, listed) if not (folder / name).is_dir()), None)
     if taken is not None:
         raise CatalogError(f"{taken} is in {folder} already, and nothing is overwritten; take another name", stem)
 
@@ -192,12 +190,22 @@ def _check_free(folder: Path, names: Sequence[str], stem: str, leaving: Iterable
 
 def _moved(path: Path, folder: Path, stem: str) -> Path:
     """Move a file and what belongs to it into a folder, under a stem; return where it is now."""
-    files = [path.name, *owned(path.stem, _names(path.parent))]
+    files = _files_of(path)
     made = [stem + name[len(path.stem) :] for name in files]
+    if folder != path.parent:
+        for name in files:
+            if (link := path.with_name(name)).is_symlink() and not link.readlink().is_absolute():
+                raise CatalogError(f"{name} is a link that counts from its folder; move the file that it leads to")
     if made != files or folder != path.parent:
         _check_free(folder, made, stem, files if folder == path.parent else ())
         _rename_all([(path.parent / old, folder / new) for old, new in zip(files, made, strict=True)])
     return folder / made[0]
+
+
+def _files_of(path: Path) -> list[str]:
+    """Return the names of a LoRA file and of the files that belong to it. A folder called `ink.v2` is nobody's."""
+    beside = owned(path.stem, _names(path.parent))
+    return [path.name, *(name for name in beside if not path.with_name(name).is_dir())]
 
 
 def _rename_all(pairs: Sequence[tuple[Path, Path]]) -> None:

@@ -233,6 +233,10 @@ def test_a_link_that_came_in_between_is_not_followed_out(root: Path, tmp_path: P
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
 def test_a_link_is_moved_itself_unless_it_counts_from_its_folder(root: Path) -> None:
     (root / "near.safetensors").symlink_to("ink.safetensors")
+    (root / "far.png").symlink_to(root / "ink.preview.png")
+    (root / "ink.v2.jpg").symlink_to("ink.preview.png")
+    with pytest.raises(CatalogError, match=r"ink\.v2\.jpg is a link that counts from its folder"):
+        move_lora(root / "ink.v2.safetensors", root, "style")
     (root / "far.safetensors").symlink_to(root / "ink.safetensors")
     with pytest.raises(CatalogError, match="counts from its folder"):
         move_lora(root / "near.safetensors", root, "style")
@@ -247,6 +251,16 @@ def test_odd_names_of_a_posix_system_come_back_too(root: Path) -> None:
         path = root / f"{name}.safetensors"
         path.write_text("x")
         assert restore_lora([root], throw_away(path, root).token) == path
+
+
+def test_a_folder_belongs_to_no_file(root: Path) -> None:
+    for name in ("ink.old", "wash.new"):
+        (root / name).mkdir()
+        (root / name / "other.safetensors").write_text("another LoRA")
+    rename_lora(root / "ink.safetensors", "wash")
+    throw_away(root / "wash.safetensors", root)
+    assert (root / "ink.old" / "other.safetensors").is_file()
+    assert not list((root / ".lora-bin").rglob("*.safetensors"))
 
 
 def test_folders_are_listed_without_hidden_ones(root: Path) -> None:
