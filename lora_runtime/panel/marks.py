@@ -23,6 +23,7 @@ __all__ = ["Mark", "Marks", "Seen"]
 
 _VERSION = 1
 _NAME = "marks.json"
+_LATEST = 1e11  # seconds: no date of ours
 _SAME_USE = 60.0  # seconds in which a file that is used again is not written down again: a batch has many passes
 
 
@@ -154,6 +155,6 @@ def _mark(row: Any) -> Mark | None:
     if not isinstance(row, dict):
         return None
     path, sha256, used = row.get("path"), row.get("sha256"), row.get("used")
-    if not isinstance(path, str) or not isinstance(sha256, str) or type(used) not in (int, float) or not path:
+    if not isinstance(path, str) or not isinstance(sha256, str) or not isinstance(used, (int, float)) or not path:
         return None
-    return Mark(path, sha256, row.get("favourite") is True, float(used) if used == used and used > 0 else 0.0)
+    return Mark(path, sha256, row.get("favourite") is True, float(used) if 0 < used < _LATEST else 0.0)

@@ -31,6 +31,7 @@ _ENDING = ".binned"
 _NOTE = "bin.json"
 _VERSION = 1
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_LATEST = 1e11  # seconds: no date of ours
 _MOST_BYTES = 200  # of a name: side-cars have endings, and the bin adds one
 _UNTYPED = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\..*)?", re.IGNORECASE)
@@ -250,7 +251,13 @@ def _read(root: Path, token: str) -> Binned | None:
         place, when, files = content["place"], float(content["when"]), content["files"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
-    if content.get("version") != _VERSION or not isinstance(place, str) or not isinstance(files, list) or not files:
+    if (
+        not 0 < when < _LATEST
+        or content.get("version") != _VERSION
+        or not isinstance(place, str)
+        or not isinstance(files, list)
+        or not files
+    ):
         return None
     parts = place.split("/")
     if not all(map(_is_plain, parts)) or not all(isinstance(name, str) and _is_plain(name) for name in files):

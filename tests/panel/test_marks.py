@@ -87,12 +87,14 @@ def test_a_broken_file_is_kept_aside_when_another_is_written(marks: Marks, tmp_p
 
 def test_single_rows_that_are_none_are_left_out(marks: Marks) -> None:
     good = {"path": "/ink.safetensors", "sha256": "", "favourite": True, "used": 4}
-    rows = [good, 3, {}, {**good, "path": 4}, {**good, "path": "/x", "used": "y"}, {**good, "path": "/n", "used": -1}]
+    dates = {"/n": -1, "/o": float("nan"), "/p": float("inf"), "/q": 10**400}
+    rows = [good, 3, {}, {**good, "path": 4}, {**good, "path": "/x", "used": "y"}]
+    rows += [{**good, "path": path, "used": used} for path, used in dates.items()]
     marks.path.write_text(json.dumps({"version": 1, "files": rows}))
     found = marks.seen().all
     assert [(mark.path, mark.favourite, mark.used) for mark in found] == [
         ("/ink.safetensors", True, 4.0),
-        ("/n", True, 0.0),
+        *((path, True, 0.0) for path in dates),
     ]
 
 

@@ -204,6 +204,9 @@ def test_a_bin_leads_nowhere_but_back(root: Path, tmp_path: Path) -> None:
         {"files": "ink"},
         {"version": 2},
         {"when": "soon"},
+        {"when": float("inf")},
+        {"when": float("nan")},
+        {"when": 10**400},
     ):
         note.write_text(json.dumps({**content, **change}))
         assert binned([root]) == [], change
