@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import html
 import json
 import os
@@ -193,14 +194,16 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
     def create_tree_view_html(self, tabname: str) -> str:
         """Return the folders as a tree; the files in them are fetched when one is opened."""
         folders = self.shelf.tree(hidden=self._shows_hidden_folders())
+        hides = self._hides()
         # Each begins with the name of a user's own folder, which no pattern is about.
-        shown = (name for name in folders if not self._is_hidden(name[1:].partition("/")[2]))
+        shown = (name for name in folders if not hides(name[1:].partition("/")[2]))
         return tree_html({name: folders[name] for name in shown})
 
     def create_dirs_view_html(self, tabname: str) -> str:
         """Return a button for each folder."""
         folders = self.shelf.subfolders(hidden=self._shows_hidden_folders())
-        folders = {name: files for name, files in folders.items() if not self._is_hidden(name)}
+        hides = self._hides()
+        folders = {name: files for name, files in folders.items() if not hides(name)}
         return dirs_html(folders, len(self.shelf.names()), slash=bool(shared.opts.extra_networks_dir_button_function))
 
     def create_user_metadata_editor(self, ui: Any, tabname: str) -> LoraEditor:
@@ -231,10 +234,10 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         hidden = shared.opts.extra_networks_hidden_models
         if not getattr(shared.opts, "list_hidden_files", True):
             hidden = "Never"
-        seen = self.shelf.marks.seen()
+        seen, shown = self.shelf.marks.seen(), self._shown()
 
         def counts(entry: Entry, notes: Sidecar | None) -> bool:
-            if not self._counts(entry, notes) or self._is_in_hidden_folder(entry):
+            if not shown(entry, notes):
                 return False
             if families and (_family(entry, notes) or UNKNOWN) not in families:
                 return False
@@ -253,11 +256,10 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     def families(self) -> dict[str, int]:
         """Return how many of the files that are shown each family has, `UNKNOWN` last."""
+        shown = self._shown()
 
         def family(entry: Entry, notes: Sidecar | None) -> str | None:
-            if not self._counts(entry, notes) or self._is_in_hidden_folder(entry):
-                return None
-            return _family(entry, notes) or UNKNOWN
+            return (_family(entry, notes) or UNKNOWN) if shown(entry, notes) else None
 
         found = self.shelf.count(family)
         return dict(sorted(found.items(), key=lambda item: item[0] == UNKNOWN))
@@ -438,18 +440,29 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
         return fits
 
-    def _is_in_hidden_folder(self, entry: Entry) -> bool:
-        return bool(self.settings.hidden_folders) and self._is_hidden(self.shelf.place_of(entry).rpartition("/")[0])
+    def _hides(self) -> Callable[[str], bool]:
+        """Return whether a folder, or one that it is in, is among those that the settings hide now."""
+        patterns = self.settings.hidden_folders
 
-    def _is_hidden(self, folder: str) -> bool:
-        """Return whether a folder, or one that it is in, is among those that the settings hide."""
-        patterns, folder = self.settings.hidden_folders, folder.lower()
-        while patterns and folder:
-            names = (folder, folder.rpartition("/")[2])
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names):
-                return True
-            folder = folder.rpartition("/")[0]
-        return False
+        @functools.cache
+        def hides(folder: str) -> bool:
+            while patterns and folder:
+                above, _, name = folder.rpartition("/")
+                if any(fnmatch.fnmatchcase(text.lower(), pattern) for pattern in patterns for text in (folder, name)):
+                    return True
+                folder = above
+            return False
+
+        return hides
+
+    def _shown(self) -> Callable[[Entry, Sidecar | None], bool]:
+        """Return whether a file has a card, as the settings are now."""
+        hides = self._hides()
+
+        def shown(entry: Entry, notes: Sidecar | None) -> bool:
+            return self._counts(entry, notes) and not hides(self.shelf.place_of(entry).rpartition("/")[0])
+
+        return shown
 
     def _is_blurred(self, entry: Entry, notes: Sidecar | None) -> bool:
         patterns = self.settings.blurred
