@@ -202,7 +202,7 @@ def test_families_favourites_and_what_was_used_are_asked_for_by_buttons(page: Ca
     page.filter("Flux")
     page.until(lambda: page.texts(".lora-runtime-count") == ["60 of 5,000"])
     name = page.names()[3]
-    page.run("document.querySelector(arguments[0]).click()", f"{CARD}[data-name='{name}'] .lora-runtime-star")
+    page.click(f"{CARD}[data-name='{name}'] .lora-runtime-star")  # which nothing covers
     page.until(lambda: page.server.idle)
     page.filter("★ Favourites")
     page.until(lambda: page.names() == [name])
@@ -337,7 +337,7 @@ def finger(driver: Any) -> Iterator[None]:
 def test_what_a_finger_points_at_is_44_pixels_large(finger: None, page: CardPage) -> None:
     assert page.run("return matchMedia('(pointer: coarse)').matches")
     page.shot("cards-400")
-    page.run("document.querySelector(arguments[0]).click()", f"{CARD} .lora-runtime-details-button")
+    page.click(f"{CARD} .lora-runtime-details-button")
     page.until(lambda: page.texts(f"{WINDOW} form"))
     page.shot("details-400")
     sizes = (
