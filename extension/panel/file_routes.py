@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import Body, Query
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi import Body, Header, Query
+from fastapi.responses import JSONResponse, Response
 
 from lora_runtime.errors import LoraError
 
 from ..whole import whole
 from .card_routes import replace_routes
+from .films import film_response
 from .guards import Guards
 
 __all__ = ["add_file_routes"]
@@ -31,14 +32,12 @@ def add_file_routes(app: Any, page: Any, guards: Guards) -> None:
             return JSONResponse({"error": f'there is no LoRA "{whole(name)}" any more; refresh the page'})
         return JSONResponse(whole(found))
 
-    def film(name: str = Query(..., max_length=_LONGEST)) -> Any:
-        """Return the film beside a file."""
+    def film(name: str = Query(..., max_length=_LONGEST), range: str = Header("", max_length=200)) -> Any:
+        """Return the film beside a file, or a part of it."""
         found = page.film(name)
         if found is None:
             return Response(status_code=404)
-        path, media_type = found
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
-        return FileResponse(path, media_type=media_type, headers=headers)
+        return film_response(*found, range)
 
     def bin_() -> Any:
         """Return what is in the bins."""

@@ -173,6 +173,32 @@ def test_a_film_is_handed_out_by_the_name_of_its_file(webui: WebUI) -> None:
     assert html.count("<img") == 0  # the picture is what the film shows while it stands
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "content", "part"),
+    [
+        ("bytes=0-1", 206, b"01", "bytes 0-1/10"),
+        ("bytes=4-", 206, b"456789", "bytes 4-9/10"),
+        ("bytes=8-100", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-3", 206, b"789", "bytes 7-9/10"),
+        ("bytes=-30", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=10-", 416, b"", "bytes */10"),
+        ("bytes=5-4", 416, b"", "bytes */10"),
+        ("bytes=-0", 416, b"", "bytes */10"),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),  # of several parts the whole is as good an answer
+        ("bytes=-", 200, b"0123456789", None),
+        ("lines=0-1", 200, b"0123456789", None),
+        ("bytes=" + "9" * 100 + "-", 200, b"0123456789", None),
+    ],
+)
+def test_a_film_is_handed_out_in_the_parts_that_are_asked_for(
+    webui: WebUI, asked: str, status: int, content: bytes, part: str | None
+) -> None:
+    write(webui, "ink")
+    (webui.loras / "ink.webm").write_bytes(b"0123456789")
+    answer = webui.client().get("/lora-runtime/film", params={"name": "ink"}, headers={"Range": asked})
+    assert (answer.status_code, answer.content, answer.headers.get("Content-Range")) == (status, content, part)
+
+
 # --- names and places ---
 
 
