@@ -37,7 +37,8 @@ def add_file_routes(app: Any, page: Any, guards: Guards) -> None:
         found = page.film(name)
         if found is None:
             return Response(status_code=404)
-        return film_response(*found, range)
+        path, media_type = found
+        return film_response(path, media_type, range)
 
     def bin_() -> Any:
         """Return what is in the bins."""

@@ -25,12 +25,13 @@ def film_response(path: Path, media_type: str, asked: str) -> Any:
         "Accept-Ranges": "bytes",
     }
     found = _RANGE.fullmatch(asked)
-    if found is None or not any(found.groups()):
+    first, last = found.groups() if found else ("", "")
+    if not first and not last:
         return FileResponse(path, media_type=media_type, headers=headers)
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            begin, end = _part(*found.groups(), size)
+            begin, end = _part(first, last, size)
             if begin >= end:
                 return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
             file.seek(begin)
