@@ -21,15 +21,18 @@
 
     /** Return whether the name in a tag means a file that has these names. */
     function means(written, names) {
-        const wanted = spellings(written);
-        return names.some((name) => {
-            const known = name.normalize("NFC");
+        return fits(spellings(written), names.map((name) => name.normalize("NFC")));
+    }
+
+    /** Return whether one of a file's names, composed, is one of the spellings of a name. */
+    function fits(wanted, names) {
+        return names.some((known) => {
             if (wanted.includes(known)) return true;
+            if (!known.startsWith("#")) return false;
             // A hash may be written with more digits, or fewer, than the card has, and without its "#".
             const digits = wanted[0].toLowerCase().replace(/^#/, "");
             const own = known.slice(1);
-            return /^[0-9a-f]{8,64}$/.test(digits) && known.startsWith("#") &&
-                (own.startsWith(digits) || digits.startsWith(own));
+            return /^[0-9a-f]{8,64}$/.test(digits) && (own.startsWith(digits) || digits.startsWith(own));
         });
     }
 
@@ -119,9 +122,14 @@
 
     const TABS = ["txt2img", "img2img"];
     const FIRST = 60;
-    const MORE = 120;
+    const MORE = 60;
+    // So many cards are in the page at once. Of those that are far away a gap stays, so that thousands cost what hundreds do.
+    const MOST = 480;
+    const KEPT = 360;
     const TYPING_MS = 150;
     const LOOK_MS = 300;
+
+    const CARD = ".card[data-tag]";
 
     const byId = (id) => gradioApp().getElementById(id);
 
@@ -139,6 +147,13 @@
         };
     }
 
+    /** Return how many cards stand side by side. */
+    function columnsOf(cards) {
+        let count = 1;
+        while (count < cards.length && cards[count].offsetTop === cards[0].offsetTop) count++;
+        return count;
+    }
+
     function promptArea(tab, negative) {
         return gradioApp().querySelector(`#${tab}_${negative ? "neg_prompt" : "prompt"} > label > textarea`);
     }
@@ -154,7 +169,9 @@
         constructor(tab) {
             this.tab = tab;
             this.folder = "";
-            this.shown = 0;
+            this.start = 0; // which of the cards that are found is the first in the page
+            this.gap = 0; // the height of those before it
+            this.shown = 0; // which comes after the last one in the page
             this.total = 0;
             this.asked = 0; // the number of the last question; answers to earlier ones are dropped
             this.loading = false;
@@ -166,6 +183,10 @@
             this.element = null; // the mark of our page, another one after a refresh
             this.checkpoint = ""; // for which the cards were made
             this.failed = false; // whether cards could not be fetched, until somebody asks for them again
+            this.asks = {}; // what the filters add to each question
+            this.tags = ""; // those of the prompt for which cards were marked
+            this.states = new WeakMap(); // of each card its names, and the tags for which it was marked
+            this.onAnswer = () => {}; // told of each answer once its cards are there
         }
 
         /** Return whether the WebUI has put another page in the place of the one whose cards were asked for. */
@@ -206,7 +227,7 @@
             const parts = partsOf(this.tab);
             const sort = parts.controls && parts.controls.querySelector(
                 ".extra-network-control--sort.extra-network-control--enabled");
-            return {
+            const asked = {
                 tabname: this.tab,
                 q: parts.search ? parts.search.value : "",
                 folder: this.folder,
@@ -215,6 +236,7 @@
                 offset,
                 limit,
             };
+            return Object.assign(asked, this.asks);
         }
 
         /** Fetch the first cards again; the page stays as it is, scrolled as it is, if they are still the same. */
@@ -235,6 +257,7 @@
                     this.first = same;
                     parts.cards.innerHTML = answer.html;
                     parts.cards.scrollTop = 0;
+                    this.start = this.gap = 0;
                     this.took(answer);
                 } else {
                     // The WebUI's search on another page hides cards on all pages.
@@ -257,6 +280,7 @@
                 const parts = partsOf(this.tab);
                 if (number !== this.asked || !parts) return;
                 parts.cards.insertAdjacentHTML("beforeend", answer.html);
+                this.leaveFirst(parts);
                 this.took(answer);
             } catch (error) {
                 if (number === this.asked) this.fail(error);
@@ -264,6 +288,85 @@
                 if (number === this.asked) this.loading = false;
             }
             this.watch();
+        }
+
+        /** Fetch those before the first card, or, where the user has gone further up than that, those that belong there. */
+        async before() {
+            const found = partsOf(this.tab);
+            if (this.loading || this.failed || !this.start || !found) return;
+            const cards = found.cards.querySelectorAll(CARD);
+            if (!cards.length) return;
+            const columns = columnsOf(cards);
+            const row = cards.length > columns ? cards[columns].offsetTop - cards[0].offsetTop : cards[0].offsetHeight;
+            const limit = Math.min(300, columns * Math.ceil(MORE / columns));
+            const far = found.cards.scrollTop + found.cards.clientHeight < this.gap;
+            const offset = far
+                ? Math.min(this.start, columns * Math.floor(found.cards.scrollTop / row))
+                : Math.max(0, this.start - limit);
+            const number = ++this.asked;
+            this.loading = true;
+            try {
+                const answer = await ask("cards", this.question(offset, far ? limit : this.start - offset));
+                const parts = partsOf(this.tab);
+                if (number !== this.asked || !parts) return;
+                if (far) {
+                    parts.cards.innerHTML = answer.html;
+                    this.start = offset;
+                    this.setGap(parts, row * offset / columns);
+                    this.took(answer);
+                } else {
+                    const first = parts.cards.querySelector(CARD);
+                    const top = first.offsetTop;
+                    first.insertAdjacentHTML("beforebegin", answer.html);
+                    this.start = offset;
+                    this.setGap(parts, offset ? this.gap - (first.offsetTop - top) : 0);
+                    parts.cards.scrollTop += first.offsetTop - top; // as where the page has another width by now
+                    this.leaveLast(parts);
+                    this.took({shown: this.shown, total: answer.total});
+                }
+            } catch (error) {
+                if (number === this.asked) this.fail(error);
+            } finally {
+                if (number === this.asked) this.loading = false;
+            }
+            this.watch();
+        }
+
+        setGap(parts, height) {
+            this.gap = Math.max(0, height);
+            let gap = parts.cards.querySelector(".lora-runtime-gap");
+            if (!gap) {
+                gap = document.createElement("i"); // no div: the last card is found as the last of these
+                gap.className = "lora-runtime-gap";
+                parts.cards.insertBefore(gap, parts.cards.firstChild);
+            }
+            gap.style.height = `${this.gap}px`;
+        }
+
+        /** Take the first rows out where there are many cards, as far as they are out of sight and nobody is in them. */
+        leaveFirst(parts) {
+            const cards = [...parts.cards.querySelectorAll(CARD)];
+            if (cards.length <= MOST) return;
+            const columns = columnsOf(cards);
+            const limit = parts.cards.scrollTop - parts.cards.clientHeight + cards[0].offsetTop - this.gap;
+            let count = columns * Math.floor((cards.length - KEPT) / columns);
+            while (count > 0 && cards[count].offsetTop > limit) count -= columns;
+            if (count <= 0 || cards.slice(0, count).some((card) => card.contains(document.activeElement))) return;
+            const height = cards[count].offsetTop - cards[0].offsetTop;
+            cards.slice(0, count).forEach((card) => card.remove());
+            this.start += count;
+            this.setGap(parts, this.gap + height);
+        }
+
+        /** Take what comes last out, likewise. */
+        leaveLast(parts) {
+            const cards = [...parts.cards.querySelectorAll(CARD)];
+            const limit = parts.cards.scrollTop + 2 * parts.cards.clientHeight + cards[0].offsetTop - this.gap;
+            const gone = cards.slice(KEPT).filter((card) => card.offsetTop > limit);
+            if (cards.length <= MOST || !gone.length || gone.some((card) => card.contains(document.activeElement))) return;
+            for (const note of parts.cards.querySelectorAll(".lora-runtime-refused")) note.remove();
+            gone.forEach((card) => card.remove());
+            this.shown -= gone.length;
         }
 
         took(answer) {
@@ -274,6 +377,7 @@
             this.count(parts);
             this.marked = null;
             this.mark();
+            this.onAnswer(answer);
         }
 
         /** Say how many cards there are, beside the search. */
@@ -298,11 +402,15 @@
             if (this.watcher) this.watcher.disconnect();
             const parts = partsOf(this.tab);
             const last = parts && parts.cards.querySelector(".card:last-of-type");
-            if (!last || this.failed || this.shown >= this.total) return;
+            if (!last || this.failed || (this.shown >= this.total && !this.start)) return;
+            const gap = this.start ? parts.cards.querySelector(".lora-runtime-gap") : null;
             this.watcher = new IntersectionObserver((seen) => {
-                if (seen.some((item) => item.isIntersecting)) this.more();
-            }, {root: parts.cards, rootMargin: "0px 0px 800px 0px"});
+                const near = seen.filter((item) => item.isIntersecting);
+                if (gap && near.some((item) => item.target === gap)) this.before();
+                else if (near.length) this.more();
+            }, {root: parts.cards, rootMargin: "800px 0px 800px 0px"});
             this.watcher.observe(last);
+            if (gap) this.watcher.observe(gap);
         }
 
         /** Mark the cards whose tag is in the prompt. */
@@ -310,11 +418,26 @@
             const area = promptArea(this.tab, false);
             const parts = partsOf(this.tab);
             if (!area || !parts || area.value === this.marked) return;
+            const fresh = this.marked === null;
             this.marked = area.value;
-            const written = allTags(area.value).map((tag) => tag.name);
+            const names = allTags(area.value).map((tag) => tag.name);
+            const tags = names.join("\n");
+            if (!fresh && tags === this.tags) return; // words between the tags: nothing is to be marked at each key
+            this.tags = tags;
+            const written = names.map(spellings);
+            // Thousands of cards: of each the names are read once, and what is marked for these tags stays.
             for (const card of parts.holder.querySelectorAll("[data-tag]")) {
-                const names = written.length ? namesOf(card) : [];
-                card.classList.toggle("lora-runtime-chosen", written.some((name) => means(name, names)));
+                let state = this.states.get(card);
+                if (!state) this.states.set(card, state = {tags: "", chosen: false, names: null});
+                if (state.tags === tags) continue;
+                state.tags = tags;
+                if (!state.names) state.names = namesOf(card).map((name) => name.normalize("NFC"));
+                const chosen = written.some((wanted) => fits(wanted, state.names));
+                if (chosen === state.chosen) continue;
+                state.chosen = chosen;
+                card.classList.toggle("lora-runtime-chosen", chosen);
+                const choose = card.querySelector(".lora-runtime-choose");
+                if (choose) choose.setAttribute("aria-pressed", String(chosen));
             }
         }
     }
@@ -549,11 +672,11 @@
 
     // --- what the editor calls -------------------------------------------------------------------------------------
 
-    /** Replace one card by what it is now, in all tabs. */
-    async function refreshCard(tab, name) {
+    /** Replace one card by what it is now, in all tabs; `before` is its name until now, where that is another. */
+    async function refreshCard(tab, name, before) {
         for (const each of TABS) {
             const parts = partsOf(each);
-            const old = parts && [...parts.cards.querySelectorAll(".card")].find((card) => card.dataset.name === name);
+            const old = parts && [...parts.cards.querySelectorAll(".card")].find((card) => card.dataset.name === (before || name));
             if (!old) continue;
             try {
                 const answer = await ask("card", {tabname: each, name});
@@ -574,5 +697,6 @@
         refreshCard(tab, name);
     }
 
-    window.loraRuntime = {refreshCard, saved, toggle};
+    // The rest is for javascript/lora_runtime_cards.js.
+    window.loraRuntime = {refreshCard, saved, toggle, ask, pages, partsOf, promptArea, tabOf};
 })();

@@ -174,6 +174,11 @@ class LoraCatalog:
             folder.save()
         return found
 
+    def known_hashes(self, entry: Entry) -> Hashes | None:
+        """Return the hashes of a file of this catalog if they were computed before for this content; reads nothing."""
+        with self._lock:
+            return self._home(entry).known_hashes(entry)
+
     # --- the files ---
 
     def _scan_once(self) -> bool:

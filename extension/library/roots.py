@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from lora_runtime.panel.moving import BIN
+
 __all__ = ["Root", "find_roots"]
 
-_SUFFIX = ".safetensors"
+# A linked folder whose last file is in its bin stays a folder: else nobody would find the bin.
+_SUFFIXES = (".safetensors", ".safetensors.binned")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def _add_further(folder: Path, place: str, top: int, entered: set[str], found: l
         here, place, real = waiting.pop()
         try:
             with os.scandir(here) as listing:
-                folders = sorted((item for item in listing if _is_folder(item)), key=lambda item: item.name)
+                inside = (item for item in listing if _is_folder(item) and item.name != BIN)
+                folders = sorted(inside, key=lambda item: item.name)
         except OSError:
             continue
         for item in folders:
@@ -65,7 +69,7 @@ def _holds(path: str, folders: Iterable[str]) -> bool:
 
 def _has_files(folder: Path) -> bool:
     """Return whether there is a LoRA file at any depth, links aside."""
-    return any(name.lower().endswith(_SUFFIX) for _, _, names in os.walk(folder) for name in names)
+    return any(name.lower().endswith(_SUFFIXES) for _, _, names in os.walk(folder) for name in names)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:

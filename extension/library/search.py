@@ -18,7 +18,7 @@ from .sidecar import Sidecar
 __all__ = ["Fits", "Hidden", "Query", "SortKey", "count_folders", "files_in", "find", "folder_tree"]
 
 Hidden = Literal["Always", "When searched", "Never"]
-SortKey = Literal["default", "name", "date_created", "date_modified"]
+SortKey = Literal["default", "name", "date_created", "date_modified", "date_used"]
 Fits = Callable[[Entry, "Sidecar | None"], bool]
 
 _HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -32,6 +32,7 @@ class Query:
     A word may be in the path, the alias, the description or the activation text, or begin a known hash; a file has all
     of them, in any order and either case. `folder` is a path in the user's folders ("style/water"), or begins with the
     name of one of these ("/Lora/style"). `family` says which files count at all, `last` which come after all others.
+    `used` says when each was used last, for an order by that.
     """
 
     words: str = ""
@@ -41,6 +42,7 @@ class Query:
     hidden: Hidden = "When searched"
     family: Fits | None = None
     last: Fits | None = None
+    used: Callable[[Entry], float] | None = None
 
     @property
     def needs_notes(self) -> bool:
@@ -72,7 +74,11 @@ def find(query: Query, index: Index, tops: Sequence[Path], notes: Mapping[Path, 
         found.sort(key=lambda item: item[0].entry.mtime_ns)
     elif query.sort == "date_created":
         found.sort(key=lambda item: item[0].created)
-    if query.descending:
+    elif query.sort == "date_used" and (used := query.used) is not None:
+        # Files of one date, those that were never used above all, stay in the order of the folders.
+        sign = -1 if query.descending else 1
+        found.sort(key=lambda item: sign * used(item[0].entry))
+    if query.descending and query.sort != "date_used":
         found.reverse()
     found.sort(key=lambda item: item[1])
     return [book for book, _ in found]

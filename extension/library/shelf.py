@@ -8,12 +8,14 @@ With 10,000 files in 100 folders, a first list takes as long as the catalog's fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError, LoraFileError, UnknownLoraError
+from lora_runtime.panel.marks import Mark, Marks, Seen
 from lora_runtime.prompt import LoraTag
 from lora_runtime.wildcards import draw
 
@@ -25,6 +27,7 @@ from .listing import NAMELESS, Listing
 from .metadata import Metadata
 from .notes import Notes
 from .patience import Patience
+from .sidecar import Sidecar
 
 __all__ = ["Shelf"]
 
@@ -36,7 +39,7 @@ _EMPTY_ALIASES = frozenset({"none", "addams"})
 class Shelf:
     """The usable LoRA files in some folders, under names that mean one file each. Safe to use from several threads.
 
-    `hashes`, `notes` and `metadata` are those of its files.
+    `hashes`, `notes`, `metadata` and `marks` are those of its files.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -45,6 +48,7 @@ class Shelf:
         self.hashes = Hashes(self._listing)
         self.notes = Notes(self._listing)
         self.metadata = Metadata()
+        self.marks = Marks()
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -82,6 +86,11 @@ class Shelf:
         """Return the name of a file as `names` has it."""
         book = self._listing.index().by_path.get(entry.path)
         return book.name if book else shown_path(entry.relative)
+
+    def name_at(self, path: Path) -> str:
+        """Return the name of the file at a path, "" where none is listed."""
+        book = self._listing.index().by_path.get(path)
+        return book.name if book else ""
 
     def place_of(self, entry: Entry) -> str:
         """Return the file's path within the user's folder, with "/" and without the suffix."""
@@ -227,6 +236,18 @@ class Shelf:
             book = paths[0] if len(paths) == 1 else None
         return (book.entry, "") if book else None
 
+    # --- favourites and dates of use ---
+
+    def mark_of(self, entry: Entry, seen: Seen | None = None) -> Mark:
+        """Return what is kept of a file; `seen` are all marks, where many files are asked about."""
+        seen = self.marks.seen() if seen is None else seen
+        known = self.hashes.known(entry) if seen.all else ()
+        return seen.of(entry.path, known[0] if known else "")
+
+    def star(self, entry: Entry, favourite: bool) -> None:
+        """Make a file a favourite, or no more; raises OSError. It is read for its hash, by which it is known again."""
+        self.marks.star(entry.path, self.hashes.known_sha256(entry, Patience()) or "", favourite)
+
     # --- searching ---
 
     def search(self, words: str = "", **options: Any) -> list[str]:
@@ -236,6 +257,19 @@ class Shelf:
             index = self._listing.index()
             notes = self.notes.all() if query.needs_notes else {}
             return [book.name for book in search.find(query, index, self.folders, notes, self.hashes)]
+
+    def count(self, key: Callable[[Entry, Sidecar | None], str | None]) -> dict[str, int]:
+        """Return how many files have each value of a key, the most frequent first; None is not counted."""
+        with self._listing.lock:
+            notes = self.notes.all()
+            books = self._listing.index().books
+            values = Counter(key(book.entry, notes.get(book.entry.path)) for book in books)
+        return {value: count for value, count in values.most_common() if value is not None}
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that files are listed in: those given, and the linked and hidden ones in them."""
+        return [root.path for root in self._listing.roots]
 
     def subfolders(self, *, hidden: bool = True) -> dict[str, int]:
         """Return the folders below the user's own, as `search.count_folders` does."""

@@ -13,7 +13,7 @@ from .cards import nothing_found_html
 __all__ = ["add_card_routes", "replace_routes"]
 
 _TABS = ("txt2img", "img2img")
-_SORTS = ("default", "name", "date_created", "date_modified")
+_SORTS = ("default", "name", "date_created", "date_modified", "date_used")
 _MAX_CARDS = 300
 
 
@@ -39,18 +39,31 @@ def add_card_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
         dir: str = Query("Ascending", max_length=20),
         offset: int = Query(0, ge=0),
         limit: int = Query(60, ge=1, le=_MAX_CARDS),
+        families: str = Query("", max_length=1000),
+        fits: bool = False,
+        favourites: bool = False,
     ) -> Any:
-        """Return some of the cards that a search finds, and how many it finds."""
+        """Return some of the cards that a search finds, and how many it finds; first how many each family has, too.
+
+        `families` are those that count, with "|" between them.
+        """
+        chosen = [name for name in families.split("|") if name]
         names = page.search(
             q,
             folder=folder,
             sort=sort if sort in _SORTS else "default",
             descending=dir == "Descending",
+            families=chosen,
+            fits=fits,
+            favourites=favourites,
         )
         part = names[offset : offset + limit]
         answer = {"total": len(names), "shown": offset + len(part), "html": page.cards_html(_tab(tabname), part)}
         if not names:
-            answer["html"] = nothing_found_html(q, folder) if q.strip() or folder else page.nothing_html()
+            searched = q.strip() or folder or chosen or fits or favourites
+            answer["html"] = nothing_found_html(q, folder) if searched else page.nothing_html()
+        if not offset:
+            answer["families"] = page.families()
         if offset + len(part) >= len(names):
             answer["note"] = page.refused_html()
         return JSONResponse(answer)

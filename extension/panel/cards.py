@@ -31,6 +31,7 @@ class Card:
     `names` are all the names that mean the file in a tag. `weight` 0 stands for the WebUI's default multiplier.
     `coverage` says what of the file fits the model that is loaded, "" where all does; `other_family` whether the file
     is known to be for another one. `terms` are what the WebUI searches, and what other extensions find a file by.
+    `preview` and `film` are addresses, or "".
     """
 
     name: str
@@ -46,6 +47,9 @@ class Card:
     coverage: str = ""
     other_family: bool = False
     preview: str = ""
+    film: str = ""
+    favourite: bool = False
+    blurred: bool = False
     problem: str = ""
     terms: tuple[str, ...] = ()
 
@@ -71,13 +75,18 @@ def card_html(card: Card, look: Look) -> str:
     classes = ["card"]
     if card.other_family:
         classes.append("lora-runtime-other")
-    preview = f'<img src="{escape(card.preview)}" class="preview" loading="lazy" alt="">' if card.preview else ""
+    if card.blurred:
+        classes.append("lora-runtime-blurred")
     description = card.description if look.show_description else ""
     if not look.description_is_html:
         description = escape(description)
     return (
-        f'<div class="{" ".join(classes)}" style="{escape(look.style)}" {_attributes(card)} title="{_title(card)}">'
-        f'{preview}<div class="button-row">{_buttons(card, look)}</div>{_badge(card)}'
+        f'<div class="{" ".join(classes)}" style="{escape(look.style)}" {_attributes(card)} title="{_title(card)}" '
+        f'role="group" aria-label="{escape(card.name)}">{_preview(card)}'
+        # Below all that others put on a card, and as large as the card: what the keyboard chooses a file by.
+        '<button type="button" class="lora-runtime-choose" tabindex="-1" aria-pressed="false" '
+        f'aria-label="{escape(card.name)}"></button>'
+        f'<div class="button-row">{_buttons(card, look)}</div>{_star(card)}{_badge(card)}'
         f'<div class="actions"><div class="additional">{_terms(card)}</div>'
         f'<span class="name">{escape(card.name)}</span>'
         f'<span class="description">{description}</span></div></div>'
@@ -150,6 +159,23 @@ def _attributes(card: Card) -> str:
     return " ".join(f'{key}="{escape(value)}"' for key, value in values.items())
 
 
+def _preview(card: Card) -> str:
+    """Return the picture, or the film, which begins when somebody looks at the card."""
+    if card.film:
+        # Without a picture the film's own first moment stands there.
+        still = f'poster="{escape(card.preview)}" preload="none"' if card.preview else 'preload="metadata"'
+        return f'<video src="{escape(card.film)}" class="preview" {still} muted loop playsinline></video>'
+    return f'<img src="{escape(card.preview)}" class="preview" loading="lazy" alt="">' if card.preview else ""
+
+
+def _star(card: Card) -> str:
+    pressed = "true" if card.favourite else "false"
+    return (
+        f'<button type="button" class="lora-runtime-star card-button" tabindex="-1" aria-pressed="{pressed}" '
+        'title="Favourite" aria-label="Favourite"></button>'
+    )
+
+
 def _terms(card: Card) -> str:
     return "".join(f'<span class="hidden search_terms">{escape(term)}</span>' for term in card.terms)
 
@@ -176,11 +202,14 @@ def _badge(card: Card) -> str:
 def _buttons(card: Card, look: Look) -> str:
     # The tab and the page are the WebUI's own words, not a user's.
     return (
-        '<div class="copy-path-button card-button" title="Copy the path of the file" '
+        '<button type="button" class="lora-runtime-details-button card-button" tabindex="-1" '
+        'title="Large picture, words, file" aria-label="Large picture, words, file"></button>'
+        '<div class="copy-path-button card-button" role="button" tabindex="-1" title="Copy the path of the file" '
         f'onclick="extraNetworksCopyCardPath(event)" data-clipboard-text="{escape(card.path)}"></div>'
-        '<div class="metadata-button card-button" title="What the trainer wrote into the file" '
+        '<div class="metadata-button card-button" role="button" tabindex="-1" '
+        'title="What the trainer wrote into the file" '
         f"onclick=\"extraNetworksRequestMetadata(event, '{escape(look.page)}')\"></div>"
-        '<div class="edit-button card-button" title="Your notes on this file" '
+        '<div class="edit-button card-button" role="button" tabindex="-1" title="Your notes on this file" '
         f"onclick=\"extraNetworksEditUserMetadata(event, '{escape(look.tab)}', '{escape(look.page)}')\"></div>"
     )
 

@@ -3,6 +3,7 @@
     the page's (cards, pictures)   the login of --gradio-auth, where there is one
     /sdapi/v1/…                    as the WebUI's own there: --api-auth; where it has no API, the login
     /lora-runtime/explain, report  either of the two, where there are any
+    /lora-runtime/star, file       the page's, and only from the page itself or a program: not from another site's page
 
 A refresh is a POST without a body, which a page of another site could have a browser send. The WebUI's own refreshes
 are the same, and no worse comes of it than a look at the folders; with a login the browser leaves the cookie out.
@@ -13,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import Depends, HTTPException
+from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPBasic
+
+from lora_runtime.panel.origin import foreign
 
 __all__ = ["Guards"]
 
@@ -33,10 +36,16 @@ class Guards:
         else:
             # Closed rather than open, where this gradio keeps its logins elsewhere.
             self.page = [Depends(_nobody)] if has_login else []
+        self.writing = [*self.page, Depends(_of_this_page)]
         self.api = self.page if own is None else list(own.dependencies)
         self.explain = self.api or self.page
         if has_login and user is not None and own is not None and own.dependencies:
             self.explain = [Depends(_either(user.endpoint, own.dependencies[0].dependency))]
+
+
+def _of_this_page(request: Request) -> None:
+    if why := foreign(request.headers):
+        raise HTTPException(403, f"nothing was changed: {why}")
 
 
 def _nobody() -> None:

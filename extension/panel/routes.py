@@ -21,6 +21,7 @@ from ..library.shelf import Shelf
 from ..prompts.notices import Notice
 from ..whole import shown_path, whole
 from .card_routes import add_card_routes, replace_routes
+from .file_routes import add_file_routes
 from .guards import Guards
 from .report_route import ReportOn, report_json
 from .set_routes import add_set_routes
@@ -88,6 +89,7 @@ def add_routes(
         replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
         replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
+        add_file_routes(app, page, guards)
         add_stack_routes(app, shelf, page, facts, guards.page)
         add_set_routes(app, shelf, guards.page)
     except Exception:

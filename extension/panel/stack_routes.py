@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse, Response
 
 from lora_runtime import panel
 from lora_runtime.catalog import Entry
-from lora_runtime.metadata import trigger_words
 from lora_runtime.panel import PanelFile
+from lora_runtime.panel.sidecars import words_of
 from lora_runtime.prompt.tags import Scope
 
 from ..library.patience import Patience
@@ -65,7 +65,7 @@ class ShelfLibrary:
     def _file(self, entry: Entry, remark: str = "") -> PanelFile:
         card = self._page.card(entry)
         noted = [word.strip() for word in card.activation_text.split(",")]
-        words = dict.fromkeys(filter(None, noted)) or trigger_words(self._page.metadata_of(card.name) or {})
+        words = dict.fromkeys(filter(None, noted)) or words_of(entry)
         return PanelFile(
             name=card.tag_name,
             title=card.name,

@@ -8,8 +8,7 @@ from typing import Protocol
 
 from lora_runtime.catalog import Entry, LoraCatalog
 from lora_runtime.errors import LoraError
-from lora_runtime.header import read_header
-from lora_runtime.metadata import trigger_words
+from lora_runtime.panel.sidecars import has_words, words_of
 
 __all__ = ["CatalogLibrary", "Library", "PanelFile"]
 
@@ -57,7 +56,6 @@ class CatalogLibrary:
         fit: Callable[[Entry], str | None] = lambda _: None,
     ) -> None:
         self._catalog, self._picture, self._fit = catalog, picture, fit
-        self._words: dict[tuple[object, ...], tuple[str, ...]] = {}
 
     def find(self, name: str) -> PanelFile:
         """Return the file that a name means; of a pair for two denoisers the one for much noise, and that it is one."""
@@ -70,12 +68,11 @@ class CatalogLibrary:
         return self._file(entry, f'"{name}" is read as "{entry.relative}"' if loose else "")
 
     def search(self, words: str, limit: int) -> list[PanelFile]:
-        """Return the files with these words in path or alias, those whose name begins with them first."""
+        """Return the files with these words in path, alias or family, those whose name begins with them first."""
         wanted = words.casefold().split()
         found = []
         for entry in self._catalog.entries:
-            text = f"{entry.relative}\n{entry.alias or ''}".casefold()
-            if all(word in text for word in wanted):
+            if has_words(entry, wanted):
                 begins = bool(wanted) and entry.name.casefold().startswith(wanted[0])
                 found.append((not begins, entry.relative.casefold(), entry))
         return [self._file(entry) for *_, entry in sorted(found, key=lambda each: each[:2])[:limit]]
@@ -89,7 +86,7 @@ class CatalogLibrary:
             picture=self._picture(entry),
             family=family,
             fit=self._fit(entry) or "",
-            words=self._words_of(entry),
+            words=words_of(entry),
             remark=remark,
         )
 
@@ -100,12 +97,3 @@ class CatalogLibrary:
         except LoraError:
             return entry.relative
         return entry.name if found == entry else entry.relative
-
-    def _words_of(self, entry: Entry) -> tuple[str, ...]:
-        key = (entry.path, entry.stamp)
-        if key not in self._words:
-            try:
-                self._words[key] = trigger_words(read_header(entry.path).metadata)
-            except LoraError:  # gone by now: who applies it will say so
-                return ()
-        return self._words[key]

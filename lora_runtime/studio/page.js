@@ -39,7 +39,40 @@
     }
   }
 
+  async function star(button) {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(on));
+    try {
+      const answer = await fetch("lora-runtime/star", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ name: button.dataset.name, on }),
+      });
+      const said = await answer.json();
+      if (!answer.ok || said.error) throw new Error(said.error ?? said.detail);
+      button.title = "Favourite";
+    } catch (error) {
+      button.setAttribute("aria-pressed", String(!on));
+      button.title = `Not kept: ${error.message}`;
+    }
+  }
+
+  // A film runs while somebody looks at its card.
+  let playing = null;
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  function look(event) {
+    const film = event.target.closest?.(".lr-cell")?.querySelector("video") ?? null;
+    if (film === playing) return;
+    playing?.pause();
+    playing = film;
+    if (!still.matches) film?.play().catch(() => {}); // taken away by now
+  }
+  document.addEventListener("pointerover", look);
+  document.addEventListener("focusin", look);
+
   document.addEventListener("click", (event) => {
+    const starred = event.target.closest?.(".lr-star");
+    if (starred) star(starred);
     const card = event.target.closest?.(".lr-card");
     if (card) {
       toggle(card);

@@ -15,9 +15,10 @@ from lora_runtime.studio.panel_routes import BASE
 from lora_runtime.studio.samplers import OWN
 from lora_runtime.studio.settings import MOST_PICTURES, MOST_SIDE, MOST_STEPS
 
-__all__ = ["ALL_LORAS", "PROMPT", "Page", "build", "head", "styles", "theme"]
+__all__ = ["ALL_LORAS", "ANY_FAMILY", "PROMPT", "Page", "build", "head", "styles", "theme"]
 
 ALL_LORAS = "all LoRAs"
+ANY_FAMILY = "any family"
 PROMPT = "lr-prompt"  # the element id of the prompt, where cards put their tags
 _HERE = Path(__file__).parent
 
@@ -38,6 +39,9 @@ class Page:
     gallery: Any = None
     report: Any = None
     search: Any = None
+    family: Any = None
+    favourites: Any = None
+    last_used: Any = None
     cards: Any = None
     plot: Any = None
     compare: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +92,21 @@ def build(models: Mapping[str, Model]) -> Page:
                 placeholder="Search: words of a name or a family",
                 container=False,
                 scale=3,
+                min_width=200,
                 elem_id="lr-search",
             )
+            page.family = gr.Dropdown(
+                [ANY_FAMILY],
+                value=ANY_FAMILY,
+                label="Family",
+                show_label=False,
+                container=False,
+                scale=1,
+                min_width=140,
+            )
+            narrow: dict[str, Any] = {"container": False, "scale": 0, "min_width": 120, "elem_classes": "lr-check"}
+            page.favourites = gr.Checkbox(label="Favourites", **narrow)
+            page.last_used = gr.Checkbox(label="Last used first", **narrow)
         page.cards = gr.HTML(elem_id="lr-cards")
         page.last = gr.State(None)
         # What a program is given in place of a page: shown nowhere, the files come through the server like all others.

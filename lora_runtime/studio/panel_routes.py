@@ -22,7 +22,7 @@ _FOR_EVER = "private, max-age=31536000, immutable"
 
 def add_panel(app: FastAPI, library: Library, blocks: Callable[[], Sequence[str]]) -> None:
     """Add the panel's routes to gradio's app; `blocks` gives those of the model that is loaded."""
-    routes = APIRouter(prefix=f"/{BASE}", dependencies=[Depends(_login_of(app))])
+    routes = APIRouter(prefix=f"/{BASE}", dependencies=[Depends(login_of(app))])
 
     # Plain functions, not coroutines: they run in threads, so that a slow disk does not stop the page.
     def tags(prompt: str = Body(embed=True)) -> Response:
@@ -59,7 +59,7 @@ def _answer(content: dict[str, Any]) -> Response:
     return Response(json.dumps(content), media_type="application/json")
 
 
-def _login_of(app: FastAPI) -> Callable[..., Any]:
+def login_of(app: FastAPI) -> Callable[..., Any]:
     """Return gradio's own question whether somebody is logged in; StudioError where this gradio has none."""
     pending = list(app.routes)
     while pending:

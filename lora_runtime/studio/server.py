@@ -68,6 +68,7 @@ class Studio:
     def serve(self) -> str:
         """Begin to serve; return the address."""
         from lora_runtime.panel import CatalogLibrary
+        from lora_runtime.studio.card_routes import add_cards
         from lora_runtime.studio.page import head, styles, theme
         from lora_runtime.studio.panel_routes import add_panel
         from lora_runtime.studio.shelf import picture_of
@@ -93,6 +94,7 @@ class Studio:
         )
         library = CatalogLibrary(self.shop.loras, picture=picture_of)
         add_panel(app, library, lambda: self.shop.models.blocks)
+        add_cards(app, self.shop.loras, self.shop.marks)
         return str(shared or local)
 
     def warm(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.catalog import LoraCatalog
+from lora_runtime.panel.marks import Marks
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.prompt.over_steps import over_steps
 from lora_runtime.studio.faults import StudioError
@@ -20,6 +21,7 @@ from lora_runtime.studio.job import Job
 from lora_runtime.studio.models import Models
 from lora_runtime.studio.painting import Painted, Picture, Step, paint
 from lora_runtime.studio.settings import Settings
+from lora_runtime.studio.shelf import used_in
 from lora_runtime.sweep.jobs import grid_rows
 from lora_runtime.sweep.manifest import line_of
 from lora_runtime.sweep.rows import SweepError
@@ -36,7 +38,7 @@ class Workshop:
 
     def __init__(self, models: Models, loras: LoraCatalog, out: str | os.PathLike[str] | None = None) -> None:
         """Take the models and the LoRAs; a copy of each picture is left in `out`, which is made if it is not there."""
-        self.models, self.loras = models, loras
+        self.models, self.loras, self.marks = models, loras, Marks()
         self._out = None if out is None else Path(out)
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -116,6 +118,8 @@ class Workshop:
         with self.models.using(model) as pipe:
             for settings in asked:
                 found.append(paint(pipe, settings, self.loras, model=model, on_step=said))
+                with suppress(OSError):  # the picture is worth more than the date
+                    self.marks.use(used_in(self.loras, settings.prompt))
                 done += settings.pictures
         return found
 

@@ -12,7 +12,7 @@ cards = module("panel.cards")
 
 LOOK = cards.Look("txt2img", "lora")
 EVIL = ["\"'><img src=x onerror=alert(1)>", "</div><script>alert(1)</script>", "a\nb'\\\"&amp;<", "{tabname} {0}"]
-OWN_TAGS = {"div", "img", "span", "button", "ul", "li", "i", "details", "summary", "b"}
+OWN_TAGS = {"div", "img", "video", "span", "button", "ul", "li", "i", "details", "summary", "b"}
 
 
 class Reader(HTMLParser):
@@ -50,7 +50,7 @@ def card(**values: object) -> object:
 
 def evil_card(text: str) -> object:
     texts = ("name", "tag_name", "path", "place", "activation_text", "negative_text", "description", "family")
-    more = ("coverage", "preview", "problem")
+    more = ("coverage", "preview", "film", "problem")
     return card(**dict.fromkeys(texts + more, text), names=(text,))
 
 
@@ -86,12 +86,47 @@ def test_no_text_becomes_markup_or_script(text: str) -> None:
                 "class", "style", "title", "src", "loading", "alt", "onclick", "hidden",
                 "data-name", "data-tag", "data-names", "data-weight", "data-activation", "data-negative",
                 "data-clipboard-text", "data-folder", "data-files", "data-tree-entry-type",
+                "role", "type", "tabindex", "aria-label", "aria-pressed",
+                "poster", "preload", "muted", "loop", "playsinline",
             }  # fmt: skip
             assert "alert" not in (attributes.get("onclick") or "")
     shown = Reader(pages[0])
     assert shown.one("card")["data-name"] == shown.one("card")["data-tag"] == text
     assert json.loads(shown.one("card")["data-names"] or "") == [text]
     assert shown.one("copy-path-button")["data-clipboard-text"] == text
+
+
+def test_a_card_is_chosen_by_a_button_that_lies_below_all_others() -> None:
+    reader = Reader(cards.card_html(card(name="ink wash"), LOOK))
+    choose = reader.one("lora-runtime-choose")
+    assert (choose["type"], choose["aria-label"], choose["aria-pressed"]) == ("button", "ink wash", "false")
+    assert (reader.one("card")["role"], reader.one("card")["aria-label"]) == ("group", "ink wash")
+    order = [attrs.get("class") or "" for _, attrs in reader.elements]
+    assert order.index("lora-runtime-choose") < order.index("button-row") < order.index("actions")
+    # One card of thousands is in the way of Tab: the script says which.
+    buttons = [attrs for name, attrs in reader.elements if name == "button" or attrs.get("role") == "button"]
+    assert len(buttons) == 6
+    assert all(attrs["tabindex"] == "-1" and (attrs.get("aria-label") or attrs.get("title")) for attrs in buttons)
+
+
+def test_a_star_is_pressed_where_the_file_is_a_favourite() -> None:
+    assert Reader(cards.card_html(card(), LOOK)).one("lora-runtime-star")["aria-pressed"] == "false"
+    assert Reader(cards.card_html(card(favourite=True), LOOK)).one("lora-runtime-star")["aria-pressed"] == "true"
+
+
+def test_a_film_has_the_picture_as_its_still_and_waits_for_somebody_who_looks() -> None:
+    reader = Reader(cards.card_html(card(film="./film", preview="./picture"), LOOK))
+    [film] = [attrs for name, attrs in reader.elements if name == "video"]
+    assert (film["src"], film["poster"], film["preload"]) == ("./film", "./picture", "none")
+    assert "muted" in film and "autoplay" not in film
+    assert not [name for name, _ in reader.elements if name == "img"]
+    [alone] = [attrs for name, attrs in Reader(cards.card_html(card(film="./film"), LOOK)).elements if name == "video"]
+    assert "poster" not in alone
+
+
+def test_a_blurred_card_says_so_to_the_style_sheet() -> None:
+    assert "lora-runtime-blurred" in cards.card_html(card(blurred=True), LOOK)
+    assert "lora-runtime-blurred" not in cards.card_html(card(), LOOK)
 
 
 def test_a_description_is_html_only_where_the_option_says_so() -> None:

@@ -116,7 +116,7 @@ def test_cards_come_while_one_scrolls(page: CardPage) -> None:
     assert len(page.names()) == 60
     assert page.texts(".lora-runtime-count") == ["60 of 204"]
     page.shot("cards")
-    for number in (180, 204):
+    for number in (120, 180, 204):
         page.scroll()
         page.until(lambda number=number: len(page.names()) == number)
     assert sorted(page.names()) == sorted(
@@ -173,7 +173,7 @@ def test_a_page_that_comes_after_its_cards_is_marked_and_scrolls(
     page.until(lambda: page.texts(".lora-runtime-dir"))
     page.until(lambda: page.chosen() == ["001"])
     page.scroll()
-    page.until(lambda: len(page.names()) == 180)
+    page.until(lambda: len(page.names()) == 120)
 
 
 def test_several_words_are_searched_in_any_order_and_nothing_found_is_said(page: CardPage) -> None:

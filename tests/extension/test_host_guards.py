@@ -26,6 +26,11 @@ PAGE = (
     "/lora-runtime/sets",
     "/lora-runtime/save-set",
     "/lora-runtime/delete-set",
+    "/lora-runtime/details?name=ink",
+    "/lora-runtime/film?name=ink",
+    "/lora-runtime/bin",
+    "/lora-runtime/star",
+    "/lora-runtime/file",
 )
 # What is asked with a body; the other routes of the page are fetched.
 BODIES = {
@@ -34,6 +39,8 @@ BODIES = {
     "/lora-runtime/complete": {"prompt": "a <lora:in", "cursor": 10},
     "/lora-runtime/save-set": {"name": "x", "text": ""},
     "/lora-runtime/delete-set": {"name": "x"},
+    "/lora-runtime/star": {"name": "ink", "on": True},
+    "/lora-runtime/file": {"name": "ink", "action": "rename", "to": "ink"},
 }
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
 EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"

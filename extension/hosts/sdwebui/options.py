@@ -67,6 +67,15 @@ def define(shelf: Shelf, undo: ExitStack) -> None:
                     gr.CheckboxGroup,
                     {"choices": ["SD1", "SD2", "SDXL", "SD3"]},
                 ),
+                "lora_runtime_hide_folders": option("", "Folders whose LoRAs have no cards", gr.Textbox).info(
+                    "names or paths with commas between, such as: old, style/trial*; tags find these files all the same"
+                ),
+                "lora_runtime_blur": option(
+                    "", "Blur the pictures of LoRAs that have in their path or notes", gr.Textbox
+                ).info("words with commas between, such as: private, nsfw; a card under the pointer is not blurred"),
+                "lora_runtime_file_operations": option(
+                    True, "Rename, move and throw away LoRA files in their cards' details"
+                ).info("what is thrown away lies in .lora-bin, in the folder of LoRAs, and can be put back"),
                 "lora_runtime_negative_tags": option(
                     NEGATIVE_TAGS[0],
                     "LoRA tags in the negative prompt",

@@ -13,20 +13,26 @@ the loaded model's.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import functools
 import html
 import json
 import os
 import threading
+import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from modules import shared, ui_extra_networks
 
 from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError
+from lora_runtime.errors import LoraError, UnknownLoraError
+from lora_runtime.families import UNKNOWN
+from lora_runtime.panel.sidecars import FILMS, film_beside, origin_of, words_of
 
+from ...library.filing import Filing
 from ...library.pictures import Covers, find_cover, find_preview
 from ...library.shelf import Shelf
 from ...library.sidecar import Sidecar, find_description
@@ -41,6 +47,7 @@ __all__ = ["LoraPage"]
 
 FIRST_CARDS = 60
 _TREE_FILES = 200
+_SECONDS_TO_FIT = 1.0
 _SORT_KEYS = {
     "Path": "default",
     "Name": "name",
@@ -71,6 +78,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         # The WebUI's routes and other extensions look things up here by the cards' names.
         self.items = OnDemand(lambda name: self.create_item(name, enable_filter=False), shelf.names)
         self.metadata = OnDemand(self.metadata_of, shelf.names)
+        self.filing = Filing(shelf, self.refresh, lambda: settings.changes_files)
         self._warm = False
         self._covers = Covers()
 
@@ -185,11 +193,17 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     def create_tree_view_html(self, tabname: str) -> str:
         """Return the folders as a tree; the files in them are fetched when one is opened."""
-        return tree_html(self.shelf.tree(hidden=self._shows_hidden_folders()))
+        folders = self.shelf.tree(hidden=self._shows_hidden_folders())
+        hides = self._hides()
+        # Each begins with the name of a user's own folder, which no pattern is about.
+        shown = (name for name in folders if not hides(name[1:].partition("/")[2]))
+        return tree_html({name: folders[name] for name in shown})
 
     def create_dirs_view_html(self, tabname: str) -> str:
         """Return a button for each folder."""
         folders = self.shelf.subfolders(hidden=self._shows_hidden_folders())
+        hides = self._hides()
+        folders = {name: files for name, files in folders.items() if not hides(name)}
         return dirs_html(folders, len(self.shelf.names()), slash=bool(shared.opts.extra_networks_dir_button_function))
 
     def create_user_metadata_editor(self, ui: Any, tabname: str) -> LoraEditor:
@@ -204,12 +218,90 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     # --- what our routes and the editor call ---
 
-    def search(self, words: str = "", **options: Any) -> list[str]:
-        """Return the names of the files that are shown, as `Shelf.search` orders them."""
+    def search(
+        self,
+        words: str = "",
+        *,
+        families: Collection[str] = (),
+        fits: bool = False,
+        favourites: bool = False,
+        **options: Any,
+    ) -> list[str]:
+        """Return the names of the files that are shown, as `Shelf.search` orders them.
+
+        `families` are those that count, `UNKNOWN` among them; `fits` and `favourites` ask for these files alone.
+        """
         hidden = shared.opts.extra_networks_hidden_models
         if not getattr(shared.opts, "list_hidden_files", True):
             hidden = "Never"
-        return self.shelf.search(words, hidden=hidden, family=self._counts, last=self._is_for_another, **options)
+        seen, shown = self.shelf.marks.seen(), self._shown()
+
+        def counts(entry: Entry, notes: Sidecar | None) -> bool:
+            if not shown(entry, notes):
+                return False
+            if families and (_family(entry, notes) or UNKNOWN) not in families:
+                return False
+            return not favourites or self.shelf.mark_of(entry, seen).favourite
+
+        found = self.shelf.search(
+            words,
+            hidden=hidden,
+            family=counts,
+            last=self._is_for_another,
+            used=lambda entry: self.shelf.mark_of(entry, seen).used,
+            **options,
+        )
+        # Not within the search, which others wait for: headers are read.
+        return list(filter(self._fitting(), found)) if fits else found
+
+    def families(self) -> dict[str, int]:
+        """Return how many of the files that are shown each family has, `UNKNOWN` last."""
+        shown = self._shown()
+
+        def family(entry: Entry, notes: Sidecar | None) -> str | None:
+            return (_family(entry, notes) or UNKNOWN) if shown(entry, notes) else None
+
+        found = self.shelf.count(family)
+        return dict(sorted(found.items(), key=lambda item: item[0] == UNKNOWN))
+
+    def details(self, name: str) -> dict[str, Any] | None:
+        """Return what there is to know of a file, as JSON can hold it; None where it is gone."""
+        entry = self.shelf.entry(name)
+        if entry is None:
+            return None
+        files = self.shelf.notes.neighbours(entry)
+        card, mark = self.card(entry), self.shelf.mark_of(entry)
+        noted = [word.strip() for word in card.activation_text.split(",") if word.strip()]
+        return {
+            "name": name,
+            "stem": entry.path.stem,
+            "place": card.place,
+            "family": card.family,
+            "coverage": card.coverage,
+            "description": card.description,
+            "words": list(dict.fromkeys([*noted, *words_of(entry, files)])),
+            "page": origin_of(entry.path, files).page,
+            "preview": card.preview,
+            "film": card.film,
+            "favourite": card.favourite,
+            "used": mark.used,
+            "allowed": self.filing.allowed(),
+            **(self.filing.folders(entry) if self.filing.allowed() else {}),
+        }
+
+    def star(self, name: str, favourite: bool) -> dict[str, Any]:
+        """Make a file a favourite, or no more; raises LoraError or OSError."""
+        entry = self.shelf.entry(name)
+        if entry is None:
+            raise UnknownLoraError(f'there is no LoRA "{name}" any more; refresh the page', name)
+        self.shelf.star(entry, favourite)
+        return {"favourite": favourite}
+
+    def film(self, name: str) -> tuple[Path, str] | None:
+        """Return the film beside a file and its media type, or None."""
+        entry = self.shelf.entry(name)
+        found = film_beside(entry.path, self.shelf.notes.neighbours(entry)) if entry else None
+        return (found, FILMS[found.suffix[1:]]) if found else None
 
     def cards_html(self, tabname: str, names: Iterable[str]) -> str:
         """Return the cards of these files."""
@@ -260,6 +352,9 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             coverage=self.coverage(entry) or "",
             other_family=self._differs(entry, notes),
             preview=self.preview_url(entry),
+            film=self._film_url(entry, files),
+            favourite=self.shelf.mark_of(entry).favourite,
+            blurred=self._is_blurred(entry, notes),
             problem=notes.problem,
             terms=self._terms(entry),
         )
@@ -329,6 +424,61 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         model, known = self.family(), _family(entry, notes)
         return bool(model and known) and model != known
 
+    def _fitting(self) -> Callable[[str], bool]:
+        """Return whether a file is made for the model that is chosen. Files that do not say are looked at for a second.
+
+        What is found out is remembered; those that are left over stay, and asking again goes further.
+        """
+        model, end = self.family(), time.monotonic() + _SECONDS_TO_FIT
+
+        def fits(name: str) -> bool:
+            entry = self.shelf.entry(name)
+            if entry is None or not model:
+                return entry is not None
+            known = _family(entry, self.shelf.notes.of(entry))
+            return known == model if known else time.monotonic() >= end or self.coverage(entry) is None
+
+        return fits
+
+    def _hides(self) -> Callable[[str], bool]:
+        """Return whether a folder, or one that it is in, is among those that the settings hide now."""
+        patterns = self.settings.hidden_folders
+
+        @functools.cache
+        def hides(folder: str) -> bool:
+            while patterns and folder:
+                above, _, name = folder.rpartition("/")
+                if any(fnmatch.fnmatchcase(text.lower(), pattern) for pattern in patterns for text in (folder, name)):
+                    return True
+                folder = above
+            return False
+
+        return hides
+
+    def _shown(self) -> Callable[[Entry, Sidecar | None], bool]:
+        """Return whether a file has a card, as the settings are now."""
+        hides = self._hides()
+
+        def shown(entry: Entry, notes: Sidecar | None) -> bool:
+            return self._counts(entry, notes) and not hides(self.shelf.place_of(entry).rpartition("/")[0])
+
+        return shown
+
+    def _is_blurred(self, entry: Entry, notes: Sidecar | None) -> bool:
+        patterns = self.settings.blurred
+        if not patterns:
+            return False
+        told = (notes.description, notes.activation_text, notes.notes) if notes else ()
+        text = "\n".join((self.shelf.place_of(entry), entry.alias or "", *told)).lower()
+        return any(fnmatch.fnmatchcase(text, f"*{pattern}*") for pattern in patterns)
+
+    def _film_url(self, entry: Entry, files: Collection[str]) -> str:
+        found = film_beside(entry.path, files)
+        if found is None:
+            return ""
+        name = urllib.parse.quote(self.shelf.name_of(entry), safe="")
+        return f"./lora-runtime/film?name={name}&mtime={_mtime(found)}"
+
     def _shows_hidden_folders(self) -> bool:
         return bool(shared.opts.extra_networks_show_hidden_directories)
 
@@ -352,11 +502,14 @@ def _family(entry: Entry, notes: Sidecar | None) -> str:
 
 def _picture_url(path: Path) -> str:
     """Return the WebUI's address for a picture; the time makes browsers fetch a new one."""
+    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(os.fsencode(path.as_posix()))}&mtime={_mtime(path)}"
+
+
+def _mtime(path: Path) -> int:
     try:
-        mtime = path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
-        mtime = 0
-    return f"./sd_extra_networks/thumb?filename={urllib.parse.quote(os.fsencode(path.as_posix()))}&mtime={mtime}"
+        return 0
 
 
 def _js(text: str) -> str:

@@ -68,6 +68,21 @@ class Settings:
         return list(self._get("lora_hide_unknown_for_versions", []))
 
     @property
+    def hidden_folders(self) -> list[str]:
+        """The folders whose files are not shown: names or paths, with * and ? as signs for more."""
+        return _patterns(self._get("lora_runtime_hide_folders", ""))
+
+    @property
+    def blurred(self) -> list[str]:
+        """What a card has in its path or its notes whose picture is blurred."""
+        return _patterns(self._get("lora_runtime_blur", ""))
+
+    @property
+    def changes_files(self) -> bool:
+        """Whether files may be renamed, moved and thrown away from the page."""
+        return bool(self._get("lora_runtime_file_operations", True))
+
+    @property
     def hashes_in_infotext(self) -> bool:
         """Whether the hashes of the files are written beside the picture's parameters."""
         return bool(self._get("lora_add_hashes_to_infotext", True))
@@ -112,3 +127,8 @@ class Settings:
     def warn_in_popup(self) -> bool:
         """Whether errors open a popup too."""
         return bool(self._get("lora_not_found_gradio_warning", False))
+
+
+def _patterns(text: object) -> list[str]:
+    """Return what is written with commas between, in lower case."""
+    return [part.strip().strip("/").lower() for part in str(text).split(",") if part.strip().strip("/")]

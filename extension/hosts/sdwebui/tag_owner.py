@@ -25,7 +25,7 @@ from lora_runtime.workbench import Reported
 from ...console import say
 from ...engine.explaining import explain
 from ...engine.judging import Source
-from ...engine.loading import Loader
+from ...engine.loading import Loader, sha256_of
 from ...engine.models import OWN_WEIGHTS, Models
 from ...engine.reporting import reported
 from ...engine.shown import identity
@@ -56,7 +56,7 @@ class TagOwner(extra_networks.ExtraNetwork):
         self.loader = loader
         self.settings = settings
         self._presets = presets
-        self._told_of_loractl = False
+        self._told_of_loractl = self._told_of_marks = False
         self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
 
@@ -258,6 +258,7 @@ class TagOwner(extra_networks.ExtraNetwork):
         # Without those that could not be shown: what is encoded now must not be kept as if they had been.
         shown, said = self.show(p, requests, batch.text_of)
         notices += said
+        self._note_use(shown)
         self._write_hashes(p, tags, hires, patience)
         if tags or batches.has_tags(p, hires):
             p.extra_generation_params.update(self.settings.in_infotext())
@@ -320,6 +321,16 @@ class TagOwner(extra_networks.ExtraNetwork):
             return self.loader.shelf.find(name, patience)[0].path
         except LoraError:
             return None
+
+    def _note_use(self, shown: Iterable[Request]) -> None:
+        """Write down that these files are used now, for the order of the cards."""
+        files = {request.lora.path: sha256_of(request.lora) or "" for request in shown}
+        try:
+            self.loader.shelf.marks.use(files.items())
+        except OSError as error:
+            if not self._told_of_marks:
+                self._told_of_marks = True
+                say(f"when LoRAs were used last is not kept: {error}")
 
     def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool, patience: Patience) -> None:
         """Write name and hash of each file that is used into the picture's parameters."""

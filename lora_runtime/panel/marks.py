@@ -1,0 +1,160 @@
+"""Favourites, and when a file was used last: one small JSON beside the caches, for all pages of one user.
+
+A file is known there by the hash of its content where that is known, else by its path: one that is renamed keeps its
+star, by `moved` at once, and by hand as soon as its hash is known again. Two copies of one file share theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_runtime.file_index import cache_folder
+
+__all__ = ["Mark", "Marks", "Seen"]
+
+_VERSION = 1
+_NAME = "marks.json"
+_LATEST = 1e11  # seconds: no date of ours
+_SAME_USE = 60.0  # seconds in which a file that is used again is not written down again: a batch has many passes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is kept of one file; `used` is a Unix time, 0 for never, `sha256` of the whole file, "" where unknown."""
+
+    path: str = ""
+    sha256: str = ""
+    favourite: bool = False
+    used: float = 0.0
+
+
+class Seen:
+    """The marks at one moment."""
+
+    def __init__(self, marks: Iterable[Mark] = ()) -> None:
+        self.all = list(marks)
+        self._by_hash = {mark.sha256: mark for mark in self.all if mark.sha256}
+        self._by_path = {mark.path: mark for mark in self.all}
+
+    def of(self, path: Path, sha256: str = "") -> Mark:
+        """Return what is kept of a file, nothing where another content had its path."""
+        if sha256 and (found := self._by_hash.get(sha256)) is not None:
+            return found
+        found = self._by_path.get(_key(path))
+        if found is None or (sha256 and found.sha256 and found.sha256 != sha256):
+            return Mark()
+        return found
+
+
+class Marks:
+    """The marks of a user's files. Safe to use from several threads; another process's marks are seen and kept."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Keep them in a file, that in the cache folder unless told otherwise."""
+        self._given = path
+        self._lock = threading.Lock()
+        self._seen = Seen()
+        self._stamp: tuple[str, int, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that they are kept in; raises OSError where the user has no home."""
+        return self._given or cache_folder() / _NAME
+
+    def seen(self) -> Seen:
+        """Return the marks as they are now; none where they cannot be read."""
+        with self._lock:
+            with suppress(OSError):
+                self._read()
+            return self._seen
+
+    def star(self, path: Path, sha256: str, favourite: bool) -> None:
+        """Make a file a favourite, or no more; raises OSError where that cannot be written."""
+        self._change([(path, sha256)], lambda mark: replace(mark, favourite=favourite))
+
+    def use(self, files: Iterable[tuple[Path, str]], now: float | None = None) -> None:
+        """Write down that files, each with its hash or "", are used now; raises OSError where it cannot be written."""
+        when = time.time() if now is None else now
+        seen = self.seen()
+        fresh = [file for file in files if abs(when - seen.of(*file).used) >= _SAME_USE]
+        if fresh:
+            self._change(fresh, lambda mark: replace(mark, used=round(when, 3)))
+
+    def moved(self, old: Path, new: Path) -> None:
+        """Keep the mark of a file that has another path now; raises OSError where that cannot be written."""
+        if self.seen().of(old) != Mark():
+            self._change([(old, "")], lambda mark: replace(mark, path=_key(new)))
+
+    def _change(self, files: Iterable[tuple[Path, str]], change: Callable[[Mark], Mark]) -> None:
+        with self._lock:
+            self._read(keep_broken=True)
+            marks = self._seen
+            kept = list(marks.all)
+            for path, sha256 in dict(files).items():
+                before = marks.of(path, sha256)
+                made = change(before if before != Mark() else Mark(_key(path)))
+                if sha256:
+                    made = replace(made, sha256=sha256, path=_key(path))
+                # What another content had at this path is told by its hash alone from now on, or forgotten.
+                kept = [mark for mark in kept if mark is not before and (mark.path != made.path or mark.sha256)]
+                kept.append(made)
+            self._write(Seen(mark for mark in kept if mark.favourite or mark.used))
+
+    def _read(self, keep_broken: bool = False) -> None:
+        """Read the file if it has changed; one that is broken is moved aside before another is written."""
+        path = self.path
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            self._seen, self._stamp = Seen(), None
+            return
+        stamp = str(path), status.st_size, status.st_mtime_ns
+        if stamp == self._stamp:
+            return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != _VERSION:
+                raise ValueError
+            self._seen, self._stamp = Seen(filter(None, map(_mark, content["files"]))), stamp
+        except (ValueError, TypeError, KeyError, RecursionError):
+            self._seen, self._stamp = Seen(), None
+            if keep_broken:
+                path.replace(path.with_name(f"{_NAME}.broken"))
+
+    def _write(self, seen: Seen) -> None:
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"version": _VERSION, "files": [vars(mark) for mark in seen.all]}, indent=0)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        draft = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(content)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        self._seen, self._stamp = seen, None  # read once more: the clock of a file may tick slowly
+
+
+def _key(path: Path) -> str:
+    """Return a path as it is kept; half of a character, which a name on Linux may have, stays one in JSON."""
+    return os.path.normcase(os.path.abspath(path))  # noqa: PTH100 -- a link keeps its own name
+
+
+def _mark(row: Any) -> Mark | None:
+    """Return one row as it was written, None where it is none."""
+    if not isinstance(row, dict):
+        return None
+    path, sha256, used = row.get("path"), row.get("sha256"), row.get("used")
+    if not isinstance(path, str) or not isinstance(sha256, str) or not isinstance(used, (int, float)) or not path:
+        return None
+    return Mark(path, sha256, row.get("favourite") is True, float(used) if 0 < used < _LATEST else 0.0)
