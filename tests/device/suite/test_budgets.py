@@ -23,6 +23,7 @@ PROMPTS = {
 }
 STEPS = [("DDIMScheduler", kind) for kind in ("constant", "box and schedule", "dense schedule", "batch")]
 STEPS += [("EulerDiscreteScheduler", "schedules"), ("DPMSolverMultistepScheduler", "stop")]
+QUICK = [("DDIMScheduler", "box and schedule"), ("EulerDiscreteScheduler", "schedules")]
 
 
 # What schedulers of diffusers do with numpy is theirs.
@@ -56,7 +57,9 @@ def paint(pipe: Any, prompt: str | list[str], steps: int) -> torch.Tensor:
     return latents.cpu()
 
 
-@pytest.mark.parametrize(("scheduler", "kind"), STEPS)
+@pytest.mark.parametrize(
+    ("scheduler", "kind"), [pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow) for each in STEPS]
+)
 def test_a_step_waits_for_nothing_and_copies_nothing(pretend: Pretend, files: Path, kind: str, scheduler: str) -> None:
     import diffusers
 
@@ -104,7 +107,9 @@ def test_a_restore_copies_nothing_where_the_originals_are_on_the_device(pretend:
 
 
 @pytest.mark.parametrize("kind", ["constant", "box and schedule"])
-@pytest.mark.parametrize("offload", ["none", "model", "sequential", "group"])
+@pytest.mark.parametrize(
+    "offload", ["none", *(pytest.param(each, marks=pytest.mark.slow) for each in ("model", "sequential")), "group"]
+)
 def test_a_picture_is_the_cpus_however_weights_come_to_the_device(
     pretend: Pretend, files: Path, kind: str, offload: str
 ) -> None:

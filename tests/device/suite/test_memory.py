@@ -49,7 +49,9 @@ TEXTS = ["<lora:ink:0.7>", "<lora:ink:0@0,1@1><lora:wash>"]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=["constant", "live"])
-@pytest.mark.parametrize(("first", "mode"), BEGINNINGS)
+@pytest.mark.parametrize(
+    ("first", "mode"), [pytest.param(*each, marks=pytest.mark.slow if each[0] else []) for each in BEGINNINGS]
+)
 def test_out_of_memory_at_any_allocation_leaves_the_model_whole(
     pretend: Pretend, layers: nn.Module, tmp_path: Path, first: str, mode: str, text: str
 ) -> None:

@@ -30,13 +30,17 @@ from lora_runtime.targets import Target
 
 STEPS = ["device", "host", "inplace", "beside"]
 WIDTH, LAYERS = 256, 6
+QUICK = ("LoRA (PEFT)", "LoKr (LyCORIS)", "DoRA (PEFT)", "OFT (PEFT)", "GLoRA (PEFT)")
 
 
 def endless(device: torch.device) -> Room:
     return Room()
 
 
-@pytest.mark.parametrize("judge", JUDGES, ids=lambda judge: judge.name)
+@pytest.mark.parametrize(
+    "judge",
+    [pytest.param(each, marks=[] if each.name in QUICK else pytest.mark.slow, id=each.name) for each in JUDGES],
+)
 def test_memory_is_what_was_foretold_for_every_algorithm_and_step(
     pretend: Pretend, tmp_path: Path, judge: Judge
 ) -> None:
