@@ -20,6 +20,10 @@ __all__ = ["ALL_LORAS", "PROMPT", "Page", "build", "head", "styles", "theme"]
 ALL_LORAS = "all LoRAs"
 PROMPT = "lr-prompt"  # the element id of the prompt, where cards put their tags
 _HERE = Path(__file__).parent
+_PANEL = (
+    f'<lora-stack base="{BASE}" for="#{PROMPT} textarea" sets conflicts picture="#lr-gallery img"'
+    ' picture-width="#lr-width input" picture-height="#lr-height input"></lora-stack>'
+)
 
 
 @dataclass
@@ -68,7 +72,7 @@ def build(models: Mapping[str, Model]) -> Page:
                     elem_id=PROMPT,
                     placeholder="a boat on the sea <lora:watercolor:0.8>",
                 )
-                gr.HTML(f'<lora-stack base="{BASE}" for="#{PROMPT} textarea"></lora-stack>', elem_classes="lr-panel")
+                gr.HTML(_PANEL, elem_classes="lr-panel")
                 negative = gr.Textbox("", label="Negative prompt", lines=1, max_lines=6, elem_id="lr-negative")
                 with gr.Row():
                     paint = gr.Button("Paint", variant="primary", scale=3, elem_id="lr-paint")
@@ -105,8 +109,10 @@ def _settings(page: Page, model: Model) -> None:
     found = page.settings
     with gr.Group():
         with gr.Row():
-            found["width"] = gr.Slider(8, MOST_SIDE, model.side, step=8, label="Width", min_width=140)
-            found["height"] = gr.Slider(8, MOST_SIDE, model.side, step=8, label="Height", min_width=140)
+            for side in ("width", "height"):
+                found[side] = gr.Slider(
+                    8, MOST_SIDE, model.side, step=8, label=side.title(), min_width=140, elem_id=f"lr-{side}"
+                )
         with gr.Row():
             found["sampler"] = gr.Dropdown(list(model.samplers), value=OWN, label="Sampler", min_width=140)
             found["steps"] = gr.Slider(1, MOST_STEPS, 20, step=1, label="Steps", min_width=140)

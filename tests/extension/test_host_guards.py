@@ -26,6 +26,10 @@ PAGE = (
     "/lora-runtime/sets",
     "/lora-runtime/save-set",
     "/lora-runtime/delete-set",
+    "/lora-runtime/save-preset",
+    "/lora-runtime/conflicts",
+    "/lora-runtime/masks",
+    "/lora-runtime/mask?name=ink.png",
 )
 # What is asked with a body; the other routes of the page are fetched.
 BODIES = {
@@ -34,6 +38,8 @@ BODIES = {
     "/lora-runtime/complete": {"prompt": "a <lora:in", "cursor": 10},
     "/lora-runtime/save-set": {"name": "x", "text": ""},
     "/lora-runtime/delete-set": {"name": "x"},
+    "/lora-runtime/save-preset": {"prompt": "a <lora:ink>", "tag": 0, "name": "x"},
+    "/lora-runtime/conflicts": {"prompt": "a <lora:ink>"},
 }
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
 EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"

@@ -88,10 +88,10 @@ def test_the_modules_are_there_under_their_hash_for_ever_and_no_other_file(webui
 def test_prompts_wait_in_line_and_are_turned_away_before_they_take_all_threads(
     webui: WebUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routes: Any = sys.modules["lora_runtime_webui_extension.panel.stack_routes"]
+    questions: Any = sys.modules["lora_runtime.panel.questions"]
     go_on = threading.Event()
-    monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
-    monkeypatch.setattr(routes.panel, "tags", lambda *_, **__: {"ok": go_on.wait(60)})
+    monkeypatch.setattr(questions, "_SECONDS_IN_LINE", 0.1)
+    monkeypatch.setattr(questions, "tags", lambda *_, **__: {"ok": go_on.wait(60)})
     statuses: list[int] = []
 
     def asking() -> None:

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: the extra `studio` has it")
-pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
 
-from studio_browser import CHROMIUM, DRIVER, Page, chromium
+from chromium import skip_without_browser
 
-from lora_runtime import read_infotext
+skip_without_browser()
 
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("Chromium with its driver is not installed", allow_module_level=True)
+from studio_browser import Page, chromium  # noqa: E402
+
+from lora_runtime import read_infotext  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own threads, which end when they end
 

@@ -1,6 +1,7 @@
 """Block weights by name: the common ones, those of sd-webui-lora-block-weight if it is there, and the user's own.
 
-The user's own are in `lora_runtime_presets.txt` in the WebUI's data folder, in the format of lbwpresets.txt.
+The user's own are in `lora_runtime_presets.txt`, in the format of lbwpresets.txt: in a folder of LoRAs, where the panel
+saves them, and in the WebUI's data folder.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from modules import paths
 
+from lora_runtime.panel.presets import FILE
 from lora_runtime.prompt.presets import common_presets, load_presets
 
 from ...console import say
+from .folders import lora_folders
 
 _OF_BLOCK_WEIGHT = ("lbwpresets.txt", "elempresets.txt")
-_OWN = "lora_runtime_presets.txt"
 
 
 class Presets:
@@ -50,7 +52,8 @@ def _files() -> list[Path]:
         for name in _OF_BLOCK_WEIGHT
         for path in [folder / "scripts" / name]
     ]
-    return [path for path in [*beside, data / _OWN] if path.is_file()]
+    saved = [folder / FILE for folder in reversed(lora_folders())]  # of two of one name the first folder's counts
+    return [path for path in [*beside, *saved, data / FILE] if path.is_file()]
 
 
 def _read(files: Mapping[Path, object]) -> Mapping[str, str]:
@@ -62,6 +65,6 @@ def _read(files: Mapping[Path, object]) -> Mapping[str, str]:
             say(f"{path} cannot be read: {error.strerror}")
             continue
         found |= presets
-        for reason in reasons if path.name == _OWN else ():  # the other's file is its own business
+        for reason in reasons if path.name == FILE else ():  # the other's file is its own business
             say(f"{path}: {reason}")
     return found
