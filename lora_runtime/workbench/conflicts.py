@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import LoraError
 from lora_runtime.lora_cache import LoraCache
-from lora_runtime.prompt import parse_prompt
+from lora_runtime.prompt import LoraTag, parse_prompt
+from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.workbench.matching import matched_modules
 from lora_runtime.workbench.report import Block, Reported, report
@@ -116,13 +117,16 @@ class Conflicts:
         requests: list[Request] = []
         for tag in tags[:MOST_FILES]:
             try:
-                entry = self._catalog.resolve(tag.name)
-                request = request_of(tag, self._cache.load(entry.path, name=entry.name))
-                matched_modules([request], None)  # where its strength is no one number
-                matched_modules([*requests, request], None)  # where it names modules otherwise than the others do
-                requests.append(request)
+                request = self._request(tag)
             except LoraError as error:
                 said.append(f"{tag.name} is left out: {error}")
+                continue
+            try:
+                matched_modules([*requests, request], None)
+            except LoraError:
+                said.append(f"{tag.name} is left out: it has no module by the names that the LoRAs before it have")
+            else:
+                requests.append(request)
         if len(requests) < 2:
             return conflicts_of(None, said)
         try:
@@ -130,3 +134,11 @@ class Conflicts:
         except (LoraError, TimeoutError) as error:
             return conflicts_of(None, [*said, str(error)])
         return conflicts_of(found, said)
+
+    def _request(self, tag: LoraTag) -> Request:
+        """Return what a tag asks for; LoraError where that is no one strength for each module."""
+        entry, region = self._catalog.resolve(tag.name), tag.conditions.region
+        place = None if region is None else find_place(region, self._catalog.folders)
+        request = request_of(tag, self._cache.load(entry.path, name=entry.name), place=place)
+        matched_modules([request], None)
+        return request
