@@ -21,7 +21,7 @@ from lora_runtime.panel.presets import keep_preset, list_of
 from lora_runtime.panel.rows import tags
 from lora_runtime.panel.sets import all_sets, drop_set, keep_set
 from lora_runtime.prompt import parse_prompt
-from lora_runtime.prompt.edits import EditError
+from lora_runtime.prompt.edits import EditError, with_arguments
 from lora_runtime.prompt.presets import common_presets
 from lora_runtime.prompt.tags import Scope
 
@@ -31,6 +31,7 @@ __all__ = ["PromptFacts", "Questions"]
 _AT_ONCE = 4
 _SECONDS_IN_LINE = 2.0
 _LONGEST = 100_000  # characters of a prompt
+_PLACES_AND_TIMES = dict.fromkeys(("box", "mask", "soft", "start", "stop", "step"))
 
 Answer = tuple[int, dict[str, Any]]
 Body = Mapping[str, Any]
@@ -58,8 +59,8 @@ class Questions:
         """Take what gives the files and how prompts are read, for one question.
 
         `fetched` are the questions that come without a body, `posted` all others. Sets and presets are kept, and masks
-        found, in `folders`, new ones in the first. `conflicts` gives what the LoRAs of a prompt do to each other: see
-        `lora_runtime.workbench.conflicts`.
+        found, in `folders`, new ones in the first. `conflicts` gives what the LoRAs of a prompt do to each other,
+        where and when all of them act: see `lora_runtime.workbench.conflicts`.
         """
         self._library, self._facts, self._folders = library, facts, folders
         turns, one = threading.BoundedSemaphore(_AT_ONCE), threading.BoundedSemaphore(1)
@@ -75,7 +76,7 @@ class Questions:
         }
         self._known = {name: (turns, ask) for name, ask in known.items()}
         if conflicts is not None:  # it reads files, for seconds
-            self._known["conflicts"] = (one, lambda body: conflicts(_prompt(body)))
+            self._known["conflicts"] = (one, lambda body: conflicts(self._together(_prompt(body))))
         self.fetched = ("sets", "masks")
         self.posted = tuple(name for name in self._known if name not in self.fetched)
 
@@ -112,6 +113,16 @@ class Questions:
     def _complete(self, body: Body) -> dict[str, Any]:
         prompt, cursor, now = _prompt(body), _number(body, "cursor"), self._facts()
         return complete(prompt, cursor, self._library(), presets=now.presets, blocks=now.blocks)
+
+    def _together(self, prompt: str) -> str:
+        """Return the tags of a prompt without their places and times: what they do where and when all of them act."""
+        now, made = self._facts(), []
+        for tag in parse_prompt(prompt, scope=now.scope, presets=now.presets).tags:
+            try:
+                made.append(with_arguments(tag.raw, _PLACES_AND_TIMES, now.presets))
+            except EditError:  # what else is wrong with it is said by who reads it
+                made.append(tag.raw)
+        return " ".join(made)
 
     def _save_preset(self, body: Body) -> dict[str, Any]:
         prompt, index, now = _prompt(body), _number(body, "tag"), self._facts()

@@ -19,7 +19,6 @@ from lora_runtime.catalog import LoraCatalog
 from lora_runtime.errors import LoraError
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.prompt import LoraTag, parse_prompt
-from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
 from lora_runtime.workbench.matching import matched_modules
 from lora_runtime.workbench.report import Block, Reported, report
@@ -137,8 +136,7 @@ class Conflicts:
 
     def _request(self, tag: LoraTag) -> Request:
         """Return what a tag asks for; LoraError where that is no one strength for each module."""
-        entry, region = self._catalog.resolve(tag.name), tag.conditions.region
-        place = None if region is None else find_place(region, self._catalog.folders)
-        request = request_of(tag, self._cache.load(entry.path, name=entry.name), place=place)
+        entry = self._catalog.resolve(tag.name)
+        request = request_of(tag, self._cache.load(entry.path, name=entry.name))
         matched_modules([request], None)
         return request

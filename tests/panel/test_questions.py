@@ -285,4 +285,5 @@ def test_conflicts_are_asked_for_only_where_a_host_can_tell(tmp_path: Path) -> N
     assert "conflicts" not in asked(tmp_path).posted
     questions = asked(tmp_path, conflicts=lambda prompt: {"of": prompt})
     assert "conflicts" in questions.posted
-    assert answer(questions, "conflicts", prompt="<lora:a>") == {"of": "<lora:a>"}
+    prompt = "words <lora:a:1:box=0,0,0.5,1:soft=0.1> <lora:b:0.5:stop=10:mask=x.png:IN04=0>"
+    assert answer(questions, "conflicts", prompt=prompt) == {"of": "<lora:a:1> <lora:b:0.5:IN04=0>"}

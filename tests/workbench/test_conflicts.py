@@ -71,7 +71,7 @@ def test_the_same_files_at_the_same_strengths_are_looked_at_once(folder: Path, r
 
 
 def test_what_cannot_be_in_it_costs_itself_and_is_said(folder: Path) -> None:
-    no_number = "<lora:ink:1@0,0@1> <lora:ink:1:box=0,0,0.5,1>"
+    no_number = "<lora:ink:1@0,0@1> <lora:ink:1:stop=5>"
     found = Conflicts(LoraCatalog(folder))(
         f"<lora:nobody:1> {no_number} <lora:ink:1> <lora:ink:2> <lora:wash:1> <lora:oil:1>"
     )

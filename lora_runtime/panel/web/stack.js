@@ -27,7 +27,7 @@ class LoraStack extends HTMLElement {
         this.focusNext = null;
         this.prompt = new PromptArea(() => this.getAttribute("for"), () => this.refresh());
         this.list = make("ol", {class: "rows"});
-        this.heading = make("h3", {}, t("LoRAs of the prompt"));
+        this.heading = make("h2", {}, t("LoRAs of the prompt"));
         this.order = make("span", {class: "hint"}, t("the picture does not depend on their order"));
         this.none = make("span", {class: "hint", hidden: true}, t("none; write <lora: in it"));
         this.general = make("div", {class: "notices"});
