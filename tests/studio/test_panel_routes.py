@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from docs_pages import text_of
 
 fastapi = pytest.importorskip("fastapi", minversion="0.100")  # the WebUI's is of before the studio's gradio
 
@@ -104,3 +106,20 @@ def test_no_body_brings_a_route_down(loras: Path) -> None:
 def test_what_is_fetched_is_answered_whatever_is_asked(loras: Path, path: str) -> None:
     answer = client(loras).get(f"/lora-runtime/{path}")
     assert answer.status_code in (200, 404)
+
+
+def test_the_page_of_the_documents_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loras").mkdir()
+    tiny.write_kohya_lora(tmp_path / "loras" / "ink.safetensors", tiny.unet("sd1"), components=("unet",))
+    monkeypatch.chdir(tmp_path)
+    found = re.search(r"```python\n(.*?)```", text_of("panel.md"), re.DOTALL)
+    assert found is not None
+    namespace: dict[str, Any] = {}
+    exec(compile(found[1], "panel.md", "exec"), namespace)
+    page = TestClient(namespace["app"])
+    [module] = re.findall(r'src="([^"]+)"', page.get("/").text)
+    assert "customElements.define" in page.get(module).text
+    rows = page.post("/lora-runtime/tags", json={"prompt": "<lora:ink:0.5>"}).json()["tags"]
+    assert [row["file"]["title"] for row in rows] == ["ink"]
+    page.post("/lora-runtime/save-set", json={"name": "sea", "text": "<lora:ink:0.5>"})
+    assert page.get("/lora-runtime/sets").json() == {"sets": [{"name": "sea", "text": "<lora:ink:0.5>"}]}
