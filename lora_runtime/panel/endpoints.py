@@ -17,9 +17,9 @@ def endpoints(questions: Questions) -> Iterator[tuple[str, str, Callable[..., An
 
     Plain functions and not coroutines: FastAPI runs these in threads, so that a slow disk does not stop the page.
     """
-    from fastapi import Body, Response
+    from fastapi import Body, Header, Response
 
-    anything = Body(None)
+    anything, kind = Body(None), Header("")
 
     def answered(status: int, table: dict[str, Any], **headers: str) -> Response:
         # In ASCII: half of a character, which a file name or a text that was cut may have, can be sent so too.
@@ -27,7 +27,10 @@ def endpoints(questions: Questions) -> Iterator[tuple[str, str, Callable[..., An
 
     def posted(name: str) -> Callable[..., Any]:
         # Of any type: of half a character in a text pydantic 2 makes a refusal that cannot be sent.
-        def ask(body: Any = anything) -> Any:
+        def ask(body: Any = anything, content_type: str = kind) -> Any:
+            # A page of another site may have a browser send anything but this.
+            if content_type.partition(";")[0].strip().lower() != "application/json":
+                return answered(415, {"detail": "send JSON, with Content-Type: application/json"})
             return answered(*questions.answer(name, body))
 
         return ask

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,8 @@ _UNTYPED = re.compile(r"[:<>=\x00-\x1f\ud800-\udfff]")  # what ends a field of a
 
 def all_masks(folders: Folders) -> dict[str, Any]:
     """Return {"masks": [name, …]}: paths within the folders, as `mask=` has them; pictures of LoRAs are left out."""
-    found: dict[str, None] = {}
-    for folder in folders:
-        for name in _pictures(Path(folder)):
-            found.setdefault(name)
-            if len(found) == _MOST:
-                break
-    return {"masks": sorted(found, key=str.casefold)}
+    names = (name for folder in folders for name in _pictures(Path(folder)))
+    return {"masks": sorted({*islice(names, _MOST)}, key=str.casefold)}
 
 
 def mask_shade(folders: Folders, name: object) -> bytes | None:

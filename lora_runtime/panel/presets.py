@@ -65,9 +65,10 @@ def keep_preset(folders: Folders, name: object, weights: str, known: Mapping[str
     All other lines stay as they are. EditError for a name that cannot be, and for one in `known` that another file has;
     CatalogError where there is no folder or the file is none of ours, OSError where it cannot be written.
     """
-    if not folders:
+    there = [folder for folder in map(Path, folders) if folder.is_dir()]
+    if not there:
         raise CatalogError("there is no folder of LoRAs that a preset could be written to; make one")
-    path = Path(folders[0], FILE)
+    path = there[0] / FILE
     with _lock:
         old = _text(path)
         own = load_presets(path).presets if old else {}

@@ -98,8 +98,14 @@ class Questions:
             turns.release()
 
     def mask(self, name: object) -> bytes | None:
-        """Return a PNG that darkens what a mask leaves out, None where there is no such mask."""
-        return mask_shade(self._folders(), name)
+        """Return a PNG that darkens what a mask leaves out, None where there is no such mask, or others are first."""
+        turns, _ = self._known["masks"]
+        if not turns.acquire(timeout=_SECONDS_IN_LINE):
+            return None
+        try:
+            return mask_shade(self._folders(), name)
+        finally:
+            turns.release()
 
     def _tags(self, body: Body) -> dict[str, Any]:
         now = self._facts()

@@ -76,6 +76,17 @@ def test_without_a_folder_nothing_is_kept_and_it_is_said() -> None:
     assert answer(questions, "masks") == {"masks": []}
 
 
+def test_a_folder_that_is_not_there_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    questions = Questions(
+        lambda: None, lambda: PromptFacts(blocks=UNET), lambda: [tmp_path / "gone", tmp_path / "there"]
+    )  # type: ignore[arg-type, return-value]
+    assert answer(questions, "save-preset", prompt="<lora:a>", tag=0, name="mine") == {"saved": "mine"}
+    answer(questions, "save-set", name="sea", text="<lora:a>")
+    assert answer(questions, "masks") == {"masks": []}
+    assert sorted(each.name for each in (tmp_path / "there").iterdir()) == [FILE, "sea.set.txt"]
+
+
 # --- presets ---
 
 
@@ -230,6 +241,15 @@ def test_masks_are_the_pictures_in_the_folders_that_are_no_loras_own(tmp_path: P
         [tag] = parse_prompt(f"<lora:ink:1:mask={name}>").tags
         assert tag.conditions.region is not None
         assert tag.conditions.region.mask == name
+
+
+def test_of_many_masks_the_first_are_listed(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        for number in range(200):
+            (folder / f"{folder.name}{number}.png").touch()
+    assert len(answer(asked(first, second), "masks")["masks"]) == 300
 
 
 def test_a_mask_is_shown_as_what_it_leaves_dark(tmp_path: Path) -> None:

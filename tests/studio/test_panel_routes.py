@@ -81,6 +81,14 @@ def test_nobody_is_answered_without_the_pages_login(loras: Path) -> None:
     assert page.get(f"/lora-runtime/web/{web_hash()}/stack.js").status_code == 401
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_page_of_another_site_cannot_have_a_browser_write(loras: Path, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    sent = json.dumps({"name": "sea", "text": "<lora:ink>"}).encode()
+    assert client(loras).post("/lora-runtime/save-set", content=sent, headers=headers).status_code in (415, 422)
+    assert not (loras / "sea.set.txt").exists()
+
+
 def test_a_page_without_logins_of_its_own_is_refused(loras: Path) -> None:
     with pytest.raises(StudioError, match="keeps its logins elsewhere"):
         add_panel(fastapi.FastAPI(), questions(loras))

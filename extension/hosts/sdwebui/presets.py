@@ -6,7 +6,7 @@ saves them, and in the WebUI's data folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modules import paths
@@ -24,12 +24,13 @@ class Presets:
     """All presets, read again when a file has changed; call it for the table. Later files win."""
 
     def __init__(self) -> None:
+        self._folders = lora_folders()  # of the command line: it does not change
         self._stamps: dict[Path, tuple[int, int]] | None = None
         self._known: Mapping[str, str] = {}
 
     def __call__(self) -> Mapping[str, str]:
         """Return the lists and rules by name."""
-        stamps = {path: stamp for path in _files() for stamp in [_stamp(path)] if stamp}
+        stamps = {path: stamp for path in _files(self._folders) for stamp in [_stamp(path)] if stamp}
         if stamps != self._stamps:
             self._stamps, self._known = stamps, _read(stamps)
         return self._known
@@ -44,7 +45,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _files() -> list[Path]:
+def _files(folders: Sequence[Path]) -> list[Path]:
     data = Path(paths.data_path)
     beside = [
         path
@@ -52,7 +53,7 @@ def _files() -> list[Path]:
         for name in _OF_BLOCK_WEIGHT
         for path in [folder / "scripts" / name]
     ]
-    saved = [folder / FILE for folder in reversed(lora_folders())]  # of two of one name the first folder's counts
+    saved = [folder / FILE for folder in reversed(folders)]  # of two of one name the first folder's counts
     return [path for path in [*beside, *saved, data / FILE] if path.is_file()]
 
 

@@ -1,6 +1,8 @@
 // What the LoRAs of a prompt do to each other: a line for each two, and below it their heat map.
 import {make, t, told} from "./dom.js";
 
+const MANY = 0.2; // of the common layers: what a person may see in the picture
+
 export class Conflicts {
     /** `stack` has ask(path, values) and rows; files are read only when somebody asks. */
     constructor(stack) {
@@ -49,7 +51,7 @@ export class Conflicts {
     }
 
     show({pairs, map, said}) {
-        const lines = pairs.map((pair) => make("p", {class: pair.fighting ? "notice warning" : "notice"}, sentence(pair)));
+        const lines = pairs.map((pair) => make("p", {class: pair.fighting > pair.layers * MANY ? "notice warning" : "notice"}, sentence(pair)));
         const more = said.map((text) => make("p", {class: "notice hint"}, text));
         this.say(...lines, ...more, ...(map ? [make("details", {}, make("summary", {}, t("Heat map")), heatMap(map))] : []));
     }
