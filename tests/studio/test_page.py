@@ -168,11 +168,11 @@ def test_a_picture_is_laid_over_itself_without_its_loras_and_strengths_are_paint
 
 @pytest.fixture
 def fresh(driver: Any, url: str) -> Iterator[Page]:
-    """Give a user of their own, who has painted nothing; the page is as wide as ever afterwards."""
+    """Give a user of their own, who has painted nothing."""
     found = Page(driver, url)
     found.load()
     yield found
-    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    found.close()
 
 
 def test_a_box_is_drawn_over_the_picture_and_the_lora_acts_there_alone(fresh: Page) -> None:
@@ -229,6 +229,7 @@ def test_sets_and_presets_are_kept_beside_the_loras(driver: Any, served: Any, tm
         assert "less" not in page.text("#lr-report .lr-notices")  # it is known where it paints, too
         [line] = (tmp_path / "lora_runtime_presets.txt").read_text(encoding="utf-8").splitlines()
         assert line.startswith("less:")
+        page.close()
 
 
 @pytest.mark.skipif(AXE is None, reason="axe-core is not there: pip install axe-core-python, or AXE_CORE=…/axe.min.js")
