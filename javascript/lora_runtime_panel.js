@@ -30,6 +30,10 @@
         stack.id = `${tab}_lora_stack`;
         stack.setAttribute("for", `#${tab}_prompt textarea`);
         stack.setAttribute("sets", "");
+        stack.setAttribute("conflicts", "");
+        stack.setAttribute("picture", `#${tab}_gallery img`);
+        stack.setAttribute("picture-width", `#${tab}_width input`);
+        stack.setAttribute("picture-height", `#${tab}_height input`);
         const both = document.getElementById(`${tab}_prompt_container`);
         if (both) both.append(stack);
         else (document.getElementById(`${tab}_neg_prompt`) || prompt).after(stack);

@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
+from chromium import PanelTab, browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-# Nothing but the page's own server is asked.
-SWITCHES = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--window-size=1400,1100",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
-SECONDS = 120  # where several processes share the cores, a page comes late
+SECONDS = 120.0  # where several processes share the cores, a page comes late
 PROMPT = "#lr-prompt textarea"
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Give a browser, one for several pages."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in SWITCHES:
-        options.add_argument(switch)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
+    with browser("--hide-scrollbars", size=(1400, 1100)) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
-class Page:
+class Page(PanelTab):
     """One tab of a browser with the page in it; each is a user of its own."""
 
+    seconds = SECONDS
+    prompt = PROMPT
+
     def __init__(self, driver: Any, url: str) -> None:
-        self.driver, self.url = driver, url
+        super().__init__(driver)
+        self.url = url
         driver.switch_to.new_window("tab")
         self._handle = driver.current_window_handle
         self._before: str | None = None
@@ -60,24 +39,21 @@ class Page:
         self.run("location.href = arguments[0]", f"{self.url}?__theme={theme}")
         self.until(lambda: self.run("return document.querySelectorAll('.lr-card').length"))
 
+    def close(self) -> None:
+        """Close the tab: each keeps a connection to the server, of which a browser has six."""
+        self.run("return 0")
+        self.driver.close()
+        self.driver.switch_to.window(self.driver.window_handles[0])
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in this page."""
         if self.driver.current_window_handle != self._handle:
             self.driver.switch_to.window(self._handle)
         return self.driver.execute_script(script, *arguments)
 
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition holds, and return it."""
-        end = time.monotonic() + SECONDS
-        while True:
-            try:
-                if found := condition():
-                    return found
-            except WebDriverException:
-                pass  # the page is being built
-            if time.monotonic() > end:
-                raise AssertionError(f"the page did not come to that within {SECONDS} s: {self.text('#lr-status')!r}")
-            time.sleep(0.05)
+    def last_words(self) -> str:
+        """Return what the line below the buttons says."""
+        return f": {self.text('#lr-status')!r}"
 
     def tab(self, name: str) -> None:
         """Choose a tab of the results."""
@@ -86,22 +62,13 @@ class Page:
         )
         self.run(f"{script}.click()", name)
 
-    def write(self, prompt: str) -> None:
+    def write(self, text: str) -> None:
         """Replace the prompt, as typing does."""
-        self.fill(PROMPT, prompt)
-
-    def fill(self, selector: str, text: str) -> None:
-        """Replace the text of a field, as typing does."""
-        self.run(
-            "const box = document.querySelector(arguments[0]); box.focus(); box.select();"
-            "document.execCommand('insertText', false, arguments[1])",
-            selector,
-            text,
-        )
+        self.fill(PROMPT, text)
 
     def value(self) -> str:
         """Return the prompt."""
-        return str(self.run("return document.querySelector(arguments[0]).value", PROMPT))
+        return self.field(PROMPT)
 
     def click(self, selector: str) -> None:
         """Click, where it may be clicked."""
@@ -118,10 +85,6 @@ class Page:
             "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}))",
             pictures,
         )
-
-    def text(self, selector: str) -> str:
-        """Return the text of the first element, "" for none."""
-        return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
 
     def panel(self, selector: str) -> str:
         """Return the text of the first element of the panel, "" for none."""

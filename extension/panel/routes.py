@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Body
 from fastapi.responses import JSONResponse
 
+from lora_runtime.panel import PromptFacts
 from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
@@ -24,8 +25,7 @@ from .card_routes import add_card_routes, replace_routes
 from .file_routes import add_file_routes
 from .guards import Guards
 from .report_route import ReportOn, report_json
-from .set_routes import add_set_routes
-from .stack_routes import PromptFacts, add_stack_routes
+from .stack_routes import add_stack_routes
 
 __all__ = ["Explain", "ReportOn", "add_routes"]
 
@@ -90,8 +90,7 @@ def add_routes(
         replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
         add_file_routes(app, page, guards)
-        add_stack_routes(app, shelf, page, facts, guards.page)
-        add_set_routes(app, shelf, guards.page)
+        add_stack_routes(app, shelf, page, facts, report_on, guards.page)
     except Exception:
         app.router.routes[:] = before
         raise

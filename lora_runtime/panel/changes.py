@@ -19,7 +19,9 @@ from lora_runtime.prompt.tags import Scope, Span
 
 __all__ = ["edit"]
 
-_ARGUMENTS = ("te", "unet", "hr", "hrte", "hrunet", "start", "stop", "step", "curve", "module", "dyn")
+_ARGUMENTS = frozenset(
+    {"te", "unet", "hr", "hrte", "hrunet", "start", "stop", "step", "curve", "module", "dyn", "box", "mask", "soft"}
+)
 _BLOCK = "block:"
 
 # Of a prompt and the index of a tag: what is replaced by what.
@@ -42,6 +44,7 @@ def edit(
         strength, te, unet, hr, hrte, hrunet     a number or keyframes: text, or {"unit", "keys": [[place, value], …]};
                                                  "" for none
         start, stop, step, curve, module, dyn    the text of the field; "" for none
+        box, mask, soft                          the same; the edge goes with its box
         block:IN04                               a number or keyframes
         preset                                   the name of block weights, in the place of single blocks; "" for none
         name                                     another file's
@@ -99,6 +102,8 @@ def _of_field(field: str, text: str, presets: Mapping[str, str]) -> Callable[[st
     given = text.strip() or None
     if field == "strength":
         return lambda tag: with_arguments(tag, {"te": given, "unet": given}, presets)
+    if field == "box" and given is None:
+        return lambda tag: with_arguments(tag, {"box": None, "soft": None}, presets)
     if field in _ARGUMENTS:
         return lambda tag: with_arguments(tag, {field: given}, presets)
     if field == "preset":

@@ -26,7 +26,9 @@ MOST_ROWS = 60
 _USUAL_RANGE = 2.0  # up to twice the strength that a file is made for
 _WIDEST_RANGE = 100.0
 # What the panel has a control for; every other field is shown as it is written.
-_SHOWN = frozenset({"te", "unet", "hr", "hrte", "hrunet", "start", "stop", "curve", "module", "lbw", "was"})
+_SHOWN = frozenset(
+    {"te", "unet", "hr", "hrte", "hrunet", "start", "stop", "curve", "module", "lbw", "was", "box", "mask", "soft"}
+)
 _TEXTS = ("hr", "hrte", "hrunet", "start", "stop", "step", "curve", "module", "dyn")
 
 
@@ -93,6 +95,7 @@ def _row(
             {"word": word, "present": place_of_word(prompt, word) is not None} for word in (file.words if file else ())
         ],
         "fields": {name: values.get(name, "") for name in _TEXTS},
+        "region": _region(sounding),
         "preset": values["lbw"] if values.get("lbw") in presets else "",
         "ratios": {block: _text(ratio_of(weights, block)) for block in blocks},
         "others": [_written(field) for field in fields if _is_other(field, blocks)],
@@ -106,6 +109,12 @@ def _curve(strength: Strength) -> dict[str, Any] | None:
         return None
     keys = [[key.position.value, key.value] for key in strength.keys]
     return {"unit": strength.keys[0].position.unit, "keys": keys}
+
+
+def _region(tag: LoraTag) -> dict[str, Any] | None:
+    """Return the box, the mask and the width of the edge, None where a tag acts everywhere."""
+    region = tag.conditions.region
+    return None if region is None else {"box": region.box, "mask": region.mask or "", "soft": region.soft}
 
 
 def _written(field: WrittenField) -> str:

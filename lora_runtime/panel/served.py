@@ -8,7 +8,11 @@ from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
-__all__ = ["web_file", "web_hash"]
+__all__ = ["WEB_HEADERS", "web_file", "web_hash"]
+
+WEB_HEADERS: Mapping[str, str] = MappingProxyType(
+    {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=31536000, immutable"}
+)
 
 _MEDIA = {".js": "text/javascript", ".css": "text/css"}
 

@@ -21,6 +21,10 @@ ALL_LORAS = "all LoRAs"
 ANY_FAMILY = "any family"
 PROMPT = "lr-prompt"  # the element id of the prompt, where cards put their tags
 _HERE = Path(__file__).parent
+_PANEL = (
+    f'<lora-stack base="{BASE}" for="#{PROMPT} textarea" sets conflicts picture="#lr-gallery img"'
+    ' picture-width="#lr-width input" picture-height="#lr-height input"></lora-stack>'
+)
 
 
 @dataclass
@@ -72,7 +76,7 @@ def build(models: Mapping[str, Model]) -> Page:
                     elem_id=PROMPT,
                     placeholder="a boat on the sea <lora:watercolor:0.8>",
                 )
-                gr.HTML(f'<lora-stack base="{BASE}" for="#{PROMPT} textarea"></lora-stack>', elem_classes="lr-panel")
+                gr.HTML(_PANEL, elem_classes="lr-panel")
                 negative = gr.Textbox("", label="Negative prompt", lines=1, max_lines=6, elem_id="lr-negative")
                 with gr.Row():
                     paint = gr.Button("Paint", variant="primary", scale=3, elem_id="lr-paint")
@@ -122,8 +126,10 @@ def _settings(page: Page, model: Model) -> None:
     found = page.settings
     with gr.Group():
         with gr.Row():
-            found["width"] = gr.Slider(8, MOST_SIDE, model.side, step=8, label="Width", min_width=140)
-            found["height"] = gr.Slider(8, MOST_SIDE, model.side, step=8, label="Height", min_width=140)
+            for side in ("width", "height"):
+                found[side] = gr.Slider(
+                    8, MOST_SIDE, model.side, step=8, label=side.title(), min_width=140, elem_id=f"lr-{side}"
+                )
         with gr.Row():
             found["sampler"] = gr.Dropdown(list(model.samplers), value=OWN, label="Sampler", min_width=140)
             found["steps"] = gr.Slider(1, MOST_STEPS, 20, step=1, label="Steps", min_width=140)
@@ -222,7 +228,10 @@ def _read() -> dict[str, Any]:
 
 
 def theme() -> Any:
-    """Return colours and fonts: the system's own, so that nothing is fetched from anywhere."""
+    """Return colours and fonts: the system's own, so that nothing is fetched from anywhere.
+
+    Texts have the contrast that WCAG 2 asks for, 4.5 to 1, which gradio's own primary buttons and quiet texts lack.
+    """
     return gr.themes.Base(
         primary_hue="teal",
         secondary_hue="teal",
@@ -230,6 +239,14 @@ def theme() -> Any:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
         radius_size="sm",
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color_dark="white",
     )
 
 

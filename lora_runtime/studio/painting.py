@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +63,14 @@ def paint(
     loras: LoraCatalog,
     *,
     model: str = "",
+    presets: Mapping[str, str] | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Painted:
     """Return the pictures of these settings. A seed gives the same picture, alone and among others.
 
     `on_step` is told each step, and what it raises ends the painting: every weight is then as it was. `model` is
-    written into the pictures. What cannot be used of the prompt is in `.diagnostics`; StudioError for a picture whose
-    numbers are none.
+    written into the pictures, and `presets` are block weights by name, None for the common ones. What cannot be used
+    of the prompt is in `.diagnostics`; StudioError for a picture whose numbers are none.
     """
     started = time.perf_counter()
     if settings.source is not None:
@@ -78,7 +79,7 @@ def paint(
     with sampling(pipe, settings.sampler):
         for index in range(settings.pictures):
             seed = (settings.seed + index) % (1 << 32)
-            with _applied(pipe, settings, seed, loras) as applied:
+            with _applied(pipe, settings, seed, loras, presets) as applied:
                 picture = _call(pipe, settings, seed, applied, _Watch(pipe, settings, index, on_step))
                 diagnostics = applied.diagnostics
             pictures.append(_signed(picture, pipe, settings, seed, applied, model))
@@ -98,11 +99,21 @@ def _img2img(pipe: Any) -> Any:
     return found
 
 
-def _applied(pipe: Any, settings: Settings, seed: int, loras: LoraCatalog) -> Applied[Any]:
+def _applied(
+    pipe: Any, settings: Settings, seed: int, loras: LoraCatalog, presets: Mapping[str, str] | None
+) -> Applied[Any]:
     from lora_runtime.runtime import apply
 
     weights: Emphasis | None = "a1111" if _reads_weights(pipe) else None
-    return apply(pipe, settings.prompt, negative_prompt=settings.negative, loras=loras, seeds=seed, weights=weights)
+    return apply(
+        pipe,
+        settings.prompt,
+        negative_prompt=settings.negative,
+        loras=loras,
+        seeds=seed,
+        weights=weights,
+        presets=presets,
+    )
 
 
 def _reads_weights(pipe: Any) -> bool:

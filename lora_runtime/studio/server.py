@@ -60,20 +60,21 @@ class Studio:
 
         self._options = options
         models = Models(options.models, device=options.device, dtype=options.dtype)
-        folders = options.loras or ([str(LORAS)] if not options.models else LoraCatalog.default_folders())
-        self.shop = Workshop(models, LoraCatalog(*folders), options.out)
+        own = options.loras or (LoraCatalog.default_folders() if options.models else ())
+        self.shop = Workshop(models, LoraCatalog(*(own or [str(LORAS)])), options.out, own)
         self.page = build(models.all)
         wire(self.page, self.shop)
 
     def serve(self) -> str:
         """Begin to serve; return the address."""
-        from lora_runtime.panel import CatalogLibrary
+        from lora_runtime.panel import CatalogLibrary, PromptFacts, Questions
         from lora_runtime.studio.card_routes import add_cards
         from lora_runtime.studio.page import head, styles, theme
         from lora_runtime.studio.panel_routes import add_panel
         from lora_runtime.studio.shelf import picture_of
+        from lora_runtime.workbench.conflicts import Conflicts
 
-        options = self._options
+        options, shop = self._options, self.shop
         blocks: Any = self.page.blocks
         blocks.queue(default_concurrency_limit=8, max_size=64)
         app, local, shared = blocks.launch(
@@ -92,9 +93,17 @@ class Studio:
             prevent_thread_lock=True,
             enable_monitoring=False,
         )
-        library = CatalogLibrary(self.shop.loras, picture=picture_of)
-        add_panel(app, library, lambda: self.shop.models.blocks)
-        add_cards(app, self.shop.loras, self.shop.marks)
+        library = CatalogLibrary(shop.loras, picture=picture_of)
+        add_panel(
+            app,
+            Questions(
+                lambda: library,
+                lambda: PromptFacts(shop.presets, blocks=shop.models.blocks),
+                lambda: shop.own_folders,
+                Conflicts(shop.loras),
+            ),
+        )
+        add_cards(app, shop.loras, shop.marks)
         return str(shared or local)
 
     def warm(self) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.panel.marks import Marks
+from lora_runtime.panel.presets import own_presets
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.prompt.over_steps import over_steps
+from lora_runtime.prompt.presets import common_presets
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.job import Job
 from lora_runtime.studio.models import Models
@@ -36,9 +38,19 @@ _AXES = ("strengths", "loras", "seeds")
 class Workshop:
     """Paints for several users, one after the other. Safe to use from several threads."""
 
-    def __init__(self, models: Models, loras: LoraCatalog, out: str | os.PathLike[str] | None = None) -> None:
-        """Take the models and the LoRAs; a copy of each picture is left in `out`, which is made if it is not there."""
-        self.models, self.loras, self.marks = models, loras, Marks()
+    def __init__(
+        self,
+        models: Models,
+        loras: LoraCatalog,
+        out: str | os.PathLike[str] | None = None,
+        own_folders: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        """Take the models and the LoRAs; a copy of each picture is left in `out`, which is made if it is not there.
+
+        `own_folders` are the folders that users may keep sets and presets in.
+        """
+        self.models, self.loras, self.own_folders = models, loras, tuple(own_folders)
+        self.marks = Marks()
         self._out = None if out is None else Path(out)
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -51,6 +63,11 @@ class Workshop:
     def folder(self) -> Path:
         """Where pictures are while the server runs."""
         return Path(self._temporary.name)
+
+    @property
+    def presets(self) -> Mapping[str, str]:
+        """Block weights by name, as they are now: the common ones, and those that were saved."""
+        return {**common_presets(), **own_presets(self.own_folders)}
 
     def close(self) -> None:
         """End all jobs, and remove the folder of pictures."""
@@ -111,13 +128,14 @@ class Workshop:
     def _painted(self, asked: Sequence[Settings], model: str, say: Callable[[Step], None]) -> list[Painted]:
         done, total = 0, sum(settings.pictures for settings in asked)
         found = []
+        presets = self.presets
 
         def said(step: Step) -> None:
             say(replace(step, picture=done + step.picture, pictures=total))
 
         with self.models.using(model) as pipe:
             for settings in asked:
-                found.append(paint(pipe, settings, self.loras, model=model, on_step=said))
+                found.append(paint(pipe, settings, self.loras, model=model, presets=presets, on_step=said))
                 with suppress(OSError):  # the picture is worth more than the date
                     self.marks.use(used_in(self.loras, settings.prompt))
                 done += settings.pictures

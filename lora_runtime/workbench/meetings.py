@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from string import ascii_uppercase, digits
 
@@ -120,6 +120,7 @@ class Pair:
     least_inputs: int = 0
     conflicts: int = 0  # elements of other signs
     elements: int = 0
+    fighting: int = 0  # modules that fight by themselves
 
     @classmethod
     def of(cls, one: Side | None, other: Side | None) -> Pair:
@@ -130,7 +131,8 @@ class Pair:
         inner = float(((a.up.mT @ b.up) * (a.down @ b.down.mT)).sum())
         outputs, inputs = (_overlap(p, q) for p, q in zip(one.spaces, other.spaces, strict=True))
         conflicts = int((one.signs * other.signs < 0).sum())
-        return cls(1, inner, one.energy, other.energy, *outputs, *inputs, conflicts, one.signs.numel())
+        found = cls(1, inner, one.energy, other.energy, *outputs, *inputs, conflicts, one.signs.numel())
+        return replace(found, fighting=int(found.fights))
 
     def __add__(self, other: Pair) -> Pair:
         return Pair(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))

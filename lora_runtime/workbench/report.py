@@ -27,7 +27,8 @@ class Between:
     """How two of the files meet in a block, in the `modules` that both have; None where they have none in common.
 
     `cosine` of the angle between the changes, −1 to 1; `outputs` and `inputs`: how much of the lesser subspace of
-    outputs (inputs) lies in the other, 0 to 1; `conflicts`: the share of elements whose signs differ.
+    outputs (inputs) lies in the other, 0 to 1; `conflicts`: the share of elements whose signs differ; `fighting`: in
+    how many of the modules they take from each other, a cosine of −0.3 or less.
     """
 
     files: tuple[int, int]  # their places among the names
@@ -36,6 +37,7 @@ class Between:
     outputs: float | None
     inputs: float | None
     conflicts: float | None
+    fighting: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Sums:
             math.sqrt(max(0.0, together)),
             math.sqrt(sum(self.bases)) if self.bases else None,
             tuple(
-                Between(files, pair.modules, pair.cosine, pair.outputs, pair.inputs, pair.signs)
+                Between(files, pair.modules, pair.cosine, pair.outputs, pair.inputs, pair.signs, pair.fighting)
                 for files, pair in self.pairs.items()
             ),
         )

@@ -247,11 +247,11 @@ class WebUI:
                     option.component(label=option.label, **((given() if callable(given) else given) or {}))
         return orjson.dumps(demo.get_config_file(), option=orjson.OPT_NON_STR_KEYS, default=str)
 
-    def client(self) -> Any:
+    def client(self, **how: Any) -> Any:
         """Return a client of the HTTP API."""
         from fastapi.testclient import TestClient
 
-        return TestClient(self.app)
+        return TestClient(self.app, **how)
 
     # --- its work ---
 

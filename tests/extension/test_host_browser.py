@@ -128,14 +128,14 @@ def test_cards_come_while_one_scrolls(page: CardPage) -> None:
 def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_out(page: CardPage) -> None:
     page.type(PROMPT, "a harbour <lora:nobody:1>")
     page.click(f"{CARDS} .card[data-name='007']")
-    assert page.value(PROMPT) == "a harbour <lora:nobody:1> <lora:007:1>"
+    assert page.field(PROMPT) == "a harbour <lora:nobody:1> <lora:007:1>"
     assert page.until(page.chosen) == ["007"]
     page.shot("chosen")
     page.click("#txt2img_generate")
     page.until(lambda: page.texts("#html_log_txt2img .performance"))
     assert page.webui.job.prompt == "a harbour <lora:nobody:1> <lora:007:1>"
     page.click(f"{CARDS} .card[data-name='007']")
-    assert page.value(PROMPT) == "a harbour <lora:nobody:1>"
+    assert page.field(PROMPT) == "a harbour <lora:nobody:1>"
     assert page.chosen() == []
 
 
@@ -197,7 +197,7 @@ def test_folder_and_search_outlive_a_refresh_that_finds_a_new_file(page: CardPag
     try:
         page.click("#txt2img_lora_extra_refresh")
         page.until(lambda: page.names() == ["boat builder", "boat captain"])
-        assert page.value(SEARCH) == "boat"
+        assert page.field(SEARCH) == "boat"
         assert page.texts(".lora-runtime-dir.lora-runtime-chosen") == ["people/"]
         page.shot("refreshed")
         page.click(".lora-runtime-dir[data-folder='']")

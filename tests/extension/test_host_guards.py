@@ -31,6 +31,10 @@ PAGE = (
     "/lora-runtime/bin",
     "/lora-runtime/star",
     "/lora-runtime/file",
+    "/lora-runtime/save-preset",
+    "/lora-runtime/conflicts",
+    "/lora-runtime/masks",
+    "/lora-runtime/mask?name=ink.png",
 )
 # What is asked with a body; the other routes of the page are fetched.
 BODIES = {
@@ -41,6 +45,8 @@ BODIES = {
     "/lora-runtime/delete-set": {"name": "x"},
     "/lora-runtime/star": {"name": "ink", "on": True},
     "/lora-runtime/file": {"name": "ink", "action": "rename", "to": "ink"},
+    "/lora-runtime/save-preset": {"prompt": "a <lora:ink>", "tag": 0, "name": "x"},
+    "/lora-runtime/conflicts": {"prompt": "a <lora:ink>"},
 }
 API = ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras")
 EXPLAIN, REPORT = "/lora-runtime/explain", "/lora-runtime/report"

@@ -7,12 +7,14 @@ import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from double import loras
 from double.loras import plain
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from odd_requests import PROMPTS, TEXTS, VALUES, bodies, many
 
 if TYPE_CHECKING:
     from double.webui import WebUI
@@ -88,10 +90,10 @@ def test_the_modules_are_there_under_their_hash_for_ever_and_no_other_file(webui
 def test_prompts_wait_in_line_and_are_turned_away_before_they_take_all_threads(
     webui: WebUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routes: Any = sys.modules["lora_runtime_webui_extension.panel.stack_routes"]
+    questions: Any = sys.modules["lora_runtime.panel.questions"]
     go_on = threading.Event()
-    monkeypatch.setattr(routes, "_SECONDS_IN_LINE", 0.1)
-    monkeypatch.setattr(routes.panel, "tags", lambda *_, **__: {"ok": go_on.wait(60)})
+    monkeypatch.setattr(questions, "_SECONDS_IN_LINE", 0.1)
+    monkeypatch.setattr(questions, "tags", lambda *_, **__: {"ok": go_on.wait(60)})
     statuses: list[int] = []
 
     def asking() -> None:
@@ -132,45 +134,62 @@ def test_sets_are_files_beside_the_loras_and_names_stay_there(webui: WebUI, ink:
     assert ask(webui, "delete-set", name="por trait") == {"sets": []}
 
 
-WORDS = """
-    <lora:ink:0.7> <lora:ink <lora: :te=0.5 :unet=0@0,1@1 :lbw=MIDD :IN04=0.5 > : = 🐱 \ud83d a , <lora:nobody>
-    <lora:ink:0:was=0.7> <lora:../../x:1> <lora:#deadbeef:1> <lora:\0:1>
-"""
-PROMPTS = st.lists(st.sampled_from(WORDS.split(" ")) | st.text(max_size=3), max_size=8).map("".join)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
+FIELDS = st.sampled_from(
+    ["te", "mute", "move", "word", "name", "delete", "preset", "block:IN04", "curve", "box", "mask"]
 )
-FIELDS = st.sampled_from(["te", "strength", "mute", "move", "word", "name", "delete", "preset", "block:IN04", "curve"])
-BODIES = st.one_of(
-    JSON,
-    st.fixed_dictionaries(
-        {
-            "prompt": PROMPTS | JSON,
-            "tag": st.integers(-1, 3) | JSON,
-            "cursor": st.integers(-5, 90) | JSON,
-            "field": FIELDS | JSON,
-            "name": st.text(max_size=3) | JSON,
-            "text": st.sampled_from(["", "<lora:ink>", "a"]) | JSON,
-            "value": JSON | st.sampled_from(["0.5", "1@0,0@1", {"unit": "step", "keys": [[0, 1], [5, 2]]}]),
-        }
-    ),
+EDITS = st.sampled_from(["0.5", "1@0,0@1", "0,0,0.5,1", {"unit": "step", "keys": [[0, 1], [5, 2]]}])
+POSTED = bodies(
+    prompt=PROMPTS,
+    tag=st.integers(-1, 3),
+    cursor=st.integers(-5, 90),
+    field=FIELDS,
+    name=TEXTS,
+    text=st.sampled_from(["", "<lora:ink>", "a"]),
+    value=EDITS,
+    metadata=VALUES,
 )
 
 
 def test_no_body_brings_a_route_down(webui: WebUI, ink: loras.File) -> None:
     webui.generate("a")
-    client = webui.client()
+    client = webui.client(raise_server_exceptions=False)
+    posted = sorted(
+        route.path
+        for route in webui.app.router.routes
+        if re.match("/lora-runtime/", route.path) and "POST" in route.methods
+    )
+    assert {"/lora-runtime/conflicts", "/lora-runtime/explain", "/lora-runtime/report", "/lora-runtime/tags"} <= {
+        *posted
+    }
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.sampled_from(["tags", "edit", "complete", "save-set", "delete-set"]), BODIES)
-    def check(path: str, body: Any) -> None:
-        sent = json.dumps(body).encode("utf-8")
-        answer = client.post(f"/lora-runtime/{path}", content=sent, headers={"Content-Type": "application/json"})
-        assert answer.status_code in (200, 422)
-        if answer.status_code == 200:
-            answer.json()
+    @many(250)
+    @given(st.sampled_from(posted), POSTED)
+    def check(path: str, body: bytes) -> None:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code < 500, (path, body[:200], answer.text)
+        answer.json()
+
+    check()
+    assert webui.errors == []
+
+
+def test_no_address_brings_a_route_down(webui: WebUI, ink: loras.File) -> None:
+    client = webui.client(raise_server_exceptions=False)
+    fetched = sorted(
+        route.path
+        for route in webui.app.router.routes
+        if re.match("/lora-runtime/|/sdapi/v1/loras", route.path) and "GET" in route.methods
+    )
+    names = ("tabname", "q", "folder", "sort", "dir", "offset", "limit", "name")
+    asked = st.dictionaries(
+        st.sampled_from(names), st.text(max_size=30) | st.sampled_from(["ink", "..", "-1", "9" * 400])
+    )
+
+    @many(150)
+    @given(st.sampled_from(fetched), asked, st.text(max_size=9))
+    def check(path: str, query: dict[str, str], part: str) -> None:
+        answer = client.get(re.sub(r"\{\w+\}", quote(part, safe=""), path), params=query)
+        assert answer.status_code < 500, (path, query, answer.text)
 
     check()
     assert webui.errors == []

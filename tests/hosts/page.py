@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from chromium import Tab, browser, lacking
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
-
-from selenium import webdriver  # noqa: E402
-from selenium.common.exceptions import JavascriptException, WebDriverException  # noqa: E402
-
-SWITCHES = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1000"
-)
 PROMPT = "document.querySelector('#txt2img_prompt textarea')"
 CARDS = "[...document.querySelectorAll('#txt2img_lora_cards .card')].filter(c => c.offsetParent)"
 TAB = (
@@ -32,18 +20,10 @@ TAB = (
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Run a browser for the time of a `with` block; the test is skipped where none is installed."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None or shutil.which("chromedriver") is None:
-        pytest.skip("no Chromium with its driver is installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for switch in SWITCHES.split():
-        options.add_argument(switch)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+    if reason := lacking():
+        pytest.skip(reason)
+    with browser(size=(1400, 1000)) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 class Look(NamedTuple):
@@ -80,37 +60,24 @@ return [...document.querySelectorAll(arguments[0])].map((element) => {
 """
 
 
-class Page:
+class Page(Tab):
     """The program's page in a browser."""
 
+    seconds = 40.0
+    shots = "SD_WEBUI_SHOTS"
+
     def __init__(self, driver: Any, url: str) -> None:
-        self.driver = driver
+        super().__init__(driver)
         driver.get(url)
         self.until(lambda: self.run(f"return {CARDS.replace('.filter(c => c.offsetParent)', '')}.length"))
         self.run(TAB, "Lora")
         self.until(self.names)
 
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page."""
-        return self.driver.execute_script(script, *arguments)
-
-    def until(self, condition: Callable[[], Any], seconds: float = 40) -> Any:
-        """Wait until a condition holds, and return it."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                if found := condition():
-                    return found
-            except (JavascriptException, WebDriverException):
-                pass  # the page is being built
-            assert time.monotonic() < end, "the page never came to that"
-            time.sleep(0.1)
-
     def names(self) -> list[str]:
         """Return the names on the cards."""
         return list(self.run(f"return {CARDS}.map(c => c.dataset.name)"))
 
-    def click(self, name: str, button: str = "") -> None:
+    def click(self, name: str, button: str = "") -> None:  # type: ignore[override] - here cards are what is clicked
         """Click a card, or a button on it."""
         script = f"const c = {CARDS}.find(c => c.dataset.name == arguments[0]);"
         self.run(script + "(arguments[1] ? c.querySelector(arguments[1]) : c).click()", name, button)
@@ -142,9 +109,3 @@ class Page:
     def prompt(self) -> str:
         """The prompt as it is."""
         return str(self.run(f"return {PROMPT}.value"))
-
-    def shot(self, name: str) -> None:
-        """Keep a picture of the page where SD_WEBUI_SHOTS names a folder."""
-        if folder := os.environ.get("SD_WEBUI_SHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))

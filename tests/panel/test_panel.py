@@ -80,6 +80,17 @@ def test_words_within_tags_do_not_count_as_words_of_the_prompt() -> None:
     assert [each["present"] for each in row["words"]] == [False, False]
 
 
+def test_a_row_has_the_part_of_the_picture_that_its_tag_is_for() -> None:
+    found = [
+        row["region"] for row in rows("<lora:ink:1:box=0,0.25,0.5,1:soft=0.1> <lora:ink:1:mask=a b.png> <lora:ink>")
+    ]
+    assert found == [
+        {"box": (0.0, 0.25, 0.5, 1.0), "mask": "", "soft": 0.1},
+        {"box": None, "mask": "a b.png", "soft": 0.0},
+        None,
+    ]
+
+
 def test_a_muted_tag_shows_what_it_will_be() -> None:
     [row] = rows("<lora:ink:0:was=te 0.5 unet 0.9>")
     assert (row["muted"], row["te"], row["unet"], row["notices"]) == (True, "0.5", "0.9", [])
@@ -167,6 +178,12 @@ def test_of_a_text_of_many_tags_the_first_are_rows() -> None:
         ("<lora:a:1:lbw=OUTALL:M00=0.5>", 0, "block:M00", "0", "<lora:a:1:lbw=OUTALL>"),
         ("<lora:a:1:stop=10>", 0, "stop", "", "<lora:a:1>"),
         ("<lora:a:1>", 0, "name", "style/b", "<lora:style/b:1>"),
+        ("<lora:a:1>", 0, "box", "0,0,0.5,1", "<lora:a:1:box=0,0,0.5,1>"),
+        ("<lora:a:1:box=0,0,1,0.5:stop=5>", 0, "box", "0,0,0.5,1", "<lora:a:1:box=0,0,0.5,1:stop=5>"),
+        ("<lora:a:1:box=0,0,0.5,1:soft=0.1:mask=m.png>", 0, "box", "", "<lora:a:1:mask=m.png>"),
+        ("<lora:a:1:box=0,0,0.5,1>", 0, "soft", 0.1, "<lora:a:1:box=0,0,0.5,1:soft=0.1>"),
+        ("<lora:a:1:mask=m.png>", 0, "mask", "left half.png", "<lora:a:1:mask=left half.png>"),
+        ("<lora:a:1:mask=m.png>", 0, "mask", "", "<lora:a:1>"),
         ("x <lora:a:1>, y", 0, "delete", None, "x, y"),
         ("x, <lora:a:1>", 0, "delete", None, "x"),
         ("x, <lora:a:1>, y", 0, "delete", None, "x, y"),
@@ -203,6 +220,10 @@ def test_a_change_is_one_text_in_one_place(prompt: str, tag: int, field: str, va
         (0, "word", "a <lora:b>", "cannot come into a prompt"),
         (0, "no-word", "sea", "is not in the prompt"),
         (0, "name", "a:b", "cannot stand in a tag as a name"),
+        (0, "box", "0,0,0,1", "is not inside the picture"),
+        (0, "box", "0,0,1", "is not four numbers"),
+        (0, "mask", "a:b.png", "a sign that ends a field"),
+        (0, "soft", "2", "is not a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_done_is_said(tag: int, field: str, value: Any, why: str) -> None:
@@ -230,6 +251,9 @@ FIELDS = st.sampled_from(
         "name",
         "dyn",
         "step",
+        "box",
+        "mask",
+        "soft",
     ]
 )
 VALUES = st.one_of(

@@ -94,3 +94,37 @@ def test_a_point_stays_between_its_neighbours(folder: Path) -> None:
         keys,
         [[0, 0], [0.5, 0.5], [5, 1]],
     ]
+
+
+def test_a_box_is_drawn_between_any_two_places_and_stays_in_the_picture(folder: Path) -> None:
+    places = [([0.2, 0.3], [0.6, 0.8]), ([0.6, 0.8], [0.2, 0.3]), ([0.6, 0.2], [0.1, 0.9]), ([0.5, 0.5], [1.4, -0.3])]
+    assert call(folder, "drawnBox", *map(list, places)) == [
+        [0.2, 0.3, 0.6, 0.8],
+        [0.2, 0.3, 0.6, 0.8],
+        [0.1, 0.2, 0.6, 0.9],
+        [0.5, 0, 1, 0.5],
+    ]
+
+
+def test_a_box_is_moved_as_far_as_the_picture_goes_and_keeps_its_size(folder: Path) -> None:
+    box = [0.2, 0.3, 0.5, 0.7]
+    moves = [[box, [0.1, -0.1]], [box, [0.9, 0]], [box, [-0.9, 0.9]]]
+    assert call(folder, "movedBox", *moves) == [[0.3, 0.2, 0.6, 0.6], [0.7, 0.3, 1, 0.7], [0, 0.6, 0.3, 1]]
+
+
+def test_an_edge_stays_in_the_picture_and_before_the_one_opposite(folder: Path) -> None:
+    box = [0.2, 0.3, 0.5, 0.7]
+    edges = [[box, [-0.5, 0.1, 0, 0]], [box, [0.9, 0, 0, 0]], [box, [0, 0, 0.9, -0.9]], [box, [0, 0.5, 0.1, 0]]]
+    assert call(folder, "resizedBox", *edges) == [
+        [0, 0.4, 0.5, 0.7],
+        [0.49, 0.3, 0.5, 0.7],
+        [0.2, 0.3, 1, 0.31],
+        [0.2, 0.69, 0.6, 0.7],
+    ]
+
+
+def test_a_box_is_written_as_the_parser_reads_it(folder: Path) -> None:
+    [text] = call(folder, "boxText", [[0.1 + 0.2, 0, 0.6180339, 1]])
+    [tag] = parse_prompt(f"<lora:x:1:box={text}>").tags
+    assert tag.conditions.region is not None
+    assert tag.conditions.region.box == (0.3, 0, 0.62, 1)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: the extra `studio` has it")
-pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
 
-from studio_browser import CHROMIUM, DRIVER, Page, chromium
+from chromium import axe_core, skip_without_browser
 
-from lora_runtime import read_infotext
+skip_without_browser()
 
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("Chromium with its driver is not installed", allow_module_level=True)
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from studio_browser import Page, chromium  # noqa: E402
+
+from lora_runtime import read_infotext  # noqa: E402
+from lora_runtime.demo.scene_pipeline import LORAS  # noqa: E402
+
+AXE = axe_core()
+GRADIOS = [".empty"]  # an empty gallery: gradio names a plain element by aria-label
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own threads, which end when they end
 
@@ -159,3 +164,106 @@ def test_a_picture_is_laid_over_itself_without_its_loras_and_strengths_are_paint
     sheet = page.until(lambda: page.run("return document.querySelector('#lr-sheet img')?.src"))
     with Image.open(io.BytesIO(page.fetch(sheet))) as opened:
         assert opened.width > 2 * 96
+
+
+@pytest.fixture
+def fresh(driver: Any, url: str) -> Iterator[Page]:
+    """Give a user of their own, who has painted nothing."""
+    found = Page(driver, url)
+    found.load()
+    yield found
+    found.close()
+
+
+def test_a_box_is_drawn_over_the_picture_and_the_lora_acts_there_alone(fresh: Page) -> None:
+    fresh.write("a red circle")
+    fresh.paint()
+    before = pixels(fresh.painted())
+    fresh.write("a red circle <lora:night:1>")
+    fresh.until(lambda: fresh.said(".name") == ["night"])
+    fresh.part(".more").click()
+    fresh.part(".where summary").click()
+    shown = fresh.run("return document.querySelector('#lr-gallery img').src")
+    fresh.until(lambda: [each.get_attribute("src") for each in fresh.parts(".region .picture")] == [shown])
+    fresh.button("Add a box").click()
+    fresh.until(lambda: fresh.value() == "a red circle <lora:night:1:box=0.25,0.25,0.75,0.75>")
+    fresh.parts(".edges input")[2].send_keys(Keys.CONTROL, "a", Keys.NULL, "50", Keys.TAB)
+    fresh.until(lambda: fresh.value() == "a red circle <lora:night:1:box=0.25,0.25,0.5,0.75>")
+    fresh.paint()
+    changed = abs(pixels(fresh.painted()) - before).mean(axis=(0, 2))  # by column of pixels
+    assert changed[12:24].mean() > 3 * changed[36:].mean()
+
+
+def test_two_loras_are_compared_by_their_files(fresh: Page) -> None:
+    fresh.write("a <lora:stripes:1> <lora:stripes:-0.5>")
+    fresh.button("Conflicts").click()
+    fresh.until(lambda: any("100 % of the common layers" in said for said in fresh.said(".conflicts .notice")))
+    fresh.part(".conflicts summary").click()
+    assert {cell.text for cell in fresh.parts(".heat td.against")} == {"-1.00"}
+
+
+def test_sets_and_presets_are_kept_beside_the_loras(driver: Any, served: Any, tmp_path: Path) -> None:
+    for name in ("night.safetensors", "stripes.safetensors"):
+        (tmp_path / name).write_bytes((LORAS / name).read_bytes())
+    with served(loras=[str(tmp_path)]) as (studio, url):
+        studio.warm()
+        page = Page(driver, url)
+        page.load()
+        page.write("a red circle <lora:night:0.7>")
+        page.button("Sets").click()
+        page.part(".sets input").send_keys("evening", Keys.ENTER)
+        page.until(lambda: page.said(".sets .notice") == ["saved: evening"])
+        assert (tmp_path / "evening.set.txt").read_text(encoding="utf-8") == "<lora:night:0.7>\n"
+        page.write("a red circle")
+        page.until(lambda: not page.parts(".row"))
+        page.button("Put into the prompt").click()
+        page.until(lambda: page.value() == "a red circle <lora:night:0.7>")
+        page.until(lambda: page.parts(".row"))
+        page.part(".more").click()
+        page.slide(".block:first-child input", "0")
+        page.until(lambda: "=0>" in page.value())
+        page.part("[aria-label='Name of the preset']").send_keys("less", Keys.ENTER)
+        page.until(lambda: page.value() == "a red circle <lora:night:0.7:lbw=less>")
+        page.paint()
+        page.painted()
+        assert "less" not in page.text("#lr-report .lr-notices")  # it is known where it paints, too
+        [line] = (tmp_path / "lora_runtime_presets.txt").read_text(encoding="utf-8").splitlines()
+        assert line.startswith("less:")
+        page.close()
+
+
+@pytest.mark.skipif(AXE is None, reason="axe-core is not there: pip install axe-core-python, or AXE_CORE=…/axe.min.js")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(fresh: Page, theme: str) -> None:
+    fresh.load(theme)
+    fresh.write("a <lora:stripes:1:box=0,0,0.5,1> <lora:stripes:-0.5> <lora:hart:1>")
+    fresh.until(lambda: len(fresh.said(".name")) == 3 and fresh.panel("button.fix"))
+    fresh.parts(".more")[0].click()
+    fresh.button("Conflicts").click()
+    fresh.button("Sets").click()
+    fresh.until(lambda: fresh.parts(".conflicts summary") and fresh.parts(".region"))
+    fresh.part(".conflicts summary").click()
+    found = fresh.violations(cast("Path", AXE), "body", GRADIOS)
+    assert found == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_panel_is_as_wide_as_its_place(fresh: Page, theme: str, width: int) -> None:
+    fresh.resize(width, 1100)
+    fresh.load(theme)
+    fresh.write("a <lora:stripes:1:box=0.1,0.2,0.6,0.9> <lora:night:0.7>")
+    fresh.until(lambda: len(fresh.said(".name")) == 2)
+    fresh.parts(".more")[0].click()
+    fresh.button("Conflicts").click()
+    fresh.part(".conflicts summary").click()
+    fresh.run("document.querySelector('lora-stack').scrollIntoView()")
+    fresh.shot(f"studio-panel-{theme}-{width}")
+    outside = (
+        "const s = document.querySelector('lora-stack').shadowRoot;"
+        "const box = s.querySelector('.stack').getBoundingClientRect();"
+        "return [...s.querySelectorAll('.stack *')].filter(e => e.getClientRects().length"
+        " && !e.closest('.scroll, .region') && e.getBoundingClientRect().right > box.right + 1)"
+        ".map(e => e.className || e.tagName)"
+    )
+    assert fresh.run(outside) == []

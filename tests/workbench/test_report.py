@@ -74,6 +74,20 @@ def test_each_two_files_have_their_cosine_and_their_signs(folder: Path) -> None:
     assert [pair.cosine is None for pair in found.blocks["BASE"].pairs] == [True, False, True]
 
 
+def test_modules_that_fight_are_counted_one_by_one(folder: Path) -> None:
+    tensors = factors(TO_Q, 4) | factors(TO_K, 2) | factors(CONV_IN, 3)
+    against = dict(tensors)
+    for key in against:
+        if key.startswith(TO_Q) and "up" in key:
+            against[key] = -against[key]
+    written(folder / "one.safetensors", tensors)
+    written(folder / "two.safetensors", against)
+    found = report(["<lora:one:1> <lora:two:1>"], loras=[folder])
+    [pair] = found.total.pairs
+    assert (pair.modules, pair.fighting) == (3, 1)
+    assert [block.pairs[0].fighting for block in found.blocks.values()] == [0, 1, 0]
+
+
 def test_the_strengths_that_are_suggested_have_the_norm_of_the_strongest(folder: Path) -> None:
     found = report([PROMPT], loras=[folder])
     factor = found.balance

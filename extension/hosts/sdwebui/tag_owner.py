@@ -15,12 +15,14 @@ from modules import errors, extra_networks
 from lora_runtime.blocks import blocks_in
 from lora_runtime.errors import LoraError
 from lora_runtime.infotext import HASHES_FIELD, format_hashes
+from lora_runtime.panel import PromptFacts
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
 from lora_runtime.wildcards import is_wildcard
 from lora_runtime.workbench import Reported
+from lora_runtime.workbench.conflicts import MOST_FILES, Remembered
 
 from ...console import say
 from ...engine.explaining import explain
@@ -30,7 +32,6 @@ from ...engine.models import OWN_WEIGHTS, Models
 from ...engine.reporting import reported
 from ...engine.shown import identity
 from ...library.patience import Patience
-from ...panel.stack_routes import PromptFacts
 from ...prompts.always_on import add_always_on
 from ...prompts.notices import Notice, Notices, notice_of
 from . import batch as batches
@@ -40,7 +41,6 @@ from .settings import Settings
 # Beside the tags in what the WebUI keeps encoded prompts by, so that they are encoded anew when a file has changed.
 _CONTENT_KEY = "lora_runtime_content"
 _SECONDS_A_LOOK_LASTS = 5.0
-_MOST_IN_A_REPORT = 8  # files that are read whole, each of which is compared with all others
 
 
 class TagOwner(extra_networks.ExtraNetwork):
@@ -59,6 +59,7 @@ class TagOwner(extra_networks.ExtraNetwork):
         self._told_of_loractl = self._told_of_marks = False
         self._stopped = False
         self._job: weakref.ref[Any] | None = None  # whose tags are shown
+        self._reports: Remembered[tuple[Reported | None, list[Notice]]] = Remembered()
 
     # --- what a host knows ---
 
@@ -215,12 +216,19 @@ class TagOwner(extra_networks.ExtraNetwork):
         model = self.loaded_model()
         if model is None:
             return prompt, None, [*notices, Notice("warning", "no checkpoint is loaded yet")]
-        tags = prompt.tags[:_MOST_IN_A_REPORT]
+        tags = prompt.tags[:MOST_FILES]
         if len(tags) < len(prompt.tags):
-            notices.append(Notice("note", f"only the first {_MOST_IN_A_REPORT} tags are in the report"))
+            notices.append(Notice("note", f"only the first {MOST_FILES} tags are in the report"))
         patience = Patience(time.monotonic() - _SECONDS_A_LOOK_LASTS, seconds_to_hash=1.0, suggestions=3)
         requests, more = self.loader.load(tags, text, patience=patience)
-        found, said = reported(model, requests, lambda _: text, self.models)
+        # A checkpoint may be loaded into the very tensors of the one before.
+        about = (id(model), getattr(model, "sd_model_hash", ""), getattr(model, "sd_model_checkpoint", ""), text)
+        found, said = self._reports.of(
+            requests,
+            tuple(map(str, about)),
+            lambda: reported(model, requests, lambda _: text, self.models),
+            keep=lambda made: made[0] is not None,
+        )
         return prompt, found, [*notices, *more, *said]
 
     def prompt_facts(self) -> PromptFacts:

@@ -7,12 +7,17 @@ export function t(text) {
     return typeof found === "string" && found ? found : text;
 }
 
+/** Return a text with values in the place of {names}. */
+export function told(text, values) {
+    return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+}
+
 /** Return an element with properties ("class", "aria-…" and "data-…" as attributes, "on…" as listeners) and children. */
 export function make(name, properties = {}, ...children) {
     const element = document.createElement(name);
     for (const [key, value] of Object.entries(properties)) {
         if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-        else if (key === "class" || key === "role" || key === "for" || key.includes("-")) element.setAttribute(key, value);
+        else if (key === "class" || key === "role" || key === "for" || key === "scope" || key === "tabindex" || key.includes("-")) element.setAttribute(key, value);
         else element[key] = value;
     }
     element.append(...children.filter((child) => child !== null && child !== undefined));
@@ -75,4 +80,15 @@ export function whenChanged(field, done) {
     });
     field.addEventListener("blur", () => delete field.dataset.dirty);
     return field;
+}
+
+/** Give a field of choices its options, and one more for what none of them says. */
+export function options(field, wanted, value) {
+    const all = wanted.some(([each]) => each === value) ? wanted : [...wanted, [value, value]];
+    const key = JSON.stringify(all);
+    if (field.dataset.options !== key) {
+        field.replaceChildren(...all.map(([each, label]) => make("option", {value: each}, label)));
+        field.dataset.options = key;
+    }
+    field.value = value;
 }

@@ -1,14 +1,17 @@
 // What a row has when it is opened: when, where and for which pass its tag acts.
 import {CurveEditor} from "./curve.js";
-import {make, put, slideTo, t, whenChanged} from "./dom.js";
+import {make, options, put, slideTo, t, whenChanged} from "./dom.js";
+import {RegionEditor} from "./region.js";
 import {SHAPE_NAMES} from "./text.js";
 
 const EDITABLE = ["fraction", "step", "share"];
 
 export class Opened {
-    /** `change` is called with a field and its value; `field()` says which strength the curve is of. */
-    constructor(change, field) {
+    /** `change` is called with a field and its value, `save` with a preset's name; `field()` says which strength the curve is of. */
+    constructor(stack, change, field, save) {
         this.change = change;
+        this.save = save;
+        this.region = new RegionEditor(change, stack);
         this.editor = new CurveEditor((keys) => change(field(), keys));
         this.strength = this.text(t("Strength or keyframes"), (value) => change(field(), value), "0.2@0,1@0.5");
         this.shape = this.choice(t("From point to point"), (value) => change("curve", value === "linear" ? "" : value));
@@ -19,6 +22,12 @@ export class Opened {
         this.module = this.choice(t("Model"), (value) => change("module", value));
         this.preset = this.choice(t("Block weights"), (value) => change("preset", value));
         this.blocks = make("div", {class: "blocks"});
+        this.name = make("input", {type: "text", autocomplete: "off", spellcheck: false, maxLength: 60, placeholder: t("name of a new preset")});
+        this.name.setAttribute("aria-label", t("Name of the preset"));
+        this.name.addEventListener("keydown", (event) => event.key === "Enter" && this.keep());
+        this.said = make("p", {class: "notice", role: "status", hidden: true});
+        this.keeping = make("div", {class: "set-line"}, this.name,
+            make("button", {type: "button", class: "word", onclick: () => this.keep()}, t("Save the block weights")));
         this.sliders = new Map();
         this.others = make("p", {class: "others"});
         this.curveNote = make("p", {class: "others"}, t("Positions in other units are edited as text."));
@@ -28,8 +37,21 @@ export class Opened {
                 make("div", {class: "fields"}, this.label(this.strength), this.label(this.shape))),
             make("div", {class: "fields"}, ...[this.hires, this.start, this.stop, this.module, this.preset].map((each) => this.label(each))),
             this.blocks,
+            this.keeping,
+            this.said,
+            this.region.element,
             this.others,
         );
+    }
+
+    /** Save the block weights of the row, and say what came of it. */
+    async keep() {
+        const name = this.name.value.trim();
+        const error = await this.save(name);
+        this.said.textContent = error || `${t("saved:")} ${name}`;
+        this.said.classList.toggle("error", Boolean(error));
+        this.said.hidden = false;
+        if (!error) this.name.value = "";
     }
 
     text(label, done, hint) {
@@ -70,6 +92,8 @@ export class Opened {
         options(this.module, [["", t("both, or the only one")], ["high", t("high noise")], ["low", t("low noise")]], tag.fields.module);
         options(this.preset, [["", stack.presets.length ? t("single blocks") : ""], ...stack.presets.map((name) => [name, name])], tag.preset);
         this.showBlocks(tag, stack.blocks);
+        this.keeping.hidden = !stack.blocks.length;
+        this.region.show(tag);
         this.others.textContent = tag.others.length ? `${t("As written:")} ${tag.others.join("  ")}` : "";
         this.others.hidden = !tag.others.length;
     }
@@ -101,15 +125,4 @@ export class Opened {
         whenChanged(slider, (value) => this.change(`block:${name}`, value));
         return {slider, output, element: make("label", {class: "block"}, make("span", {}, name), slider, output)};
     }
-}
-
-/** Give a field of choices its options, and one more for what none of them says. */
-function options(field, wanted, value) {
-    const all = wanted.some(([each]) => each === value) ? wanted : [...wanted, [value, value]];
-    const key = JSON.stringify(all);
-    if (field.dataset.options !== key) {
-        field.replaceChildren(...all.map(([each, label]) => make("option", {value: each}, label)));
-        field.dataset.options = key;
-    }
-    field.value = value;
 }

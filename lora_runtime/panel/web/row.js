@@ -26,7 +26,9 @@ export class Row {
         this.chips = make("div", {class: "chips", role: "group"});
         this.chips.setAttribute("aria-label", t("Trigger words"));
         this.notices = make("div", {class: "notices"});
-        this.opened = new Opened((field, value) => this.change(field, value), () => (this.isLinked ? "strength" : "unet"));
+        this.opened = new Opened(
+            stack, (field, value) => this.change(field, value), () => (this.isLinked ? "strength" : "unet"), (name) => this.savePreset(name),
+        );
         this.element = make(
             "li", {class: "row"},
             make("div", {class: "line"},
@@ -54,6 +56,18 @@ export class Row {
 
     change(field, value) {
         this.stack.change(this.index, field, value);
+    }
+
+    /** Save the block weights under a name, and give the tag that name; return what is wrong, "" for nothing. */
+    async savePreset(name) {
+        try {
+            const answer = await this.stack.ask("save-preset", {prompt: this.stack.prompt.text, tag: this.index, name});
+            if (answer.error) return answer.error;
+            this.change("preset", answer.saved);
+            return "";
+        } catch (error) {
+            return error.message;
+        }
     }
 
     setStrength(side, value) {

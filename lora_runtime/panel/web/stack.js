@@ -1,5 +1,6 @@
 // <lora-stack base="…/lora-runtime" for="#prompt textarea">: the LoRAs of a prompt as rows. See lora_runtime/panel/__init__.py.
 import {Completion} from "./completion.js";
+import {Conflicts} from "./conflicts.js";
 import {make, t} from "./dom.js";
 import {PromptArea} from "./prompt.js";
 import {Row} from "./row.js";
@@ -8,6 +9,7 @@ import {Sets} from "./sets.js";
 const STYLE = new URL("stack.css", import.meta.url).href;
 const BASE = new URL("../..", import.meta.url).href;
 // Edits after which the tags have other numbers, or other words stand between them.
+const PICTURE_MS = 1000;
 const OF_THE_WHOLE = ["delete", "move", "word", "no-word"];
 
 class LoraStack extends HTMLElement {
@@ -25,14 +27,16 @@ class LoraStack extends HTMLElement {
         this.focusNext = null;
         this.prompt = new PromptArea(() => this.getAttribute("for"), () => this.refresh());
         this.list = make("ol", {class: "rows"});
-        this.heading = make("h3", {}, t("LoRAs of the prompt"));
+        this.heading = make("h2", {}, t("LoRAs of the prompt"));
         this.order = make("span", {class: "hint"}, t("the picture does not depend on their order"));
         this.none = make("span", {class: "hint", hidden: true}, t("none; write <lora: in it"));
         this.general = make("div", {class: "notices"});
         this.live = make("div", {class: "live", role: "status", "aria-live": "polite"});
         this.sets = new Sets(this);
+        this.conflicts = new Conflicts(this);
         this.body = make("section", {class: "stack", hidden: true},
-            make("header", {}, this.heading, this.order, this.none, this.sets.opener), this.sets.body, this.list, this.general);
+            make("header", {}, this.heading, this.order, this.none, make("span", {class: "openers"}, this.conflicts.opener, this.sets.opener)),
+            this.sets.body, this.list, this.conflicts.body, this.general);
         this.body.setAttribute("aria-label", t("LoRAs of the prompt"));
         const root = this.attachShadow({mode: "open"});
         root.append(make("link", {rel: "stylesheet", href: STYLE}), this.body, this.live);
@@ -43,17 +47,39 @@ class LoraStack extends HTMLElement {
         this.sets.opener.hidden = !this.hasAttribute("sets");
         this.prompt.start();
         this.completion.start();
+        this.watch = setInterval(() => document.hidden || this.rows.forEach((row) => row.opened.region.look()), PICTURE_MS);
     }
 
     disconnectedCallback() {
         this.prompt.stop();
         this.completion.stop();
+        clearInterval(this.watch);
+    }
+
+    /** Return the address of something of the host's. */
+    address(path) {
+        return (this.getAttribute("base") || BASE).replace(/\/*$/, "/") + path;
+    }
+
+    /** Return the element that shows the picture which was painted last, null where there is none. */
+    get picture() {
+        const selector = this.getAttribute("picture");
+        const found = selector ? document.querySelector(selector) : null;
+        return found && found.naturalWidth ? found : null;
+    }
+
+    /** Return width and height of the next picture, a square where nothing says them. */
+    get pictureSize() {
+        return ["picture-width", "picture-height"].map((name) => {
+            const selector = this.getAttribute(name);
+            const field = selector ? document.querySelector(selector) : null;
+            return Number(field && field.value) || 1;
+        });
     }
 
     /** Return what the host answers to a question; null are the values of one that only fetches. */
     async ask(path, values) {
-        const base = (this.getAttribute("base") || BASE).replace(/\/*$/, "/");
-        const answer = await fetch(base + path, values === null ? {} : {
+        const answer = await fetch(this.address(path), values === null ? {} : {
             method: "POST",
             headers: {"Content-Type": "application/json"},
             body: JSON.stringify(values),
@@ -101,6 +127,7 @@ class LoraStack extends HTMLElement {
         this.none.hidden = tags.length > 0;
         this.body.hidden = !tags.length && !notices.length && !this.hasAttribute("sets");
         this.dataset.shade = isLight(getComputedStyle(this.body).color) ? "dark" : "light";
+        this.conflicts.shown();
         this.giveFocus();
         this.dispatchEvent(new CustomEvent("lora-stack-shown", {bubbles: true, detail: {tags: tags.length}}));
     }

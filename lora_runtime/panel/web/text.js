@@ -62,3 +62,30 @@ export function withMoved(keys, index, place, value) {
 export function rounded(value) {
     return Math.round(value * 100) / 100;
 }
+
+/** Return a box [left, top, right, bottom] of fractions as a tag has it. */
+export function boxText(box) {
+    return box.map((each) => String(rounded(each))).join(",");
+}
+
+const LEAST_SIDE = 0.01;
+const inside = (value, low = 0, high = 1) => rounded(Math.min(high, Math.max(low, value)));
+
+/** Return the box between two places, wherever they lie to each other. */
+export function drawnBox([x0, y0], [x1, y1]) {
+    return resizedBox([Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)], [0, 0, 0, 0]);
+}
+
+/** Return a box that was moved, as far as the picture goes. */
+export function movedBox([x0, y0, x1, y1], [across, down]) {
+    const x = Math.min(1 - x1, Math.max(-x0, across));
+    const y = Math.min(1 - y1, Math.max(-y0, down));
+    return [x0 + x, y0 + y, x1 + x, y1 + y].map((each) => inside(each));
+}
+
+/** Return a box whose edges were moved, none of them beyond the picture or the edge opposite. */
+export function resizedBox(box, by) {
+    const [x0, y0, x1, y1] = box.map((edge, index) => edge + by[index]);
+    const [left, top] = [inside(x0, 0, Math.min(box[2], 1) - LEAST_SIDE), inside(y0, 0, Math.min(box[3], 1) - LEAST_SIDE)];
+    return [left, top, inside(x1, left + LEAST_SIDE), inside(y1, top + LEAST_SIDE)];
+}

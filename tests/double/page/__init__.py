@@ -1,8 +1,8 @@
 """The program's page as it goes to a real browser: gradio's own front end, the program's element ids, all scripts.
 
 Where an extension looks for something, the page has it as the program has it: the prompts, the tabs of cards with their
-controls, the lines under the picture. The rest of the program's page is not there, nor are the tab img2img and the
-queue, so gradio asks over HTTP as with `--no-gradio-queue`.
+controls, the picture and its size, the lines under it. The rest of the program's page is not there, nor are the tab
+img2img and the queue, so gradio asks over HTTP as with `--no-gradio-queue`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ TAB = "txt2img"
 def whole_page(webui: WebUI) -> Any:
     """Return the components of the tab txt2img, a `gr.Blocks`."""
     import gradio as gr
+    from PIL import Image
 
-    def generate(prompt: str, negative: str) -> str:
+    def generate(prompt: str, negative: str, width: float, height: float) -> tuple[str, list[Any]]:
         comments = webui.generate(prompt, negative_prompt=negative).comments
         lines = "<br>\n".join(html.escape(line) for comment in comments for line in comment.split("\n"))
-        return f"<p class='comments'>{lines}</p><div class='performance'>Time taken</div>"
+        said = f"<p class='comments'>{lines}</p><div class='performance'>Time taken</div>"
+        return said, [Image.new("RGB", (int(width), int(height)), "#8ab")]
 
     fonts = {"font": ["sans-serif"], "font_mono": ["monospace"]}  # gradio's own come from the network
     with gr.Blocks(analytics_enabled=False, theme=gr.themes.Default(**fonts)) as demo:
@@ -39,9 +41,12 @@ def whole_page(webui: WebUI) -> Any:
         button = gr.Button("Generate", elem_id=f"{TAB}_generate", variant="primary")
         with gr.Tabs(elem_id=f"{TAB}_extra_tabs", elem_classes=["extra-networks"]):
             with gr.Tab("Generation", id=f"{TAB}_generation"):
+                width = gr.Slider(64, 2048, 96, step=8, label="Width", elem_id=f"{TAB}_width")
+                height = gr.Slider(64, 2048, 64, step=8, label="Height", elem_id=f"{TAB}_height")
+                gallery = gr.Gallery(label="Output", show_label=False, elem_id=f"{TAB}_gallery", preview=True)
                 log = gr.HTML(elem_id=f"html_log_{TAB}", elem_classes=["html-log"])
             webui.ui = webui.module("ui_extra_networks").create_ui(TAB)
-        button.click(fn=generate, inputs=[prompt, negative], outputs=[log])
+        button.click(fn=generate, inputs=[prompt, negative, width, height], outputs=[log, gallery])
     demo.auth, demo.auth_message, demo.dev_mode = None, None, False
     demo.config = demo.get_config_file()
     return demo
