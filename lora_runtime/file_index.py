@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lora_runtime.whole_files import write_whole
 
 __all__ = ["FileFacts", "cache_folder", "load_facts", "save_facts"]
 
@@ -90,14 +91,7 @@ def save_facts(folder: str, facts: Mapping[str, FileFacts]) -> None:
     with contextlib.suppress(OSError):
         target = _index_path(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        draft = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(content)
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(target, content.encode("ascii"))
 
 
 def _index_path(folder: str) -> Path:

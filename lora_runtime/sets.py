@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from lora_runtime.prompt import Curve, Diagnostic, LoraTag, Prompt, Strength, fo
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.tags import Dialect, Scope, Severity
 from lora_runtime.prompt.values import BadValueError, read_number
+from lora_runtime.whole_files import write_whole
 
 __all__ = ["SUFFIX", "delete_set", "parse_with_sets", "read_sets", "with_sets", "write_set"]
 
@@ -72,13 +72,7 @@ def write_set(folder: str | os.PathLike[str], name: str, text: str) -> Path:
         raise CatalogError(f"the set {quote(name)} has {len(content):,} bytes; a set has up to {_MOST_BYTES:,}", name)
     if not parse_prompt(text).tags:
         raise CatalogError(f"the set {quote(name)} has no tag in it; write tags such as <lora:NAME:0.7>", name)
-    # A name of this thread's own, so that of two who write at a time each writes a whole file.
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, content)
     return path
 
 

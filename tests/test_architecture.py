@@ -18,6 +18,7 @@ PACKAGE = Path(lora_runtime.__file__).parent
 # From the top down. A new room is one line here and one in docs/architecture.md.
 LADDER = (
     "errors",
+    "whole_files",
     "blocks",
     "families",
     "prompt",

@@ -43,7 +43,11 @@ def complete(
     if not colon:
         rest = _REST_OF_NAME.match(prompt, place)
         span = (match.start(1), rest.end() if rest else place)
-        items = [_name(file, is_closed=rest is not None) for file in library.search(name, _MOST)]
+        found = library.search(name, _MOST)
+        items = [_name(file, is_closed=rest is not None) for file in found]
+        if name.endswith("/") and any(file.place.startswith(name) for file in found):
+            text = f"{name}*" if rest else f"{name}*:1>"
+            items = [_item(text, f"{name}*", "one of them, by the seed"), *items][:_MOST]
     else:
         start = match.start(1) + match[1].rindex(":") + 1
         span = (start, place)

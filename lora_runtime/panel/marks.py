@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.file_index import cache_folder
+from lora_runtime.whole_files import write_whole
 
 __all__ = ["Mark", "Marks", "Seen"]
 
@@ -134,14 +134,7 @@ class Marks:
         path = self.path
         path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"version": _VERSION, "files": [vars(mark) for mark in seen.all]}, indent=0)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        draft = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(content)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, content.encode())
         self._seen, self._stamp = seen, None  # read once more: the clock of a file may tick slowly
 
 

@@ -22,6 +22,7 @@ from lora_runtime.prompt.excerpt import quote
 from lora_runtime.prompt.parser import parse_prompt, written_fields
 from lora_runtime.prompt.presets import MOST_BYTES, RESERVED, load_presets
 from lora_runtime.prompt.strength import number
+from lora_runtime.whole_files import write_whole
 
 __all__ = ["FILE", "keep_preset", "list_of", "own_presets"]
 
@@ -143,9 +144,4 @@ def _text(path: Path) -> str:
 def _write(path: Path, text: str) -> None:
     if len(content := text.encode("utf-8")) > MOST_BYTES:
         raise CatalogError(f"{path} would have more than {MOST_BYTES:,} bytes: delete lines that nobody needs")
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, content)

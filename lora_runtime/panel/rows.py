@@ -19,6 +19,7 @@ from lora_runtime.prompt.parser import WrittenField, written_fields
 from lora_runtime.prompt.presets import common_presets
 from lora_runtime.prompt.strength import number
 from lora_runtime.prompt.tags import Scope
+from lora_runtime.wildcards import is_wildcard
 
 __all__ = ["MOST_ROWS", "ratio_of", "tags"]
 
@@ -135,6 +136,9 @@ def _sounding(tag: LoraTag, presets: Mapping[str, str], said: list[dict[str, Any
 def _file(
     prompt: Prompt, tag: LoraTag, library: Library, presets: Mapping[str, str], said: list[dict[str, Any]]
 ) -> PanelFile | None:
+    if is_wildcard(tag.name):
+        said.append(notice("info", "one file of this folder, drawn by the seed of the picture"))
+        return PanelFile(tag.name, tag.name, "")
     try:
         file = library.find(tag.name)
     except LoraError as error:

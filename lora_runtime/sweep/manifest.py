@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_runtime.sweep.rows import Row
+from lora_runtime.whole_files import write_whole
 
-__all__ = ["Manifest", "line_of", "write_whole"]
+__all__ = ["Manifest", "line_of"]
 
 Line = dict[str, Any]
 
@@ -71,19 +72,6 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
         self.lines |= new
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that has its name once all of it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _written(line: Mapping[str, Any]) -> str:

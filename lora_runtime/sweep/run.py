@@ -16,7 +16,7 @@ from lora_runtime.lookup import Loras, catalog_for
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.sets import read_sets, with_sets
 from lora_runtime.sweep.lock import alone_in
-from lora_runtime.sweep.manifest import Line, Manifest, line_of, write_whole
+from lora_runtime.sweep.manifest import Line, Manifest, line_of
 from lora_runtime.sweep.on_ray import paint_on_ray
 from lora_runtime.sweep.page import page_of
 from lora_runtime.sweep.paint import Painted, Painter
@@ -25,6 +25,7 @@ from lora_runtime.sweep.plan import make_batches
 from lora_runtime.sweep.rows import Row, SweepError, checked_rows
 from lora_runtime.sweep.sheet import write_sheet
 from lora_runtime.tag_files import files_of
+from lora_runtime.whole_files import write_whole
 from lora_runtime.wildcards import is_wildcard
 
 __all__ = ["MAX_PIXELS", "Swept", "sweep"]

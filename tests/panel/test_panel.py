@@ -138,6 +138,18 @@ def test_where_no_text_would_mend_it_there_is_no_button(prompt: str) -> None:
     assert said[0]["hint"]
 
 
+def test_one_file_of_a_folder_is_a_row_that_says_so() -> None:
+    [row] = rows("a <lora:style/*:0.7>")
+    assert (row["name"], row["unet"], row["file"]["title"], row["words"]) == ("style/*", "0.7", "style/*", [])
+    assert [(said["severity"], said["message"]) for said in row["notices"]] == [
+        ("info", "one file of this folder, drawn by the seed of the picture")
+    ]
+    assert (
+        spliced("a <lora:style/*:0.7>", edit("a <lora:style/*:0.7>", 0, "unet", "0.5"))
+        == "a <lora:style/*:te=0.7:unet=0.5>"
+    )
+
+
 def test_presets_are_those_for_the_models_blocks() -> None:
     assert "FLUXALL" not in tags("", LIBRARY, blocks=UNET)["presets"]
     assert "MIDD" not in tags("", LIBRARY, blocks=FLUX)["presets"]
@@ -320,6 +332,7 @@ def at_cursor(text: str, **how: Any) -> tuple[list[str], list[str]]:
         ("🐱 <lora:|", ["🐱 <lora:ink:0.8>"]),
         ("<lora:nk sty|", ["<lora:ink:0.8>"]),
         ("<lora:i|mk:0.5> x", ["<lora:ink:0.5> x"]),
+        ("<lora:style/|", ["<lora:style/*:1>", "<lora:ink:0.8>"]),
         ("<lora:none|", []),
         ("<lora:ink:0.7:stop|", ["<lora:ink:0.7:stop="]),
         ("<lora:ink:lbw=outs|", ["<lora:ink:lbw=OUTS"]),
