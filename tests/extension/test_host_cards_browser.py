@@ -230,14 +230,14 @@ def test_cards_are_walked_through_chosen_and_starred_by_the_keyboard(page: CardP
     page.key(Keys.ARROW_UP, Keys.ARROW_LEFT)
     assert page.focused() == names[1]
     page.key(Keys.ENTER)
-    page.until(lambda: page.value(PROMPT) == f"<lora:{names[1]}:1>")
+    page.until(lambda: page.field(PROMPT) == f"<lora:{names[1]}:1>")
     pressed = f"{CARD}[data-name='{names[1]}'] .lora-runtime-choose"
     assert page.run("return document.querySelector(arguments[0]).getAttribute('aria-pressed')", pressed) == "true"
     outline = page.style(pressed, "outlineStyle")
     page.shot("focus")
     assert outline == ["solid"]
     page.key(Keys.SPACE)
-    page.until(lambda: page.value(PROMPT) == "")
+    page.until(lambda: page.field(PROMPT) == "")
     page.key("f")
     star = f"{CARD}[data-name='{names[1]}'] .lora-runtime-star"
     page.until(
@@ -263,9 +263,9 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     assert page.texts(f"{WINDOW} h3") == [first]
     page.shot("details")
     page.click(f"{WINDOW} .lora-runtime-words button")
-    assert page.value(PROMPT) == "ink wash"
+    assert page.field(PROMPT) == "ink wash"
     page.click(f"{WINDOW} .lora-runtime-words button")
-    assert page.value(PROMPT) == ""
+    assert page.field(PROMPT) == ""
     page.key(Keys.ESCAPE)
     page.until(lambda: not page.texts(WINDOW))
     assert page.focused() == first
@@ -278,7 +278,7 @@ def test_a_file_is_renamed_thrown_away_and_put_back(page: CardPage) -> None:
     page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
     page.key("i")
     field = f"{WINDOW} input"
-    page.until(lambda: page.value(field) == "lora 0007")
+    page.until(lambda: page.field(field) == "lora 0007")
     page.type(field, "lora 0008")  # which lies in another folder: a name may come twice
     page.type(field, "lora 0017")
     page.key(Keys.ENTER)

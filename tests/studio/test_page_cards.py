@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import skip_without_browser
 from handmade import write
 
 from lora_runtime.demo.scene_pipeline import LORAS, PIPELINE
 from lora_runtime.panel.marks import Marks
 
 pytest.importorskip("gradio", reason="gradio is not installed: the extra `studio` has it")
-pytest.importorskip("selenium", reason="selenium is not installed: no browser is driven")
+skip_without_browser()
 
-from studio_browser import CHROMIUM, DRIVER, Page, chromium
-
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("Chromium with its driver is not installed", allow_module_level=True)
+from studio_browser import Page, chromium  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own threads, which end when they end
 
