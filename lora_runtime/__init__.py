@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lora_runtime.runtime import apply as apply
     from lora_runtime.runtime import restore as restore
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _HOME = {
     "apply": "runtime",
