@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -50,6 +52,18 @@ logger = logging.getLogger("lora_runtime")
 Text = TypeVar("Text", str, list[str], None)
 
 
+@dataclass(eq=False)
+class _Block:
+    """A `with` block that is open: its claim, and what it takes away at its end; None where it found that shown."""
+
+    claim: Claim
+    owner: Owner | None
+    ends: bool = False
+
+
+_ending = threading.Lock()  # of two blocks that end at a time one hands on what the other takes away
+
+
 class Applied(Generic[Text]):
     """What one `apply` did. Leaving its `with` block, or `restore()`, undoes it. It keeps no model alive.
 
@@ -86,7 +100,7 @@ class Applied(Generic[Text]):
         self._moment: Moment | None = None  # said last with `at`
         self._texts: Texts | None = None  # told apart where negative tags act
         self._given = mine()  # claims under which it was made
-        self._entered: list[tuple[Claim, Owner | None]] = []
+        self._entered: list[_Block] = []
 
     def __repr__(self) -> str:
         """Return what is applied to what, and whether it shows."""
@@ -164,6 +178,7 @@ class Applied(Generic[Text]):
         problems = Problems(self._strict, asking.texts)
         before = self._asking, self._requests, self._problems, self._diagnostics, self._moment
         owner = next((owner for owner in reversed(self._owners()) if is_active(owner)), None)
+        covered = [other for other in self._owners() if other is not owner and is_on(other)]
         try:
             self._requests = asking.requests(problems)
             self._asking, self._problems, self._diagnostics = asking, problems, ()
@@ -171,6 +186,10 @@ class Applied(Generic[Text]):
                 view = self._view()
                 with owned(view, self._what(), self._wait, self._claims()) as state:
                     self._show(state, view, owner)
+            for other in covered:
+                if other.scope is not None:
+                    with claimed(other.scope, self._what(), self._wait, self._claims()) as claim:
+                        self._change(ModelState(other.scope, claim), other)
         except BaseException:
             self._asking, self._requests, self._problems, self._diagnostics, _ = before
             raise
@@ -263,10 +282,13 @@ class Applied(Generic[Text]):
             finally:
                 if not entered:
                     try:
-                        claim.release()
-                    except BaseException:
-                        claim.release()
-                        raise
+                        self._forget_block(claim)
+                    finally:
+                        try:
+                            claim.release()
+                        except BaseException:
+                            claim.release()
+                            raise
         return self
 
     async def __aenter__(self) -> Applied[Text]:
@@ -280,28 +302,34 @@ class Applied(Generic[Text]):
             finally:
                 if not entered:
                     try:
-                        claim.release()
-                    except BaseException:
-                        claim.release()
-                        raise
+                        self._forget_block(claim)
+                    finally:
+                        try:
+                            claim.release()
+                        except BaseException:
+                            claim.release()
+                            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Undo it, and give the model to others; any thread may do it, since the block has the model."""
-        claim, owner = self._entered[-1]
         try:
-            if owner is not None:
-                leave(owner)
+            block = self._own_block()
+            self._leave(block)
+        except BaseException:  # an interrupt: what it cut short is done now, or the LoRAs would come back
+            block = self._own_block()
+            self._leave(block)
+            raise
         finally:
             try:
-                self._entered.pop()  # before another may enter
+                self._forget_block(block.claim)  # before another may enter
             finally:
                 try:
-                    claim.release()
+                    block.claim.release()
                 except BaseException:
-                    claim.release()
+                    block.claim.release()
                     raise
 
     async def __aexit__(
@@ -322,10 +350,33 @@ class Applied(Generic[Text]):
             self._show(ModelState(scope, claim), view, owner)
         elif not self._owner.entered:
             owner = self._owner
+        self._entered.append(_Block(claim, owner))  # first: an interrupt may come in between
         if owner is not None:
             enter(owner)
-        self._entered.append((claim, owner))
         return True
+
+    def _own_block(self) -> _Block:
+        """Return the block that is being left: the last whose claim this line of calls has, else the last of all."""
+        held = mine()
+        own = [block for block in self._entered if block.claim in held]
+        return own[-1] if own else self._entered[-1]
+
+    def _leave(self, block: _Block) -> None:
+        """Take away what a block shows; where another of this apply stands on it still, that one will."""
+        with _ending:
+            block.ends = True
+            heir = next((other for other in self._entered if not other.ends and other.owner is None), None)
+            if heir is not None and block.owner is not None:
+                heir.owner, block.owner = block.owner, None
+        if block.owner is not None:
+            leave(block.owner)
+
+    def _forget_block(self, claim: Claim) -> None:
+        """Forget a block; what it could not take away is replaced by the next apply, as without a block."""
+        for block in [block for block in self._entered if block.claim is claim]:
+            self._entered.remove(block)
+            if block.owner is not None:
+                block.owner.entered = False
 
     def _new_owner(self) -> Owner:
         owner = Owner()
@@ -333,10 +384,11 @@ class Applied(Generic[Text]):
         return owner
 
     def _owners(self) -> list[Owner]:
-        return [self._owner, *(owner for _, owner in self._entered if owner is not None and owner is not self._owner)]
+        owners = [block.owner for block in self._entered if block.owner is not None]
+        return [self._owner, *(owner for owner in owners if owner is not self._owner)]
 
     def _claims(self) -> tuple[Claim, ...]:
-        return (*self._given, *(claim for claim, _ in self._entered))
+        return (*self._given, *(block.claim for block in self._entered))
 
     def _view(self) -> ModelView:
         return self._model.view() if self._waiting is None else self._waiting
@@ -374,6 +426,13 @@ class Applied(Generic[Text]):
             watch_optimizers()
         self._report = plan.report
         self._diagnostics = self._diagnostics or problems.diagnostics
+
+    def _change(self, state: ModelState, owner: Owner) -> None:
+        """Have an owner below others ask what is asked now; what cannot be done was said, or will be."""
+        silent = Problems(strict=False)
+        plan = state.change(owner, self._plan(state, self._view(), silent), self._policy, teach=self._teacher(silent))
+        if not any(map(is_active, self._owners())):
+            self._report = plan.report
 
     def _plan(self, state: ModelState, view: ModelView, problems: Problems) -> Plan:
         """Return what to do, and take note of what cannot be done."""

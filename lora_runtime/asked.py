@@ -54,11 +54,14 @@ class Asking:
         """
         prompts = tuple(
             tuple(self._drawn(prompt, seed, problems) for prompt in image)
-            for image, seed in zip(self.prompts, self.seeds, strict=True)
+            for image, seed in zip(self.prompts, self.seeds, strict=False)
         )
         seeds = self._seeds_of_negatives
         negatives = tuple(self._drawn(*each, problems) for each in zip(self.negatives, seeds, strict=False))
-        return replace(self, prompts=prompts, negatives=negatives)
+        # What is named is for all images: where these have other seeds, `requests` draws for each.
+        same = self.seeds[0] if len({*self.seeds}) == 1 else None
+        named = self.named if same is None else self._drawn(self.named, same, problems)
+        return replace(self, prompts=prompts, negatives=negatives, named=named)
 
     def _drawn(self, prompt: Prompt, seed: int | None, problems: Problems) -> Prompt:
         if not any(is_wildcard(tag.name) for tag in prompt.tags):

@@ -168,6 +168,8 @@ class _Book:
         def forget() -> None:
             if words in self._words:
                 self._words.remove(words)
+            tokenizer = self._tokenizer()
+            if tokenizer is not None and _books.get(tokenizer) is self:  # again where an interrupt cut it short
                 self._write()
 
         endings.append(forget)
@@ -182,7 +184,7 @@ class _Book:
         state.clear()
         state.update(self._own)
         if not self._words:
-            _books.pop(tokenizer, None)
+            _books.pop(tokenizer, None)  # last: until then it is written once more
             return
         from transformers import AddedToken
 

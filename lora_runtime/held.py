@@ -19,7 +19,7 @@ from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import Plan
 from lora_runtime.report import Kept
 from lora_runtime.scopes import PATCHER, Scope, known_of, scope_of
-from lora_runtime.shown import clear, show
+from lora_runtime.shown import change, clear, show
 from lora_runtime.targets import Targets
 from lora_runtime.weights import Weight
 
@@ -93,6 +93,13 @@ class ModelState:
                 owner.report = replace(decision.plan.report, memory=memory)
                 return replace(decision.plan, report=owner.report)
             without = frozenset({"device", "host"})  # only here is the memory of what was begun free again
+
+    def change(self, owner: Owner, plan: Plan, policy: Policy, *, teach: Teach | None = None) -> Plan:
+        """Have an owner that others cover ask for another plan, which shows once it is uncovered; return the plan."""
+        decision, _ = self._decide(plan, policy, frozenset())
+        change(owner, self.scope, decision.plan, decision.merging, teach=teach)
+        owner.decision = Decided.of(plan, decision, policy)
+        return decision.plan
 
     def _decide(self, plan: Plan, policy: Policy, without: frozenset[Step]) -> tuple[Decision, tuple[Kept, ...] | None]:
         """Return how to apply a plan, and what is kept for it where just that is shown already.

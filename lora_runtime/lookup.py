@@ -49,14 +49,14 @@ class Lookup:
         for tag in prompt.tags:
             catalog, region = self.catalog, tag.conditions.region  # a folder that is missing is no matter of one tag
             try:
-                files = self._files(tag)
+                files = self._files(tag, seed)
                 loras = [_cache.load(entry.path, name=entry.name, trim=False) for _, entry in files]
                 place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
             except LoraError as error:
                 self._problems.error(error, tag.span)
                 continue
             self._used.update(entry.path for _, entry in files)
-            if said := read_as(tag, files, catalog):
+            if said := read_as(tag, files, catalog, seed):
                 self._problems.info(said, tag.span)
             for (one, _), lora in zip(files, loras, strict=True):
                 for doubt in doubts(one, lora):
@@ -75,10 +75,10 @@ class Lookup:
             self._catalog = catalog_for(self._loras)
         return self._catalog
 
-    def _files(self, tag: LoraTag) -> list[tuple[LoraTag, Entry]]:
+    def _files(self, tag: LoraTag, seed: int | None) -> list[tuple[LoraTag, Entry]]:
         unknown = self._unknown
         try:
-            return files_of(self.catalog, tag, look_again=unknown == 0, suggest=unknown < _MOST_SUGGESTIONS)
+            return files_of(self.catalog, tag, seed=seed, look_again=unknown == 0, suggest=unknown < _MOST_SUGGESTIONS)
         except CatalogError:
             self._unknown += 1
             raise

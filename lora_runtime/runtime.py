@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, get_args
+
+import torch
 
 from lora_runtime.applied import Applied, Text
 from lora_runtime.asked import Asking
@@ -136,7 +139,12 @@ def apply(
         applied.negative_prompt = _as_asked(negative_prompt, negative_texts)
         applied._texts = Texts(looked_at.ask, texts, negative_texts)
     asking = Asking(
-        tuple(zip(prompts, *more, strict=True)), named, negatives, tuple(_each(seeds, prompts, "seeds")), loras, hires
+        tuple(zip(prompts, *more, strict=True)),
+        named,
+        negatives,
+        tuple(map(_seed, _each(seeds, prompts or ("",), "seeds"))),
+        loras,
+        hires,
     ).drawn(problems)
     requests = asking.requests(problems)
     warn_of_idle_tags(asking.texts, looked_at, problems)
@@ -193,6 +201,16 @@ def _each(values: Any, prompts: Sequence[Any], what: str) -> list[Any]:
     if len(found) != len(prompts):
         raise ValueError(f"{len(found)} {what} for {len(prompts)} prompts: give one for all, or one for each")
     return found
+
+
+def _seed(given: Any) -> int | None:
+    """Return the seed of an image as a number; that of a generator is the one it began with."""
+    if isinstance(given, torch.Generator):
+        return given.initial_seed()
+    try:
+        return None if given is None else int(operator.index(given))
+    except TypeError:
+        raise TypeError(f"a seed is a whole number or a torch.Generator, not {given!r}") from None
 
 
 def _running() -> bool:

@@ -40,7 +40,7 @@ from lora_runtime.routes import give_back_copies
 from lora_runtime.scopes import PATCHER, Scope
 from lora_runtime.weights import Weight
 
-__all__ = ["clear", "enter", "leave", "show"]
+__all__ = ["change", "clear", "enter", "leave", "show"]
 
 
 def show(
@@ -87,6 +87,17 @@ def show(
         except Exception:
             clear(scope)
         raise
+
+
+def change(
+    owner: Owner, scope: Scope, plan: Plan, steps: Mapping[torch.device, Merging], *, teach: Teach | None = None
+) -> None:
+    """Have an owner ask for another plan in the place where it stands, below others or asleep."""
+    forget_words(owner)
+    owner.teach, owner.steps = teach, steps
+    owner.key, owner.report = plan.key, plan.report
+    ask(owner, plan)
+    _settle(scope)
 
 
 def _replace(owner: Owner, replaced: Sequence[Owner], scope: Scope) -> None:

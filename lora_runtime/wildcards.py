@@ -32,7 +32,8 @@ def draw_name(name: str, names: Iterable[str], seed: int | None) -> str:
     folder = name.removesuffix("*")
     found = sorted({path for path in names if path.startswith(folder)})
     if not found:
-        raise UnknownLoraError(f"no LoRA is in a folder {quote(folder.rstrip('/'))}, so none can be drawn", name)
+        where = f"in a folder {quote(folder.rstrip('/'))}" if folder else "in the folders"
+        raise UnknownLoraError(f"no LoRA is {where}, so none can be drawn", name)
     if seed is None:
         raise UnknownLoraError(
             f"{quote(name)} is one of {len(found)} files, drawn by the seed of the picture, which is not known here "

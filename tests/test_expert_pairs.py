@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lora_runtime
 from lora_runtime import LoraCatalog
 from lora_runtime.errors import AmbiguousLoraError, UnknownLoraError
+from lora_runtime.wildcards import draw_name
 
 
 class Expert(nn.Module):
@@ -179,3 +180,16 @@ def test_a_pair_that_comes_later_works_at_once_and_one_that_goes_is_unknown(tmp_
     paths[0].unlink()
     with pytest.raises(UnknownLoraError, match='no LoRA named "style"'):
         lora_runtime.apply(pipe, "<lora:style>", loras=catalog, strict=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pair_is_drawn_as_one(tmp_path: Path, seed: int) -> None:
+    for name, value in {"ink": 1.0, "oil": 4.0}.items():
+        save(tmp_path / f"styles/{name}_high_noise.safetensors", value)
+        save(tmp_path / f"styles/{name}_low_noise.safetensors", 2 * value)
+    high, low = Expert(), Expert()
+    name = draw_name("styles/*", ["styles/ink", "styles/oil"], seed)
+    value = {"styles/ink": 1.0, "styles/oil": 4.0}[name]
+    with lora_runtime.apply(pipe_of(high, low), "<lora:styles/*>", loras=tmp_path, seeds=seed):
+        assert torch.equal(high.weight, full(value))
+        assert torch.equal(low.weight, full(2 * value))

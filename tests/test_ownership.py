@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import gc
 import io
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import lora_runtime
 from lora_runtime import patcher as patcher_module
 from lora_runtime import scopes
+from lora_runtime.errors import ModelBusyError
 from lora_runtime.ownership import _claims, _waiters
 from lora_runtime.pipelines import ModelView, view
 from lora_runtime.scopes import Scope, scope_of
@@ -141,6 +143,76 @@ def test_an_outer_block_that_is_left_first_leaves_the_inner_as_it_is(folder: Pat
     assert same(shown(pipe.components["unet"]), wash)
     inner.__exit__(None, None, None)
     assert same(shown(pipe.components["unet"]), plain)
+
+
+@pytest.mark.parametrize("in_a_block", [False, True])
+def test_a_strength_that_is_set_while_others_cover_it_shows_when_it_is_uncovered(
+    folder: Path, in_a_block: bool
+) -> None:
+    unet = block(1)
+    lora_runtime.apply(Pipeline(unet=unet), "<lora:ink:0.5>", loras=folder)
+    half = shown(unet)
+    lora_runtime.restore(Pipeline(unet=unet))
+    pipe = Pipeline(unet=unet)
+    applied = lora_runtime.apply(pipe, "<lora:ink:1>", loras=folder)
+    if in_a_block:
+        applied.__enter__()
+    with lora_runtime.apply(pipe, "<lora:wash>", loras=folder):
+        washed = shown(unet)
+        applied.set("ink", 0.5)
+        assert same(shown(unet), washed)
+    assert same(shown(unet), half)
+    assert applied.active
+    if in_a_block:
+        applied.__exit__(None, None, None)
+    lora_runtime.restore(pipe)
+
+
+def test_each_leaves_its_own_block_of_one_apply(folder: Path) -> None:
+    pipe = Pipeline(unet=block(1))
+    applied, inside, go = lora_runtime.apply(pipe, "<lora:ink>", loras=folder), threading.Event(), threading.Event()
+    inked = shown(pipe.components["unet"])
+    seen: list[list[Tensor]] = []
+
+    def inner() -> None:
+        with applied:
+            inside.set()
+            go.wait(20)
+            seen.append(shown(pipe.components["unet"]))
+
+    with applied:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(inner,))
+        thread.start()
+        assert inside.wait(20)
+    with pytest.raises(ModelBusyError):
+        lora_runtime.apply(pipe, "<lora:wash>", loras=folder, wait=0.05)
+    go.set()
+    thread.join(20)
+    assert same(seen[0], inked)
+
+
+def test_blocks_of_one_apply_that_end_at_the_same_time_leave_no_claim(folder: Path) -> None:
+    for _ in range(40):
+        pipe = Pipeline(unet=block(1))
+        applied, inside, both = (
+            lora_runtime.apply(pipe, "<lora:ink>", loras=folder),
+            threading.Event(),
+            threading.Barrier(2),
+        )
+
+        def inner(applied: Any = applied, inside: Any = inside, both: Any = both) -> None:
+            with applied:
+                inside.set()
+                both.wait(20)
+
+        with applied:
+            lora_runtime.apply(pipe, "<lora:wash>", loras=folder)  # covers it
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(inner,))
+            thread.start()
+            inside.wait(20)
+            both.wait(20)
+        thread.join(20)
+        assert not _claims
 
 
 def test_a_failing_inner_apply_leaves_the_outer_block_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,43 @@ def test_what_cannot_be_drawn_is_said_and_costs_its_tag_alone(
         lora_runtime.apply(model, tag, loras=folder, seeds=seeds, strict=True)
 
 
+def test_what_is_named_is_drawn_too(folder: Path) -> None:
+    for prompt in ("x", None):
+        model = Layer()
+        applied = lora_runtime.apply(model, prompt, adapters={"styles/*": 0.7}, loras=folder, seeds=1)
+        assert torch.equal(model.layer.weight, torch.full((4, 4), 0.7) * VALUES[drawn(1, "styles/*", STYLES)])
+        assert [said.severity for said in applied.diagnostics] == ["info"]
+
+
+def test_a_generator_is_as_the_seed_that_it_began_with(folder: Path) -> None:
+    model = Layer()
+    lora_runtime.apply(model, "<lora:styles/*>", loras=folder, seeds=torch.Generator().manual_seed(4))
+    assert model.shown == VALUES[drawn(4, "styles/*", STYLES)]
+    with pytest.raises(TypeError, match="a seed is a whole number"):
+        lora_runtime.apply(model, "<lora:styles/*>", loras=folder, seeds=1.5)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_new_is_found(folder: Path) -> None:
+    catalog = lora_runtime.LoraCatalog(folder)
+    assert catalog.entries
+    (folder / "new").mkdir()
+    (folder / "other.safetensors").rename(folder / "new/other.safetensors")
+    model = Layer()
+    lora_runtime.apply(model, "<lora:new/*>", loras=catalog, seeds=1)
+    assert model.shown == 9
+
+
+def test_a_name_that_no_tag_can_have_is_not_drawn(folder: Path) -> None:
+    try:
+        (folder / "styles/wash.safetensors").rename(folder / "styles/a:b.safetensors")
+    except OSError:
+        pytest.skip("this system has no such names")
+    for seed in range(20):
+        model = Layer()
+        lora_runtime.apply(model, "<lora:styles/*>", loras=folder, seeds=seed)
+        assert model.shown in (1, 3)
+
+
 @pytest.mark.parametrize(("name", "whether"), [("*", True), ("a/b/*", True), ("a*", False), ("ink", False)])
 def test_only_a_whole_folder_is_a_wildcard(name: str, whether: bool) -> None:
     assert is_wildcard(name) == whether
