@@ -180,7 +180,9 @@ class Marks:
 def _without(marks: Seen, mine: Mark, path: str) -> list[Mark]:
     """Return the other marks; what another content had at this path is told by its hash alone from now on, or gone."""
     others = [mark for mark in marks.all if mark is not mine]
-    return [replace(mark, path="") if mark.path == path else mark for mark in others if mark.path != path or mark.sha256]
+    return [
+        replace(mark, path="") if mark.path == path else mark for mark in others if mark.path != path or mark.sha256
+    ]
 
 
 def _aside(path: Path) -> Path:
