@@ -138,7 +138,7 @@ class Conflicts:
                     asked.append((own.conditions.expert, request))
             except LoraError as error:
                 said.append(f"{tag.name} is left out: {error}")
-        experts = sorted({expert for expert, _ in asked if expert}) or [None]
+        experts: list[str | None] = [*sorted({expert for expert, _ in asked if expert})] or [None]
         tables = [self._of_one(asked, expert) for expert in experts]
         said += dict.fromkeys(text for table in tables for text in table["said"])
         maps = [table["map"] for table in tables if table["map"]]
