@@ -6,6 +6,40 @@
 (function() {
     "use strict";
 
+    // --- text to text --------------------------------------------------------------------------------------------
+
+    /** Return where a word stands in a prompt, alone between commas, tags and ends of lines; null where it does not. */
+    function spanOfWord(prompt, word) {
+        let end = 0;
+        for (const part of prompt.split(/(<[^<>]*>|[,\n])/)) {
+            const start = end + part.length - part.replace(/^\s+/, "").length;
+            end += part.length;
+            if (part.trim().toLowerCase() === word.toLowerCase()) return [start, start + part.trim().length];
+        }
+        return null;
+    }
+
+    /** Return the span of a prompt that is replaced, and by what, where a word comes in or goes out; the rest stays. */
+    function changeOfWord(prompt, word) {
+        const span = spanOfWord(prompt, word);
+        if (!span) {
+            const end = prompt.replace(/[\s,]+$/, "").length;
+            return {span: [end, end], text: end ? `, ${word}` : word};
+        }
+        // A comma goes along, that before it or at the start that behind; in the middle of a line one stays.
+        const before = /,[ \t]*$/.exec(prompt.slice(0, span[0]));
+        const after = /^[ \t]*(?:,[ \t]*)?/.exec(prompt.slice(span[1]))[0];
+        if (before) return {span: [before.index, span[1]], text: ""};
+        return {span: [span[0], span[1] + (after.includes(",") ? after.length : 0)], text: ""};
+    }
+
+    if (typeof module === "object" && module.exports) {
+        module.exports = {changeOfWord, spanOfWord};
+        return;
+    }
+
+    // --- the page ------------------------------------------------------------------------------------------------
+
     const TABS = ["txt2img", "img2img"];
     const LOOK_MS = 300;
     let runtime = null; // what javascript/lora_runtime.js gives, once that is there
@@ -313,21 +347,38 @@
     /** Return a button for each word, which puts it into the prompt or takes it out. */
     function wordsOf(tab, words) {
         const area = runtime.promptArea(tab, false);
-        const partsOf = () => area.value.split(",").map((part) => part.trim());
         const list = make("div", {className: "lora-runtime-words", role: "group", "aria-label": t("Words it was trained with")});
         for (const word of words) {
             const chip = button(word, () => {
-                const parts = partsOf();
-                const there = parts.includes(word);
-                area.value = there
-                    ? parts.filter((part) => part !== word).join(", ")
-                    : area.value.trim() ? `${area.value.replace(/[\s,]+$/, "")}, ${word}` : word;
-                updateInput(area);
-                chip.setAttribute("aria-pressed", String(!there));
-            }, {"aria-pressed": String(partsOf().includes(word)), title: t("Put it into the prompt, or take it out")});
+                const {span, text} = changeOfWord(area.value, word);
+                write(area, span, text, chip);
+                chip.setAttribute("aria-pressed", String(Boolean(spanOfWord(area.value, word))));
+            }, {"aria-pressed": String(Boolean(spanOfWord(area.value, word))), title: t("Put it into the prompt, or take it out")});
             list.append(chip);
         }
         return make("section", {}, make("h4", {}, t("Words it was trained with")), list);
+    }
+
+    /** Put a text into the place of a span of a prompt as if it had been typed, from a window whose `chip` keeps the focus. */
+    function write(area, [start, end], text, chip) {
+        const wanted = area.value.slice(0, start) + text + area.value.slice(end);
+        const box = chip.closest("dialog");
+        const {scrollTop} = area;
+        const scrolled = [box, box.firstElementChild].map((each) => [each, each.scrollTop]);
+        const modal = Boolean(box.showModal) && box.open;
+        if (modal) box.close(); // below a window that is open nothing takes the focus
+        area.focus({preventScroll: true});
+        area.setSelectionRange(start, end);
+        // The only way that leaves the area's own undo whole; all browsers have it, though it is called obsolete.
+        if (document.activeElement === area) document.execCommand(text ? "insertText" : "delete", false, text);
+        if (area.value !== wanted) {
+            area.value = wanted;
+            updateInput(area);
+        }
+        area.scrollTop = scrollTop;
+        if (modal) box.showModal();
+        chip.focus({preventScroll: true});
+        for (const [each, top] of scrolled) each.scrollTop = top;
     }
 
     /** Return the part of the window in which the file gets another name or place. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,7 +88,10 @@ def place_of(region: Region, folder: str | os.PathLike[str] = ".") -> Place:
     except ImportError as error:
         raise RegionError(f"a mask needs Pillow to be read ({error}): pip install pillow") from error
     try:
-        if path.stat().st_size > _LARGEST_MASK:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe could wait for ever
+            raise RegionError(f"the mask {path} cannot be used: it is no plain file")
+        if status.st_size > _LARGEST_MASK:
             raise RegionError(f"the mask {path} is larger than {_LARGEST_MASK >> 20} MB")
         with Image.open(path) as picture:
             width, height = picture.size

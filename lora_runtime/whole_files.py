@@ -1,12 +1,14 @@
-"""Files that are written only whole: under their name is the old content, or all of the new one."""
+"""Files that are written only whole, under their name the old content or all of the new one; and read with a limit."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["read_plain", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -23,3 +25,17 @@ def write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Return the content of a file of at most so many bytes; raises OSError, also for a larger one or no plain file.
+
+    A pipe could wait for ever, and a device go on for ever.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,13 @@ def test_a_picture_that_breaks_off_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(RegionError, match=r"x\.png cannot be used: it is no picture that can be read"):
         place_of(Region(mask="x.png"), tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+def test_a_pipe_is_no_mask(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mask.png")  # who opened it would wait for ever
+    with pytest.raises(RegionError, match="no plain file"):
+        place_of(Region(mask="mask.png"), tmp_path)
 
 
 def test_a_folder_is_no_mask(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.whole_files import read_plain
+
 from ..whole import whole
 
 __all__ = ["Sidecar", "beside", "find_description", "read", "sidecar_path", "write"]
 
 _BROKEN_SUFFIX = ".broken"
+_MOST_BYTES = 16 << 20  # of notes: other tools put examples into them too
 _ON_WINDOWS = os.name == "nt"
 _WAITS = (0.02, 0.1, 0.3)  # seconds that a scanner of viruses, or a tool that is reading, gets to close a file
 
@@ -102,7 +105,7 @@ def find_description(path: Path, names: Collection[str] | None = None) -> str:
     if found is None:
         return ""
     try:
-        return found.read_text(encoding="utf-8-sig", errors="replace")
+        return read_plain(found, _MOST_BYTES).decode("utf-8-sig", "replace")
     except OSError:
         return ""
 
@@ -119,7 +122,7 @@ def beside(path: Path, endings: Iterable[str], names: Collection[str] | None) ->
 def _content(source: Path) -> dict[str, Any]:
     """Return the table in the file; raises OSError or ValueError."""
     # Windows editors put a byte order mark before it.
-    content = json.loads(source.read_text(encoding="utf-8-sig"))
+    content = json.loads(read_plain(source, _MOST_BYTES).decode("utf-8-sig"))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {_kind(content)} where a table of notes is expected")
     return content

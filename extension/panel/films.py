@@ -24,6 +24,8 @@ def film_response(path: Path, media_type: str, asked: str) -> Any:
         "Cache-Control": "private, max-age=86400",
         "Accept-Ranges": "bytes",
     }
+    if not path.is_file():  # a pipe could wait for ever
+        return Response(status_code=404)
     found = _RANGE.fullmatch(asked)
     first, last = found.groups() if found else ("", "")
     if not first and not last:

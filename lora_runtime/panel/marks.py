@@ -2,17 +2,22 @@
 
 A file is known there by the hash of its content where that is known, else by its path: one that is renamed keeps its
 star, by `moved` at once, and by hand as soon as its hash is known again. Two copies of one file share theirs.
+
+Who writes has the file for itself, among threads and processes. A file that cannot be read is kept aside, and one of a
+newer version stays as it is.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +29,16 @@ __all__ = ["Mark", "Marks", "Seen"]
 _VERSION = 1
 _NAME = "marks.json"
 _LATEST = 1e11  # seconds: no date of ours
+_SECONDS_IN_LINE = 10.0  # for another process, which writes for some milliseconds
 _SAME_USE = 60.0  # seconds in which a file that is used again is not written down again: a batch has many passes
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What is kept of one file; `used` is a Unix time, 0 for never, `sha256` of the whole file, "" where unknown."""
+    """What is kept of one file; `used` is a Unix time, 0 for never, `sha256` of the whole file, "" where unknown.
+
+    `path` is "" where another file has its place by now: its hash alone tells.
+    """
 
     path: str = ""
     sha256: str = ""
@@ -90,26 +99,52 @@ class Marks:
             self._change(fresh, lambda mark: replace(mark, used=round(when, 3)))
 
     def moved(self, old: Path, new: Path) -> None:
-        """Keep the mark of a file that has another path now; raises OSError where that cannot be written."""
-        if self.seen().of(old) != Mark():
-            self._change([(old, "")], lambda mark: replace(mark, path=_key(new)))
+        """Keep the mark of a file that has another path now; raises OSError where that cannot be written.
+
+        What had that path before has its mark by its hash alone, or none: the two are not one file.
+        """
+        before, after = _key(old), _key(new)
+        if before == after or not any(mark.path in (before, after) for mark in self.seen().all):
+            return
+        with self._writing() as marks:
+            mine = marks.of(old)
+            kept = _without(marks, mine, after)
+            self._write([*kept, replace(mine, path=after)] if mine != Mark() else kept)
 
     def _change(self, files: Iterable[tuple[Path, str]], change: Callable[[Mark], Mark]) -> None:
-        with self._lock:
-            self._read(keep_broken=True)
-            marks = self._seen
-            kept = list(marks.all)
+        with self._writing() as marks:
+            made = list(marks.all)
             for path, sha256 in dict(files).items():
                 before = marks.of(path, sha256)
-                made = change(before if before != Mark() else Mark(_key(path)))
+                after = change(before if before != Mark() else Mark(_key(path)))
                 if sha256:
-                    made = replace(made, sha256=sha256, path=_key(path))
-                # What another content had at this path is told by its hash alone from now on, or forgotten.
-                kept = [mark for mark in kept if mark is not before and (mark.path != made.path or mark.sha256)]
-                kept.append(made)
-            self._write(Seen(mark for mark in kept if mark.favourite or mark.used))
+                    after = replace(after, sha256=sha256, path=_key(path))
+                made = [*_without(Seen(made), before, after.path), after]
+            self._write(made)
 
-    def _read(self, keep_broken: bool = False) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[Seen]:
+        """Have the file alone, and give what is in it now; raises OSError where it is not to be written."""
+        from filelock import FileLock, Timeout  # which torch brings along
+
+        with self._lock:
+            path = self.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            try:
+                lock.acquire(timeout=_SECONDS_IN_LINE, poll_interval=0.01)
+            except Timeout as error:
+                raise OSError(errno.EAGAIN, "another program is writing it; try again", str(path)) from error
+            except NotImplementedError:  # some network folders have no locks: the last who writes has the word
+                pass
+            try:
+                self._stamp = None  # the clock of a file may tick slowly: it is read, not guessed
+                self._read(to_write=True)
+                yield self._seen
+            finally:
+                lock.release()
+
+    def _read(self, to_write: bool = False) -> None:
         """Read the file if it has changed; one that is broken is moved aside before another is written."""
         path = self.path
         try:
@@ -120,22 +155,40 @@ class Marks:
         stamp = str(path), status.st_size, status.st_mtime_ns
         if stamp == self._stamp:
             return
+        self._seen, self._stamp = Seen(), None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["version"] != _VERSION:
+            version, rows = content["version"], content["files"] if content["version"] == _VERSION else ()
+            if not isinstance(version, int) or version < _VERSION:
                 raise ValueError
-            self._seen, self._stamp = Seen(filter(None, map(_mark, content["files"]))), stamp
+            self._seen, self._stamp = Seen(filter(None, map(_mark, rows))), stamp
         except (ValueError, TypeError, KeyError, RecursionError):
-            self._seen, self._stamp = Seen(), None
-            if keep_broken:
-                path.replace(path.with_name(f"{_NAME}.broken"))
+            if to_write:
+                path.replace(_aside(path))
+        else:
+            if to_write and version > _VERSION:
+                said = "a newer version of lora_runtime has written it, and nothing of it is changed; update this one"
+                raise OSError(errno.EPERM, said, str(path))
 
-    def _write(self, seen: Seen) -> None:
-        path = self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _write(self, marks: Iterable[Mark]) -> None:
+        seen = Seen(mark for mark in marks if mark.favourite or mark.used)
         content = json.dumps({"version": _VERSION, "files": [vars(mark) for mark in seen.all]}, indent=0)
-        write_whole(path, content.encode())
+        write_whole(self.path, content.encode())
         self._seen, self._stamp = seen, None  # read once more: the clock of a file may tick slowly
+
+
+def _without(marks: Seen, mine: Mark, path: str) -> list[Mark]:
+    """Return the other marks; what another content had at this path is told by its hash alone from now on, or gone."""
+    others = [mark for mark in marks.all if mark is not mine]
+    return [
+        replace(mark, path="") if mark.path == path else mark for mark in others if mark.path != path or mark.sha256
+    ]
+
+
+def _aside(path: Path) -> Path:
+    """Return where a broken file is kept: nobody knows what is in it, so none takes the place of another."""
+    names = (path.with_name(f"{path.name}.broken{number or ''}") for number in count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _key(path: Path) -> str:
@@ -148,6 +201,8 @@ def _mark(row: Any) -> Mark | None:
     if not isinstance(row, dict):
         return None
     path, sha256, used = row.get("path"), row.get("sha256"), row.get("used")
-    if not isinstance(path, str) or not isinstance(sha256, str) or not isinstance(used, (int, float)) or not path:
+    path, sha256 = path if isinstance(path, str) else "", sha256 if isinstance(sha256, str) else ""
+    if not path and not sha256:
         return None
-    return Mark(path, sha256, row.get("favourite") is True, float(used) if 0 < used < _LATEST else 0.0)
+    when = float(used) if isinstance(used, (int, float)) and 0 < used < _LATEST else 0.0
+    return Mark(path, sha256, row.get("favourite") is True, when)

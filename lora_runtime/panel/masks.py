@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.whole_files import read_plain
+
 __all__ = ["all_masks", "mask_shade"]
 
 Folders = Sequence[str | os.PathLike[str]]
@@ -78,11 +80,9 @@ def _shade(path: Path, mtime_ns: int, size: int) -> bytes | None:
         from PIL import Image
     except ImportError:  # the mask cannot be used either, and who paints is told
         return None
-    if size > _LARGEST:
-        return None
     buffer = io.BytesIO()
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(read_plain(path, _LARGEST))) as opened:
             if opened.width * opened.height > _LARGEST:
                 return None
             opened.draft("L", (_SIDE, _SIDE))

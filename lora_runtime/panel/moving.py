@@ -23,6 +23,8 @@ from typing import Any
 from lora_runtime.errors import CatalogError
 from lora_runtime.folder import SUFFIX, is_of_folder
 from lora_runtime.panel.sidecars import owned
+from lora_runtime.sets import SUFFIX as SET_SUFFIX
+from lora_runtime.whole_files import read_plain
 
 __all__ = ["BIN", "Binned", "binned", "folders_in", "move_lora", "rename_lora", "restore_lora", "throw_away"]
 
@@ -32,9 +34,11 @@ _NOTE = "bin.json"
 _VERSION = 1
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _LATEST = 1e11  # seconds: no date of ours
+_MOST_NOTED = 4 << 20  # bytes of a note
 _MOST_BYTES = 200  # of a name: side-cars have endings, and the bin adds one
 _UNTYPED = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\..*)?", re.IGNORECASE)
+_SET = SET_SUFFIX.removesuffix(".txt")
 _MODELS = (SUFFIX, ".pt", ".ckpt", ".bin", ".pth", ".gguf")
 _lock = threading.Lock()  # what is free when it is looked at is still free when it is taken
 
@@ -161,6 +165,8 @@ def _misfit(name: str) -> str:
         return "it has characters that no file can have on every system"
     if name.lower().endswith((*_MODELS, _ENDING)):
         return "it has an ending; leave that away"
+    if name.lower().endswith(_SET):
+        return f'it ends in "{_SET}": with it, a text beside the file would be a set'
     if len(name.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
         return f"it has more than {_MOST_BYTES} bytes"
     return "Windows keeps it for a device" if _DEVICES.fullmatch(name) else ""
@@ -186,6 +192,14 @@ def _check_free(folder: Path, names: Sequence[str], stem: str, leaving: Iterable
         raise CatalogError(f"{taken} is in {folder} already, and nothing is overwritten; take another name", stem)
 
 
+def _check_owned(folder: Path, names: Sequence[str], stem: str, leaving: Iterable[str]) -> None:
+    """Raise CatalogError where one of `names` would be another LoRA's there: it would not come along the next time."""
+    there = {*_names(folder)} - {*leaving}
+    lost = {*names[1:]} - {*owned(stem, [*there, *names])}
+    if lost:
+        raise CatalogError(f"{min(lost)} would belong to another file in {folder}; take another name", stem)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +212,9 @@ def _moved(path: Path, folder: Path, stem: str) -> Path:
             if (link := path.with_name(name)).is_symlink() and not link.readlink().is_absolute():
                 raise CatalogError(f"{name} is a link that counts from its folder; move the file that it leads to")
     if made != files or folder != path.parent:
-        _check_free(folder, made, stem, files if folder == path.parent else ())
+        leaving = files if folder == path.parent else []
+        _check_free(folder, made, stem, leaving)
+        _check_owned(folder, made, stem, leaving)
         _rename_all([(path.parent / old, folder / new) for old, new in zip(files, made, strict=True)])
     return folder / made[0]
 
@@ -247,7 +263,7 @@ def _remove_bin(folder: Path) -> None:
 def _read(root: Path, token: str) -> Binned | None:
     """Return what a note says, None where it could lead anywhere but back."""
     try:
-        content: Any = json.loads((root / BIN / token / _NOTE).read_text(encoding="utf-8"))
+        content: Any = json.loads(read_plain(root / BIN / token / _NOTE, _MOST_NOTED))
         place, when, files = content["place"], float(content["when"]), content["files"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lora_runtime.blocks import FLUX, LAYOUTS
@@ -40,10 +41,9 @@ def own_presets(folders: Folders) -> dict[str, str]:
     """Return the presets that were saved in some folders; of two of one name that of the first folder."""
     found: dict[str, str] = {}
     for folder in reversed(folders):
-        try:
-            found |= load_presets(Path(folder, FILE)).presets
-        except OSError:  # most folders have none
-            continue
+        path = Path(folder, FILE)
+        with suppress(OSError):  # of a folder that cannot be read
+            found |= load_presets(path).presets if path.is_file() else {}
     return found
 
 
@@ -128,6 +128,8 @@ def _text(path: Path) -> str:
     """Return what a file of presets says; "" where there is none. A link may lead elsewhere, and is not written to."""
     if path.is_symlink():
         raise CatalogError(f"{FILE} in {path.parent} is a link: write to the file that it leads to by hand")
+    if path.exists() and not path.is_file():
+        raise CatalogError(f"{path} is no plain file: nothing is written to it")
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

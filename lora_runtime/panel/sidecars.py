@@ -20,6 +20,7 @@ from lora_runtime.folder import SUFFIX
 from lora_runtime.header import read_header
 from lora_runtime.metadata import trigger_words
 from lora_runtime.sets import SUFFIX as SET_SUFFIX
+from lora_runtime.whole_files import read_plain
 
 __all__ = [
     "FILMS",
@@ -104,9 +105,9 @@ def origin_of(path: Path, names: Collection[str] | None = None) -> Origin:
 
 
 @lru_cache(maxsize=16384)
-def _told(path: Path, _: int, size: int, table: str, words: str, model: str, version: str) -> Origin:
+def _told(path: Path, mtime_ns: int, size: int, table: str, words: str, model: str, version: str) -> Origin:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if size <= _MOST_BYTES else None
+        content = json.loads(read_plain(path, _MOST_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return Origin()
     if isinstance(content, dict) and table:

@@ -100,7 +100,7 @@ class Studio:
                 lambda: library,
                 lambda: PromptFacts(shop.presets, blocks=shop.models.blocks),
                 lambda: shop.own_folders,
-                Conflicts(shop.loras),
+                Conflicts(shop.loras, lambda: shop.presets),
             ),
         )
         add_cards(app, shop.loras, shop.marks)

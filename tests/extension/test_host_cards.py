@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,15 @@ def test_a_film_is_handed_out_in_the_parts_that_are_asked_for(
     (webui.loras / "ink.webm").write_bytes(b"0123456789")
     answer = webui.client().get("/lora-runtime/film", params={"name": "ink"}, headers={"Range": asked})
     assert (answer.status_code, answer.content, answer.headers.get("Content-Range")) == (status, content, part)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+def test_a_pipe_is_no_film(webui: WebUI) -> None:
+    write(webui, "ink")
+    os.mkfifo(webui.loras / "ink.webm")  # who opened it would wait for ever
+    for headers in ({}, {"Range": "bytes=0-1"}):
+        answer = webui.client().get("/lora-runtime/film", params={"name": "ink"}, headers=headers)
+        assert answer.status_code == 404
 
 
 # --- names and places ---

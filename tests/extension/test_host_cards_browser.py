@@ -271,6 +271,23 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     assert page.focused() == first
 
 
+def test_a_word_changes_nothing_else_of_the_prompt_and_can_be_undone(page: CardPage) -> None:
+    prompt = "a boat ,sea,\n\nwide  shot"
+    page.type(PROMPT, prompt)
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    page.key("i")
+    page.until(lambda: page.texts(f"{WINDOW} .lora-runtime-words button") == ["ink wash", "paper"])
+    page.click(f"{WINDOW} .lora-runtime-words button")
+    assert page.field(PROMPT) == f"{prompt}, ink wash"
+    assert page.run("return document.activeElement.textContent") == "ink wash"
+    assert page.run("return document.querySelector(arguments[0]).matches(':modal')", WINDOW) is True
+    page.key(Keys.ESCAPE)
+    page.until(lambda: not page.texts(WINDOW))
+    page.run("document.querySelector(arguments[0]).focus()", PROMPT)
+    page.key(Keys.CONTROL + "z")
+    assert page.field(PROMPT) == prompt
+
+
 def test_a_file_is_renamed_thrown_away_and_put_back(page: CardPage) -> None:
     path = page.webui.loras / "folder 7" / "lora 0007.safetensors"
     page.type(SEARCH, "0007")

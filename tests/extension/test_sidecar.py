@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_a_broken_file_is_empty_notes_and_a_message(lora: Path, content: str, pr
 def test_what_is_not_utf8_is_a_message(lora: Path) -> None:
     lora.with_suffix(".json").write_bytes(b'{"notes": "\xff"}')
     assert "it is not UTF-8" in sidecar.read(lora).problem
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+def test_what_is_no_plain_file_is_not_read(lora: Path) -> None:
+    os.mkfifo(lora.with_suffix(".json"))  # who opened it would wait for ever
+    lora.with_suffix(".txt").symlink_to("/dev/zero")  # and here would have no end
+    assert sidecar.read(lora).problem == "ink.json cannot be read: it is no plain file"
+    assert sidecar.find_description(lora, {"ink.txt"}) == ""
+    with pytest.raises(OSError, match="no plain file"):
+        sidecar.write(lora, sidecar.Sidecar("Loose washes"))
 
 
 def test_one_wrong_value_costs_only_itself(lora: Path) -> None:

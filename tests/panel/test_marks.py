@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -59,6 +60,26 @@ def test_what_is_moved_takes_its_mark_along(marks: Marks, tmp_path: Path) -> Non
     assert again(marks).seen().of(old) == Mark()
 
 
+@pytest.mark.parametrize("sha256", ["", INK])
+def test_a_file_has_no_star_of_another_that_had_its_place(marks: Marks, tmp_path: Path, sha256: str) -> None:
+    ink, oil = tmp_path / "ink.safetensors", tmp_path / "oil.safetensors"
+    marks.star(ink, sha256, True)
+    marks.moved(oil, ink)  # the file that was starred is in the bin by now
+    assert again(marks).seen().of(ink) == Mark()
+    assert again(marks).seen().of(tmp_path / "elsewhere.safetensors", INK).favourite == bool(sha256)
+
+
+def test_a_marked_file_keeps_its_own_mark_where_another_was(marks: Marks, tmp_path: Path) -> None:
+    ink, oil = tmp_path / "ink.safetensors", tmp_path / "oil.safetensors"
+    marks.star(ink, INK, True)
+    marks.use([(oil, "")], now=1000.0)
+    marks.moved(oil, ink)
+    found = again(marks).seen().of(ink)
+    assert (found.favourite, found.used) == (False, 1000.0)
+    assert again(marks).seen().of(oil) == Mark()
+    assert again(marks).seen().of(ink, INK).favourite
+
+
 def test_the_date_of_use_is_that_of_the_last_one(marks: Marks, tmp_path: Path) -> None:
     ink, wash = tmp_path / "ink.safetensors", tmp_path / "wash.safetensors"
     marks.use([(ink, INK), (wash, "")], now=1000.0)
@@ -75,7 +96,7 @@ def test_another_process_s_marks_are_seen_and_kept(marks: Marks, tmp_path: Path)
     assert {Path(mark.path).stem for mark in marks.seen().all} == {"ink", "wash"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "files": []}', '{"version": 1}', "[" * 5000])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "9", "files": []}', '{"version": 1}', "[" * 5000])
 def test_a_broken_file_is_kept_aside_when_another_is_written(marks: Marks, tmp_path: Path, content: str) -> None:
     marks.path.write_text(content)
     assert marks.seen().all == []
@@ -85,16 +106,35 @@ def test_a_broken_file_is_kept_aside_when_another_is_written(marks: Marks, tmp_p
     assert again(marks).seen().of(tmp_path / "ink.safetensors").favourite
 
 
+def test_each_broken_file_is_kept(marks: Marks, tmp_path: Path) -> None:
+    for content in ("{", "[", "no"):
+        marks.path.write_text(content)
+        marks.star(tmp_path / "ink.safetensors", "", True)
+    kept = [path.read_text() for path in sorted(tmp_path.glob("marks.json.broken*"))]
+    assert kept == ["{", "[", "no"]
+
+
+def test_the_file_of_a_newer_version_stays_as_it_is(marks: Marks, tmp_path: Path) -> None:
+    content = '{"version": 2, "stars": ["ink"]}'
+    marks.path.write_text(content)
+    assert marks.seen().all == []
+    with pytest.raises(OSError, match="a newer version of lora_runtime has written it"):
+        marks.star(tmp_path / "ink.safetensors", "", True)
+    assert marks.path.read_text() == content
+    assert list(tmp_path.glob("*.broken*")) == []
+
+
 def test_single_rows_that_are_none_are_left_out(marks: Marks) -> None:
     good = {"path": "/ink.safetensors", "sha256": "", "favourite": True, "used": 4}
     dates = {"/n": -1, "/o": float("nan"), "/p": float("inf"), "/q": 10**400}
-    rows = [good, 3, {}, {**good, "path": 4}, {**good, "path": "/x", "used": "y"}]
+    rows = [good, 3, {}, {**good, "path": 4}, {**good, "path": "", "sha256": ""}]
     rows += [{**good, "path": path, "used": used} for path, used in dates.items()]
+    rows += [{"path": "/r", "favourite": True}, {**good, "path": "/s", "used": "y", "sha256": None}]
     marks.path.write_text(json.dumps({"version": 1, "files": rows}))
     found = marks.seen().all
     assert [(mark.path, mark.favourite, mark.used) for mark in found] == [
         ("/ink.safetensors", True, 4.0),
-        *((path, True, 0.0) for path in dates),
+        *((path, True, 0.0) for path in [*dates, "/r", "/s"]),
     ]
 
 
@@ -113,6 +153,35 @@ def test_several_threads_lose_nothing(marks: Marks, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert all(again(marks).seen().of(path).favourite for path in files)
+
+
+_STARS = """
+import sys
+from pathlib import Path
+from lora_runtime.panel.marks import Marks
+marks = Marks(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(60):
+    marks.star(Path(f"/loras/{sys.argv[2]}-{number}.safetensors"), "", True)
+"""
+
+
+def test_two_processes_lose_nothing(marks: Marks) -> None:
+    command = [sys.executable, "-c", _STARS, str(marks.path)]
+    both = [
+        subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for name in "ab"
+    ]
+    for each in both:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    for each in both:
+        assert each.stdin is not None
+        each.stdin.write("\n")
+        each.stdin.flush()
+    assert [each.communicate()[1] for each in both] == [None, None]
+    assert [each.returncode for each in both] == [0, 0]
+    assert len(marks.seen().all) == 120
 
 
 def test_without_a_home_nothing_is_kept_and_nothing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_another_case_is_another_name(root: Path) -> None:
     [
         "", " ", " ink", "ink ", ".ink", "ink.", "..", "a/b", "a\\b", "../ink", "a:b", "a*b", "a?b", 'a"b', "a<b",
         "a>b", "a|b", "a\nb", "a\0b", "con", "NUL", "com1", "lpt9.v2", "aux .x", "COM²", "wash.safetensors",
-        "wash.PT", "wash.binned", "x" * 201, "é" * 101, "a\u202eb", "\ud83d",
+        "wash.PT", "wash.binned", "wash.set", "wash.SET", "x" * 201, "é" * 101, "a\u202eb", "\ud83d",
     ],
 )  # fmt: skip
 def test_names_that_some_system_cannot_have_are_refused(root: Path, name: str) -> None:
@@ -138,6 +138,17 @@ def test_only_folders_of_the_root_are_moved_to(root: Path, folder: str) -> None:
     with pytest.raises(CatalogError, match="there is no folder"):
         move_lora(root / "ink.safetensors", root, folder)
     assert folders_in(root) == ["", "style"]
+
+
+def test_what_would_belong_to_another_file_there_does_not_go(root: Path) -> None:
+    """`ink.v2.png` is that of `ink.safetensors` only as long as there is no `ink.v2.safetensors`."""
+    (root / "style" / "ink.v2.safetensors").write_text("another")
+    throw_away(root / "ink.v2.safetensors", root)
+    (root / "ink.v2.png").write_text("of ink")
+    before = tree(root)
+    with pytest.raises(CatalogError, match=r"ink\.v2\.png would belong to another file"):
+        move_lora(root / "ink.safetensors", root, "style")
+    assert tree(root) == before
 
 
 def test_where_one_file_cannot_go_none_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

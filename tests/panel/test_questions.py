@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 
 from lora_runtime import LoraCatalog
 from lora_runtime.blocks import FLUX, UNET
+from lora_runtime.errors import CatalogError
 from lora_runtime.panel import CatalogLibrary, PromptFacts, Questions
-from lora_runtime.panel.presets import FILE
+from lora_runtime.panel.presets import FILE, keep_preset, own_presets
 from lora_runtime.prompt import load_presets, parse_prompt
 
 SD1 = UNET
@@ -275,6 +277,16 @@ def test_no_other_file_can_be_asked_for(tmp_path: Path, name: Any) -> None:
 def test_what_is_no_picture_is_no_mask(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "left.png").write_bytes(content)
     assert asked(tmp_path).mask("left.png") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+def test_a_pipe_is_no_mask_and_has_no_presets(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "left.png")  # who opened it would wait for ever
+    os.mkfifo(tmp_path / FILE)
+    assert asked(tmp_path).mask("left.png") is None
+    assert own_presets([tmp_path]) == {}
+    with pytest.raises(CatalogError, match="no plain file"):
+        keep_preset([tmp_path], "soft", "1,0", {})
 
 
 # --- what is asked wrongly ---

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from handmade import write
 
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.panel.sidecars import Origin, film_beside, origin_of, owned, picture_beside, words_of
+from lora_runtime.whole_files import read_plain
 
 # As the programs write them, shortened.
 CIVITAI_INFO = {
@@ -109,3 +112,20 @@ def test_pictures_and_films_are_found_by_the_file_s_name(tmp_path: Path) -> None
     assert picture_beside(path) == tmp_path / "ink.v2.preview.webp"
     assert film_beside(path) == tmp_path / "ink.v2.preview.webm"
     assert film_beside(path, {"ink.v2.mp4"}) == tmp_path / "ink.v2.mp4"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    os.mkfifo(tmp_path / "ink.civitai.info")  # who opened it would wait for ever
+    (tmp_path / "ink.metadata.json").symlink_to("/dev/zero")  # and here would have no end
+    (tmp_path / "ink.cm-info.json").mkdir()
+    assert origin_of(path) == Origin()
+
+
+def test_a_file_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
+    made = tmp_path / "long"
+    made.write_bytes(b"12345")
+    assert read_plain(made, 5) == b"12345"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        read_plain(made, 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from workbench.files import TEXT, TO_K, TO_Q, factors, written
 
 from lora_runtime import LoraCatalog
@@ -91,3 +92,50 @@ def test_of_many_the_first_are_looked_at(folder: Path, reports: list[int]) -> No
     found = Conflicts(LoraCatalog(folder))("".join(f"<lora:ink:{n}>" for n in range(1, 30)))
     assert reports == [MOST_FILES]
     assert found["said"][0] == f"only the first {MOST_FILES} LoRAs are looked at"
+
+
+def test_block_weights_by_name_are_those_of_the_page(folder: Path) -> None:
+    """TO_Q is in IN01, so that a preset without it leaves nothing of `wash`."""
+    prompt = "<lora:ink:1> <lora:wash:1:lbw=QUIET>"
+    found = Conflicts(LoraCatalog(folder), lambda: {"QUIET": "1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0"})(prompt)
+    assert [pair["layers"] for pair in found["pairs"]] == [0]
+    assert [pair["layers"] for pair in Conflicts(LoraCatalog(folder))(prompt)["pairs"]] == [1]
+
+
+def test_of_a_pair_each_file_meets_those_for_the_same_denoiser(tmp_path: Path) -> None:
+    key = "diffusion_model.blocks.0.attn1.to_q"
+    for name, high, low in (("ink", 1.0, 1.0), ("oil", 1.0, -1.0)):
+        for noise, value in (("high", high), ("low", low)):
+            tensors = {f"{key}.lora_A.weight": torch.full((1, 4), value), f"{key}.lora_B.weight": torch.ones(4, 1)}
+            metadata = {"modelspec.architecture": "wan2.2-t2v-a14b/lora"}
+            written(tmp_path / f"{name}_{noise}_noise.safetensors", tensors, metadata)
+    found = Conflicts(LoraCatalog(tmp_path))("<lora:ink:1> <lora:oil:1>")
+    pairs = {tuple(pair["names"]): (pair["layers"], pair["cosine"]) for pair in found["pairs"]}
+    assert pairs == {
+        ("ink_high_noise", "oil_high_noise"): (1, 1.0),
+        ("ink_low_noise", "oil_low_noise"): (1, -1.0),
+    }
+    [row] = found["map"]["rows"]
+    assert len(row["cells"]) == len(found["map"]["columns"]) == 6
+    assert "left out" not in " ".join(found["said"])
+
+
+def test_one_file_of_a_folder_is_left_out(folder: Path) -> None:
+    found = Conflicts(LoraCatalog(folder))("<lora:ink:1> <lora:styles/*:1> <lora:wash:1>")
+    assert found["said"][0] == "styles/* is left out: it is one file of a folder, drawn by the seed of each picture"
+    assert [pair["names"] for pair in found["pairs"]] == [["ink", "wash"]]
+
+
+def test_files_of_zeros_make_no_change(folder: Path) -> None:
+    for name in ("blank", "empty"):
+        written(folder / f"{name}.safetensors", {key: value * 0 for key, value in factors(TO_Q, 2).items()})
+    for prompt, still in (
+        ("<lora:blank:1> <lora:empty:1>", ("blank", "empty")),
+        ("<lora:ink:1> <lora:blank:1>", ("blank",)),
+    ):
+        found = Conflicts(LoraCatalog(folder))(prompt)
+        json.dumps(found, allow_nan=False)
+        assert [(pair["layers"], pair["cosine"]) for pair in found["pairs"]] == [(1, None)]
+        assert [text for text in found["said"] if "no change" in text] == [
+            f"{name} makes no change: all of it is 0" for name in still
+        ]

@@ -57,8 +57,10 @@ export class Conflicts {
     }
 }
 
-function sentence({names: [one, two], layers, fighting, cosine}) {
+/** Return what there is to say of two files. */
+export function sentence({names: [one, two], layers, fighting, cosine}) {
     if (!layers) return told(t("{one} and {two} change no layer in common"), {one, two});
+    if (cosine === null) return told(t("{one} or {two} makes no change in their {layers} common layers"), {one, two, layers});
     const known = {one, two, layers, share: `${Math.round((fighting / layers) * 100)} %`, cosine: cosine.toFixed(2).replace("-", "−")};
     if (!fighting) return told(t("{one} and {two} pull against each other in none of {layers} common layers (cosine {cosine})"), known);
     return told(t("{one} and {two} pull {share} of the common layers against each other (cosine {cosine})"), known);

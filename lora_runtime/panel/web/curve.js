@@ -26,7 +26,7 @@ export class CurveEditor {
         this.plane.addEventListener("dblclick", (event) => this.add(this.placeOf(event)[0]));
         this.plane.addEventListener("pointermove", (event) => this.drag(event));
         this.plane.addEventListener("pointerup", () => this.drop());
-        this.plane.addEventListener("pointercancel", () => this.drop());
+        this.plane.addEventListener("pointercancel", () => this.cancel());
         this.adder = iconButton("add", t("Add a point"), {onclick: () => this.add(null)});
         this.reading = make("span", {class: "hint", "aria-hidden": "true"});
         this.element = make("div", {class: "curve-editor"}, this.plane, this.adder, this.reading);
@@ -106,7 +106,7 @@ export class CurveEditor {
             event.preventDefault();
             point.focus({preventScroll: true});
             this.plane.setPointerCapture(event.pointerId);
-            this.dragged = index;
+            [this.dragged, this.before] = [index, this.keys];
         });
         point.addEventListener("keydown", (event) => this.key(event, index));
         point.addEventListener("focus", () => (this.reading.textContent = point.getAttribute("aria-valuetext")));
@@ -144,6 +144,13 @@ export class CurveEditor {
         if (this.dragged < 0) return;
         this.dragged = -1;
         this.told();
+    }
+
+    /** Undo what is half moved: the browser has taken the pointer. */
+    cancel() {
+        if (this.dragged < 0) return;
+        [this.dragged, this.keys] = [-1, this.before];
+        this.paint();
     }
 
     add(place) {

@@ -20,7 +20,7 @@ export class RegionEditor {
         this.start = this.grip("corner start", ([x, y]) => resizedBox(this.box, [x, y, 0, 0]));
         this.end = this.grip("corner end", ([x, y]) => resizedBox(this.box, [0, 0, x, y]));
         this.plane = make("div", {class: "region"}, this.picture, this.shade, this.frame, this.start, this.end);
-        for (const [name, does] of [["pointerdown", this.press], ["pointermove", this.pull], ["pointerup", this.drop], ["pointercancel", this.drop]]) {
+        for (const [name, does] of [["pointerdown", this.press], ["pointermove", this.pull], ["pointerup", this.drop], ["pointercancel", this.cancel]]) {
             this.plane.addEventListener(name, (event) => does.call(this, event));
         }
         this.numbers = EDGES.map((label, index) => whenChanged(
@@ -161,10 +161,19 @@ export class RegionEditor {
         if (this.box !== before) this.write(this.box);
     }
 
+    /** Undo what is half drawn: the browser has taken the pointer, for scrolling or another finger. */
+    cancel() {
+        if (!this.drag) return;
+        this.box = this.drag.before;
+        this.drag = null;
+        this.paint();
+    }
+
     typed(index, value) {
-        const box = [...this.box];
-        box[index] = Number(value) / 100;
-        this.write(box);
+        const by = [0, 0, 0, 0];
+        by[index] = Number(value) / 100 - this.box[index];
+        if (value === "" || !Number.isFinite(by[index])) this.paint(); // as it was
+        else this.write(resizedBox(this.box, by));
     }
 
     /** Show a box, and put it into the tag. */

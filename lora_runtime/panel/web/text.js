@@ -86,6 +86,6 @@ export function movedBox([x0, y0, x1, y1], [across, down]) {
 /** Return a box whose edges were moved, none of them beyond the picture or the edge opposite. */
 export function resizedBox(box, by) {
     const [x0, y0, x1, y1] = box.map((edge, index) => edge + by[index]);
-    const [left, top] = [inside(x0, 0, Math.min(box[2], 1) - LEAST_SIDE), inside(y0, 0, Math.min(box[3], 1) - LEAST_SIDE)];
+    const [left, top] = [[x0, box[2]], [y0, box[3]]].map(([edge, other]) => inside(edge, 0, Math.max(0, Math.min(other, 1) - LEAST_SIDE)));
     return [left, top, inside(x1, left + LEAST_SIDE), inside(y1, top + LEAST_SIDE)];
 }
