@@ -284,6 +284,15 @@
 
     let shut = () => {};
 
+    /** What stands in the place of a part of a card that the page has made anew meanwhile. */
+    function newOf(part) {
+        const old = part.closest(CARD);
+        if (!old) return null;
+        const cards = [...gradioApp().querySelectorAll(CARD)];
+        const card = cards.find((each) => each.dataset.name === old.dataset.name && each.offsetParent);
+        return card ? chooser(card) : null;
+    }
+
     /** Open a window with a heading; it closes by its button, by Escape and by a click beside it. */
     function openWindow(heading, opener, ...children) {
         shut();
@@ -296,7 +305,8 @@
         shut = () => {
             shut = () => {};
             box.remove();
-            if (opener && opener.isConnected) opener.focus();
+            const there = opener && (opener.isConnected ? opener : newOf(opener));
+            if (there) there.focus();
         };
         box.addEventListener("click", (event) => event.target === box && shut());
         box.addEventListener("cancel", (event) => {

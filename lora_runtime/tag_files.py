@@ -14,7 +14,7 @@ from lora_runtime.prompt.conditions import EXPERTS
 from lora_runtime.prompt.excerpt import quote
 from lora_runtime.wildcards import draw, is_wildcard
 
-__all__ = ["drawn_from", "files_of", "read_as"]
+__all__ = ["drawn_from", "files_of", "names_to_draw", "read_as"]
 
 
 def files_of(

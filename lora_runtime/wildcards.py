@@ -9,7 +9,7 @@ from lora_runtime.errors import UnknownLoraError
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.excerpt import quote
 
-__all__ = ["draw", "draw_name", "is_wildcard"]
+__all__ = ["candidates", "draw", "draw_name", "is_wildcard"]
 
 
 def is_wildcard(name: str) -> bool:
@@ -22,6 +22,12 @@ def draw(tag: LoraTag, names: Iterable[str], seed: int | None) -> LoraTag:
     return replace(tag, name=draw_name(tag.name, names, seed)) if is_wildcard(tag.name) else tag
 
 
+def candidates(name: str, names: Iterable[str]) -> list[str]:
+    """Return the paths below a folder, in order: one of these is drawn."""
+    folder = name.removesuffix("*")
+    return sorted({path for path in names if path.startswith(folder)})
+
+
 def draw_name(name: str, names: Iterable[str], seed: int | None) -> str:
     """Return one of the paths below a folder, the same for a seed wherever the folder has the same names in it.
 
@@ -29,8 +35,7 @@ def draw_name(name: str, names: Iterable[str], seed: int | None) -> str:
     """
     import hashlib  # not at the top: few prompts need it, and it takes a twentieth of the first call
 
-    folder = name.removesuffix("*")
-    found = sorted({path for path in names if path.startswith(folder)})
+    folder, found = name.removesuffix("*"), candidates(name, names)
     if not found:
         where = f"in a folder {quote(folder.rstrip('/'))}" if folder else "in the folders"
         raise UnknownLoraError(f"no LoRA is {where}, so none can be drawn", name)

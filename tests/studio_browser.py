@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,19 +95,9 @@ class Page(PanelTab):
         return words in self.text("#lr-status")
 
     def paint(self) -> None:
-        """Begin to paint.
-
-        A click that comes while gradio still ends what was cancelled is lost: a person, too, would click once more.
-        """
-        self._before, said = self._shown(), self.text("#lr-status")
+        """Begin to paint."""
+        self._before = self._shown()
         self.click("#lr-paint")
-        clicked = time.monotonic()
-        end = clicked + SECONDS
-        while self.text("#lr-status") == said and self._shown() == self._before and time.monotonic() < end:
-            if time.monotonic() - clicked > SECONDS / 6:
-                self.click("#lr-paint")
-                clicked = time.monotonic()
-            time.sleep(0.05)
 
     def painted(self) -> bytes:
         """Return the picture that was begun when it is done, as the server has it: each has an address of its own."""

@@ -9,7 +9,8 @@ from lora_runtime.errors import LoraError
 from lora_runtime.prompt import Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.writer import condition_fields
-from lora_runtime.tag_files import files_of
+from lora_runtime.tag_files import files_of, names_to_draw
+from lora_runtime.wildcards import candidates, is_wildcard
 
 __all__ = ["explained", "listed", "placeless"]
 
@@ -22,6 +23,9 @@ def explained(prompt: Prompt, catalog: LoraCatalog) -> dict[str, Any]:
         said = {"tag": tag.raw, "name": tag.name, "line": line, "column": column}
         said |= {"te": f"{tag.te:g}", "unet": f"{tag.unet:g}", "conditions": list(condition_fields(tag))}
         try:
+            if is_wildcard(tag.name) and (names := [*candidates(tag.name, names_to_draw(catalog.entries))]):
+                tags.append(said | {"file": None, "drawn_from": len(names), "error": None})
+                continue
             files = [_file(entry) for _, entry in files_of(catalog, tag)]
             said |= {"file": files[0], "error": None, **({"files": files} if len(files) > 1 else {})}
         except LoraError as error:

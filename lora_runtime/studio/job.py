@@ -27,8 +27,9 @@ class Job(Generic[Said, Result]):
         self._queue: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
     def cancel(self) -> None:
-        """Have the work end where it says something next; that it was cancelled before it began counts too."""
+        """End `run` at once, and the work where it says something next; before it has begun counts too."""
         self._cancelled.set()
+        self._queue.put(("failed", CancelledError("cancelled")))
 
     def run(self) -> Iterator[Said | Result]:
         """Yield what is said, then the result; raises what the work raises. Closing this cancels the work."""

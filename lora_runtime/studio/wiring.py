@@ -45,36 +45,33 @@ def wire(page: Page, shop: Workshop) -> None:
     with page.blocks:
         waiting = {**_ONE_AT_A_TIME, "show_progress_on": page.status}
         inputs = [page.prompt, page.negative, page.model, *page.settings.values()]
-        events = [
-            gr.on(
-                [page.paint.click, page.prompt.submit],
-                bench.pictures,
-                inputs,
-                [*bench.line, page.preview, page.gallery, page.report, page.last, page.compare["tag"]],
-                **waiting,
-                **_PRIVATE,
-            ),
-            page.compare["button"].click(
-                bench.compare,
-                [page.compare["tag"], page.last],
-                [*bench.line, page.compare["slider"]],
-                **waiting,
-                **_PRIVATE,
-            ),
-            page.grid["button"].click(
-                bench.grid,
-                [*inputs, *(page.grid[axis] for axis in ("strengths", "loras", "seeds"))],
-                [*bench.line, page.grid["sheet"]],
-                **waiting,
-                **_PRIVATE,
-            ),
-        ]
+        gr.on(
+            [page.paint.click, page.prompt.submit],
+            bench.pictures,
+            inputs,
+            [*bench.line, page.preview, page.gallery, page.report, page.last, page.compare["tag"]],
+            **waiting,
+            **_PRIVATE,
+        )
+        page.compare["button"].click(
+            bench.compare,
+            [page.compare["tag"], page.last],
+            [*bench.line, page.compare["slider"]],
+            **waiting,
+            **_PRIVATE,
+        )
+        page.grid["button"].click(
+            bench.grid,
+            [*inputs, *(page.grid[axis] for axis in ("strengths", "loras", "seeds"))],
+            [*bench.line, page.grid["sheet"]],
+            **waiting,
+            **_PRIVATE,
+        )
         page.api["button"].click(
             bench.api, inputs, [page.api["files"], page.api["said"]], api_name="paint", **_ONE_AT_A_TIME
         )
-        page.cancel.click(
-            bench.cancel, None, [*bench.line, page.preview, page.gallery], cancels=events, queue=False, **_PRIVATE
-        )
+        # Not by gradio's `cancels`, which cuts the event off: what it said last came after "Cancelled.", and stayed.
+        page.cancel.click(bench.cancel, None, None, queue=False, **_PRIVATE)
         steps = page.settings["steps"]
         gr.on(
             [page.blocks.load, page.prompt.change, steps.change],
@@ -201,10 +198,9 @@ class _Bench:
             sheet = self._shop.sheet(painted)
             yield {**self._idle(f"{len(painted)} pictures."), self._page.grid["sheet"]: str(sheet)}
 
-    def cancel(self, request: gr.Request) -> Updates:
-        """End what this user has running or waiting."""
+    def cancel(self, request: gr.Request) -> None:
+        """End what this user has running; the event that began it says so."""
         self._shop.cancel(str(request.session_hash))
-        return {**self._idle("Cancelled."), **self._no_preview()}
 
     def strengths(self, prompt: str, steps: float) -> Any:
         """Return how strong the tags of a prompt are at each step."""

@@ -268,7 +268,7 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     assert page.field(PROMPT) == ""
     page.key(Keys.ESCAPE)
     page.until(lambda: not page.texts(WINDOW))
-    assert page.focused() == first
+    page.until(lambda: page.focused() == first)
 
 
 def test_a_word_changes_nothing_else_of_the_prompt_and_can_be_undone(page: CardPage) -> None:
