@@ -384,7 +384,7 @@ class Applied(Generic[Text]):
         return owner
 
     def _owners(self) -> list[Owner]:
-        owners = [block.owner for block in self._entered if block.owner is not None]
+        owners: list[Owner] = [block.owner for block in self._entered if block.owner is not None]
         return [self._owner, *(owner for owner in owners if owner is not self._owner)]
 
     def _claims(self) -> tuple[Claim, ...]:
