@@ -49,11 +49,17 @@ def metrics(address: str) -> bytes:
         return connection.getresponse().read()
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a signal to one process alone is not what ^C is there")
 def test_a_server_paints_and_finishes_its_picture_when_it_is_interrupted() -> None:
     prompt = "a boat on the sea <lora:night:0.7>"
     environment = {**os.environ, "LORA_RUNTIME_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(SERVE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as server:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    # Who runs these tests in the background may have ^C ignored, which a child inherits.
+    with subprocess.Popen(SERVE, preexec_fn=_heed_interrupts, **pipes) as server:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         assert address.startswith("http://127.0.0.1:")
