@@ -54,6 +54,8 @@ def write_files(folder: Path, number: int) -> None:
 class CardPage(Page):
     """The page with its cards."""
 
+    seconds = 120.0  # thousands of cards come 60 at a time, where several processes share the cores
+
     def open(self, theme: str = "light") -> None:
         """Load the page anew, and go to the cards."""
         self.load(theme)
