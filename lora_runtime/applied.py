@@ -282,13 +282,10 @@ class Applied(Generic[Text]):
             finally:
                 if not entered:
                     try:
-                        self._forget_block(claim)
-                    finally:
-                        try:
-                            claim.release()
-                        except BaseException:
-                            claim.release()
-                            raise
+                        self._give_back(claim)
+                    except BaseException:  # an interrupt, and nobody else would
+                        self._give_back(claim)
+                        raise
         return self
 
     async def __aenter__(self) -> Applied[Text]:
@@ -302,13 +299,10 @@ class Applied(Generic[Text]):
             finally:
                 if not entered:
                     try:
-                        self._forget_block(claim)
-                    finally:
-                        try:
-                            claim.release()
-                        except BaseException:
-                            claim.release()
-                            raise
+                        self._give_back(claim)
+                    except BaseException:  # an interrupt, and nobody else would
+                        self._give_back(claim)
+                        raise
         return self
 
     def __exit__(
@@ -324,13 +318,10 @@ class Applied(Generic[Text]):
             raise
         finally:
             try:
-                self._forget_block(block.claim)  # before another may enter
-            finally:
-                try:
-                    block.claim.release()
-                except BaseException:
-                    block.claim.release()
-                    raise
+                self._give_back(block.claim)
+            except BaseException:
+                self._give_back(block.claim)
+                raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -371,12 +362,16 @@ class Applied(Generic[Text]):
         if block.owner is not None:
             leave(block.owner)
 
-    def _forget_block(self, claim: Claim) -> None:
-        """Forget a block; what it could not take away is replaced by the next apply, as without a block."""
+    def _give_back(self, claim: Claim) -> None:
+        """Forget a block and release its claim; safe to repeat, which whoever calls this does where it raises.
+
+        What the block could not take away is replaced by the next apply, as without a block.
+        """
         for block in [block for block in self._entered if block.claim is claim]:
             self._entered.remove(block)
             if block.owner is not None:
                 block.owner.entered = False
+        claim.release()  # last: then another may enter
 
     def _new_owner(self) -> Owner:
         owner = Owner()

@@ -12,7 +12,7 @@ from lora_runtime.expert_pairs import pairs_of
 from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.conditions import EXPERTS
 from lora_runtime.prompt.excerpt import quote
-from lora_runtime.wildcards import draw, is_wildcard
+from lora_runtime.wildcards import draw_name, is_wildcard
 
 __all__ = ["drawn_from", "files_of", "names_to_draw", "read_as"]
 
@@ -49,7 +49,9 @@ def files_of(
 
 def drawn_from(catalog: LoraCatalog, tag: LoraTag, seed: int | None) -> LoraTag:
     """Return the tag with the name of a file where it has that of a folder, by the seed of a picture."""
-    return draw(tag, names_to_draw(catalog.entries), seed) if is_wildcard(tag.name) else tag
+    if not is_wildcard(tag.name):
+        return tag
+    return replace(tag, name=draw_name(tag.name, names_to_draw(catalog.entries), seed))
 
 
 def names_to_draw(entries: Iterable[Entry]) -> Iterator[str]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from lora_runtime.errors import UnknownLoraError
-from lora_runtime.prompt import LoraTag
 from lora_runtime.prompt.excerpt import quote
 
-__all__ = ["candidates", "draw", "draw_name", "is_wildcard"]
+__all__ = ["candidates", "draw_name", "is_wildcard"]
 
 
 def is_wildcard(name: str) -> bool:
     """Return whether a name in a tag stands for one of the files in a folder."""
     return name == "*" or name.endswith("/*")
-
-
-def draw(tag: LoraTag, names: Iterable[str], seed: int | None) -> LoraTag:
-    """Return the tag with the name of a file where it has that of a folder; see `draw_name`."""
-    return replace(tag, name=draw_name(tag.name, names, seed)) if is_wildcard(tag.name) else tag
 
 
 def candidates(name: str, names: Iterable[str]) -> list[str]:

@@ -110,8 +110,8 @@ class Loader:
                 notices.append(_notice("note", said, tag, source))
                 continue
             try:
-                tag = self.shelf.drawn(tag, seed)
-                if tag is not written:
+                if is_wildcard(tag.name):
+                    tag = replace(tag, name=self.shelf.drawn(tag.name, seed))
                     said = f'"{written.name}" is "{tag.name}" for the seed {seed}'
                     notices.append(_notice("note", said, tag, source))
                 entry, remark = self.shelf.find(tag.name, patience)

@@ -16,8 +16,7 @@ from typing import Any
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError, LoraFileError, UnknownLoraError
 from lora_runtime.panel.marks import Mark, Marks, Seen
-from lora_runtime.prompt import LoraTag
-from lora_runtime.wildcards import draw
+from lora_runtime.wildcards import draw_name
 
 from ..whole import is_whole, shown_path
 from . import search
@@ -170,10 +169,10 @@ class Shelf:
             patience.unknown[name] = error
             raise
 
-    def drawn(self, tag: LoraTag, seed: int | None) -> LoraTag:
-        """Return the tag with the name of a file where it has that of a folder, by the seed of a picture."""
+    def drawn(self, name: str, seed: int | None) -> str:
+        """Return the name of a file in the folder that a wildcard names, by the seed of a picture."""
         with self._listing.lock:
-            return draw(tag, (book.relative for book in self._listing.index().books if not book.hidden), seed)
+            return draw_name(name, (book.relative for book in self._listing.index().books if not book.hidden), seed)
 
     def _looks_again(self, patience: Patience) -> bool:
         """Look through the folders unless that was done since the question was asked; return whether it was done."""

@@ -23,7 +23,7 @@ def explained(prompt: Prompt, catalog: LoraCatalog) -> dict[str, Any]:
         said = {"tag": tag.raw, "name": tag.name, "line": line, "column": column}
         said |= {"te": f"{tag.te:g}", "unet": f"{tag.unet:g}", "conditions": list(condition_fields(tag))}
         try:
-            if is_wildcard(tag.name) and (names := [*candidates(tag.name, names_to_draw(catalog.entries))]):
+            if is_wildcard(tag.name) and (names := candidates(tag.name, names_to_draw(catalog.entries))):
                 tags.append(said | {"file": None, "drawn_from": len(names), "error": None})
                 continue
             files = [_file(entry) for _, entry in files_of(catalog, tag)]
