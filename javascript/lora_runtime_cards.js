@@ -116,6 +116,7 @@
                 this.status
             );
             parts.holder.prepend(this.bar);
+            runtime.pages[this.tab].count(parts);
             this.shown = "";
             this.draw();
         }
@@ -284,6 +285,11 @@
 
     let shut = () => {};
 
+    /** Keep Escape for the window that is open, wherever the focus is: the program interrupts a generation at it. */
+    function keepEscape(event) {
+        if (event.key === "Escape") event.stopPropagation();
+    }
+
     /** What stands in the place of a part of a card that the page has made anew meanwhile. */
     function newOf(part) {
         const old = part.closest(CARD);
@@ -304,6 +310,7 @@
         gradioApp().append(box);
         shut = () => {
             shut = () => {};
+            document.removeEventListener("keydown", keepEscape, true);
             box.remove();
             const there = opener && (opener.isConnected ? opener : newOf(opener));
             if (there) there.focus();
@@ -313,6 +320,7 @@
             event.preventDefault();
             shut();
         });
+        document.addEventListener("keydown", keepEscape, true);
         if (box.showModal) box.showModal();
         else box.setAttribute("open", "");
         close.focus();

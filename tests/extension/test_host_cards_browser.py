@@ -273,6 +273,27 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     page.until(lambda: page.focused() == first)
 
 
+def test_escape_closes_what_lies_over_the_page_and_interrupts_no_picture(page: CardPage) -> None:
+    # What the program does while it paints.
+    page.run(
+        "window.interrupted = 0; document.addEventListener('keydown', (event) => {"
+        "if (event.key === 'Escape') { window.interrupted++; event.preventDefault(); } })"
+    )
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    page.key("i")
+    page.until(lambda: page.texts(WINDOW))
+    page.run("document.activeElement.blur()")  # as after a click on a text
+    page.key(Keys.ESCAPE)
+    page.until(lambda: not page.texts(WINDOW))
+    page.click(".lora-runtime-ask")
+    page.until(lambda: page.texts(".lora-runtime-report"))
+    page.key(Keys.ESCAPE)
+    page.until(lambda: not page.texts(".lora-runtime-report"))
+    assert page.run("return window.interrupted") == 0
+    page.key(Keys.ESCAPE)
+    assert page.run("return window.interrupted") == 1
+
+
 def test_a_word_changes_nothing_else_of_the_prompt_and_can_be_undone(page: CardPage) -> None:
     prompt = "a boat ,sea,\n\nwide  shot"
     page.type(PROMPT, prompt)
