@@ -37,6 +37,7 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module.install, "__defaults__", (module.MAIN, sys.executable))
     lacking = [("lark", "1.3.1", "")]
     monkeypatch.setattr(module, "differences", lambda env, locks: lacking)
+    monkeypatch.setattr(module, "pip_settings", lambda env: "")
     return module
 
 
@@ -144,6 +145,50 @@ def test_where_all_is_there_already_nothing_is_asked_of_the_network(
     bootstrap.install("test")
     [install] = [command for command in commands if "pip install" in command]
     assert install == "-m pip install --quiet --no-deps --no-build-isolation --editable ."
+
+
+@pytest.mark.parametrize(
+    ("index", "failing", "asked_of"),
+    [
+        (False, (), ["-m pip install --no-deps uv==0.13.9", "-m uv pip install"]),
+        (False, ("pip install --no-deps uv",), ["-m pip install --no-deps uv==0.13.9", "-m pip install"]),
+        (False, ("-m uv",), ["-m pip install --no-deps uv==0.13.9", "-m uv pip install", "-m pip install"]),
+        (True, (), ["-m pip install"]),
+    ],
+)
+def test_uv_installs_what_pip_can_be_gone_round_for(
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    index: bool,
+    failing: tuple[str, ...],
+    asked_of: list[str],
+) -> None:
+    monkeypatch.setattr(bootstrap, "has_own_index", lambda env: index)
+    commands = asked(*failing)
+    lines = ["lark==1.3.1", "uv==0.13.9"]
+    bootstrap.install_versions(bootstrap.MAIN, lines)
+    assert len(commands) == len(asked_of)
+    assert all(command.startswith(words) for command, words in zip(commands, asked_of, strict=True))
+    assert str(bootstrap.MAIN.requirements) in commands[-1]
+    assert bootstrap.MAIN.requirements.read_text() == "".join(f"{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ("", False),
+        ("global.extra-index-url='https://example.org/more'\nglobal.timeout='9'\n", False),
+        ("global.index-url='https://example.org/simple'\n", True),
+        (":env:.index-url='https://example.org/simple'\n", True),
+        ("install.no-index='1'\n", True),
+    ],
+)
+def test_an_index_of_one_s_own_is_found_in_pip_s_settings(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, settings: str, own: bool
+) -> None:
+    monkeypatch.setattr(bootstrap, "pip_settings", lambda env: settings)
+    assert bootstrap.has_own_index(bootstrap.MAIN) is own
 
 
 def test_an_install_is_repeated_when_its_own_lock_changes(
