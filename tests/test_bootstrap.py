@@ -66,7 +66,9 @@ def asked(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         ((), "-m pip install torch==2.13.0+cpu --constraint=locks/bench.txt"),
         (("+cpu",), "--torch-backend=cpu torch==2.13.0 --constraint=locks/bench.txt"),
         (("+cpu", "torch==2.13.0"), "--torch-backend=cpu torch>=2.1"),
-        (("+cpu", "torch-backend"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "torch-backend"), "torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "-m uv"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "install uv"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
         (("+cpu", "install uv", "torch==2.13.0"), "-m pip install torch>=2.1"),
     ],
 )
@@ -301,7 +303,7 @@ def test_the_oldest_stack_has_its_own_torch_and_tests(
     monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
     monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.10")
     monkeypatch.setenv("PYTHONPATH", "")
-    commands = asked("+cpu", "torch-backend")
+    commands = asked("+cpu", "-m uv")
     there = {"python": "3.10.13", "pip": "24.0", "torch": "2.13.0"}
     monkeypatch.setattr(bootstrap, "probe", lambda env: there)
     bootstrap.test_oldest(["-k", "parse"])

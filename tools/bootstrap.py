@@ -614,6 +614,9 @@ def install_torch(env: Environment) -> None:
     exact = f"torch=={env.torch or TORCH}"
     others = () if env.torch else (f"torch>={TORCH_OLDEST}",)  # where the exact one was not built for this machine
 
+    def with_uv(*wanted: str) -> bool:
+        return try_run(env.python, "-m", "uv", "pip", "install", "--python", env.python, *wanted) == 0
+
     def ordinary() -> None:
         if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE if others else ()):
             if not others:
@@ -630,13 +633,12 @@ def install_torch(env: Environment) -> None:
     if try_run(env.python, "-m", "pip", "install", f"{exact}+cpu", lock, expect=NOT_THERE) == 0:
         return
     say("The CPU build is not among pip's own sources: asking uv for it")
-    if try_run(env.python, "-m", "pip", "install", "uv", lock) == 0:
-        for wanted in ((exact, lock), others):
-            command = ("uv", "pip", "install", "--python", env.python, "--torch-backend=cpu", *wanted)
-            if wanted and try_run(env.python, "-m", *command) == 0:
-                return
+    uv = try_run(env.python, "-m", "pip", "install", "uv", lock) == 0
+    if uv and any(wanted and with_uv("--torch-backend=cpu", *wanted) for wanted in ((exact, lock), others)):
+        return
     say("No CPU build could be had: installing the ordinary build. On Linux this is a download of several gigabytes.")
-    ordinary()
+    if not (uv and not has_own_index(env) and with_uv(exact, lock)):  # it fetches several at a time
+        ordinary()
 
 
 def has_gpu() -> bool:
