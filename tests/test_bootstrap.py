@@ -173,6 +173,10 @@ def test_uv_installs_what_pip_can_be_gone_round_for(
     assert len(commands) == len(asked_of)
     assert all(command.startswith(words) for command, words in zip(commands, asked_of, strict=True))
     assert str(bootstrap.MAIN.requirements) in commands[-1]
+    assert not any("--compile-bytecode" in command for command in commands)
+    monkeypatch.delenv("PIP_NO_COMPILE")
+    bootstrap.install_versions(bootstrap.MAIN, lines)
+    assert [("--compile-bytecode" in each) for each in commands[len(asked_of) :]] == ["-m uv" in w for w in asked_of]
     assert bootstrap.MAIN.requirements.read_text() == "".join(f"{line}\n" for line in lines)
 
 

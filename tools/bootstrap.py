@@ -496,7 +496,9 @@ def install_versions(env: Environment, lines: Sequence[str]) -> None:
         uv = [line for line in lines if line.startswith("uv==")]
         if not uv or try_run(env.python, "-m", "pip", "install", "--no-deps", *uv) == 0:
             asked = ("--python", env.python, "--no-deps", "--requirement", env.requirements)
-            if try_run(env.python, "-m", "uv", "pip", "install", *asked) == 0:
+            # As pip does: what Python has to say of a package's code must not fail the test that imports it first.
+            compiled = () if "PIP_NO_COMPILE" in os.environ else ("--compile-bytecode",)
+            if try_run(env.python, "-m", "uv", "pip", "install", *compiled, *asked) == 0:
                 return
             say("uv could not install them: asking pip")
     pip(env, "install", "--no-deps", "--requirement", env.requirements, "--constraint", env.constraints)
