@@ -241,7 +241,7 @@
             if (values.action === "bin") remove(values.name);
             else if (values.action === "restore") reload();
             else await runtime.refreshCard(this.tab, answer.name, values.name);
-            if (values.action !== "rename") await Promise.all(TABS.map((tab) => runtime.refreshFolders(tab)));
+            if (values.action !== "rename") TABS.forEach((tab) => runtime.refreshFolders(tab)); // nobody waits for these
             TABS.forEach((tab) => filters[tab].tell(answer.said, tab === this.tab ? answer.undo : null));
             const parts = runtime.partsOf(this.tab);
             const card = parts && [...parts.cards.querySelectorAll(CARD)].find((each) => each.dataset.name === answer.name);

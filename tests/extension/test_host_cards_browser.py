@@ -65,7 +65,12 @@ class CardPage(Page):
             for each in self.driver.find_elements("css selector", "#txt2img_extra_tabs > .tab-nav > button")
             if each.text == "Lora"
         ]
-        tab.click()
+
+        def there() -> bool:
+            tab.click()  # until gradio's page listens
+            return bool(self.run("return document.querySelector(arguments[0]).checkVisibility()", CARDS))
+
+        self.until(there)
         self.until(lambda: self.names() and self.texts(f"{FILTERS} [data-family]"))
 
     def names(self) -> list[str]:

@@ -208,6 +208,7 @@ export class CardWindow {
 
     /** Change a file from the window: it closes where that could be done, and otherwise says why in `said`. */
     async attempt(values, said) {
+        const {box} = this;
         let answer;
         said.textContent = "";
         try {
@@ -216,7 +217,7 @@ export class CardWindow {
             said.textContent = error.message;
             return;
         }
-        this.close();
+        if (this.box === box) this.close(); // or another one has been opened meanwhile
         this.page.changed(answer);
     }
 }
