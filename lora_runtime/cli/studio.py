@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share", action="store_true", help="an address in the public Internet, by gradio; needs --auth"
     )
     parser.add_argument("--out", metavar="DIR", help="keep a copy of each picture there")
+    parser.add_argument(
+        "--keep-files", action="store_true", help="rename, move and throw away no LoRA file from the page"
+    )
     device_arguments(parser)
 
 
@@ -55,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         auth=arguments.auth,
         share=arguments.share,
         out=arguments.out,
+        keep_files=arguments.keep_files,
         device=arguments.device,
         dtype=arguments.dtype,
     )

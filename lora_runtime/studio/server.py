@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ _MOST_UPLOADED = "50mb"
 class Options:
     """Where the page is served and what it may use; StudioError for what does not go together.
 
-    `auth` is "user:password". `out` is a folder that keeps a copy of each picture.
+    `auth` is "user:password". `out` is a folder that keeps a copy of each picture. `keep_files`: no LoRA file gets
+    another name or place from the page.
     """
 
     models: Sequence[str] = ()
@@ -30,6 +32,7 @@ class Options:
     auth: str | None = None
     share: bool = False
     out: str | None = None
+    keep_files: bool = False
     device: str | None = None
     dtype: str | None = None
 
@@ -46,6 +49,11 @@ class Options:
             return None
         user, _, password = self.auth.partition(":")
         return user, password
+
+    @property
+    def changes_files(self) -> bool:
+        """Whether LoRA files may get another name or place: not where anybody in a network may come without a login."""
+        return not self.keep_files and (self.auth is not None or _is_this_machine(self.host))
 
 
 class Studio:
@@ -69,9 +77,11 @@ class Studio:
         """Begin to serve; return the address."""
         from lora_runtime.panel import CatalogLibrary, PromptFacts, Questions
         from lora_runtime.studio.card_routes import add_cards
+        from lora_runtime.studio.fitting import Fitting
+        from lora_runtime.studio.gallery import Gallery
         from lora_runtime.studio.page import head, styles, theme
         from lora_runtime.studio.panel_routes import add_panel
-        from lora_runtime.studio.shelf import picture_of
+        from lora_runtime.studio.thumbnails import picture_of
         from lora_runtime.workbench.conflicts import Conflicts
 
         options, shop = self._options, self.shop
@@ -103,7 +113,9 @@ class Studio:
                 Conflicts(shop.loras, lambda: shop.presets),
             ),
         )
-        add_cards(app, shop.loras, shop.marks)
+        # The embedded LoRAs are the program's: only folders that somebody has given are changed.
+        allowed = options.changes_files and bool(shop.own_folders)
+        add_cards(app, Gallery(shop.loras, shop.marks, Fitting(shop.models), lambda: allowed))
         return str(shared or local)
 
     def warm(self) -> None:
@@ -116,3 +128,11 @@ class Studio:
         """Serve no more, and remove the pictures that are kept nowhere else."""
         self.page.blocks.close(verbose=False)
         self.shop.close()
+
+
+def _is_this_machine(host: str) -> bool:
+    """Return whether only this machine reaches what is served at an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

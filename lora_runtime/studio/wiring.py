@@ -14,12 +14,12 @@ from lora_runtime.errors import LoraError
 from lora_runtime.prompt import parse_prompt
 from lora_runtime.studio import words
 from lora_runtime.studio.faults import CancelledError, StudioError
-from lora_runtime.studio.page import ALL_LORAS, ANY_FAMILY, Page
+from lora_runtime.studio.page import ALL_LORAS, GALLERY, Page
 from lora_runtime.studio.painting import Painted, Step
 from lora_runtime.studio.reading import read_picture
 from lora_runtime.studio.samplers import OWN
 from lora_runtime.studio.settings import SEEDS, Settings
-from lora_runtime.studio.shelf import Wanted, cards, families, names_of
+from lora_runtime.studio.shelf import names_of
 from lora_runtime.studio.workshop import Workshop, grid_of, strength_points, without
 
 __all__ = ["wire"]
@@ -28,6 +28,7 @@ Updates = dict[Any, Any]
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "paint"}
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
+_TELL_CARDS = f"(model) => document.querySelector('{GALLERY}').setAttribute('model', model)"
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def wire(page: Page, shop: Workshop) -> None:
             [page.plot],
             **_QUIET,
         )
-        wanted = [page.search, page.family, page.favourites, page.last_used]
-        gr.on([page.blocks.load, *(field.change for field in wanted)], bench.cards, wanted, [page.cards], **_QUIET)
-        page.blocks.load(bench.lists, None, [page.model, page.grid["loras"], page.family], **_QUIET)
+        page.blocks.load(bench.models, None, [page.model], **_QUIET)
+        page.grid["tab"].select(bench.loras, None, [page.grid["loras"]], **_QUIET)
+        # The cards say what is made for the model that is chosen.
+        page.model.change(None, [page.model], None, js=_TELL_CARDS, **_PRIVATE)
         page.model.change(
             bench.choose,
             [page.model],
@@ -209,17 +211,13 @@ class _Bench:
         points = strength_points(parse_prompt(prompt or "").tags, int(steps))
         return pandas.DataFrame(points, columns=["step", "strength", "LoRA"])
 
-    def cards(self, search: str, family: str, favourites: bool, last_used: bool) -> str:
-        """Return the cards that are looked for."""
-        self._shop.loras.refresh()
-        wanted = Wanted(search, "" if family == ANY_FAMILY else family, favourites, last_used)
-        return words.gallery(*cards(self._shop.loras, wanted, self._shop.marks.seen()))
+    def models(self) -> Any:
+        """Return the models that are there now."""
+        return gr.update(choices=list(self._shop.models.all))
 
-    def lists(self) -> tuple[Any, Any, Any]:
-        """Return the models, the LoRAs and their families that are there now."""
-        known = ["None", *names_of(self._shop.loras).values()]
-        kinds = [ANY_FAMILY, *families(self._shop.loras)]
-        return gr.update(choices=list(self._shop.models.all)), gr.update(choices=known), gr.update(choices=kinds)
+    def loras(self) -> Any:
+        """Return the LoRAs that are there now."""
+        return gr.update(choices=["None", *names_of(self._shop.loras).values()])
 
     def choose(self, name: str) -> tuple[Any, ...]:
         """Return what a model was made for."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-from lora_runtime.families import UNKNOWN
 from lora_runtime.prompt.tags import Diagnostic
-from lora_runtime.studio.shelf import Card
 
 if TYPE_CHECKING:
     from lora_runtime.report import LoraReport
     from lora_runtime.studio.painting import Painted, Step
 
-__all__ = ["gallery", "notices", "progress", "report", "status"]
+__all__ = ["notices", "progress", "report", "status"]
 
-_FILM = "lora-runtime/film"  # where `card_routes` has films, below the page's address
 _MARKS = {"error": "✖", "warning": "⚠", "info": "ℹ"}
 
 
@@ -71,14 +67,6 @@ def report(painted: Painted) -> str:
     return f'<div class="lr-report">{"".join(parts)}{notices(painted.diagnostics)}</div>'
 
 
-def gallery(cards: Sequence[Card], total: int) -> str:
-    """Return the LoRAs as buttons, each with a star; a click puts the tag of one into the prompt."""
-    if not total:
-        return '<p class="lr-empty">No LoRA is what you look for: take fewer words, or another family.</p>'
-    more = f"<p>{len(cards)} of {total:,}: search to see others.</p>" if total > len(cards) else ""
-    return f'<div class="lr-cards" role="group" aria-label="LoRAs">{"".join(map(_card, cards))}</div>{more}'
-
-
 def _row(lora: LoraReport) -> str:
     strength = f"{lora.te:g}" if lora.te == lora.unet else f"text {lora.te:g}, picture {lora.unet:g}"
     where = ", ".join(f"{count} weights of {name}" for name, count in lora.targets.items()) or "nothing"
@@ -86,29 +74,3 @@ def _row(lora: LoraReport) -> str:
         where += f", {lora.live} of them beside their layers"
     cells = "".join(f"<td>{escape(cell)}</td>" for cell in (strength, where, f"{lora.used} of {lora.keys}"))
     return f'<tr><th scope="row">{escape(lora.name)}</th>{cells}</tr>'
-
-
-def _card(card: Card) -> str:
-    name = card.tag.removeprefix("<lora:").rpartition(":")[0]
-    image = (
-        f'<video src="{_FILM}?name={quote(name, safe="")}" muted loop playsinline aria-hidden="true" '
-        + (f'poster="{card.picture}" preload="none"></video>' if card.picture else 'preload="metadata"></video>')
-        if card.film
-        else f'<img src="{card.picture}" alt="" loading="lazy">'
-        if card.picture
-        else f'<span class="lr-letter" aria-hidden="true">{escape(card.name.rpartition("/")[2][:1])}</span>'
-    )
-    family = "" if card.family == UNKNOWN else f'<span class="lr-family">{escape(card.family)}</span>'
-    words = f'<span class="lr-words">{escape(", ".join(card.words))}</span>' if card.words else ""
-    page = (
-        f'<a class="lr-page" href="{escape(card.page)}" target="_blank" rel="noopener noreferrer">Model page</a>'
-        if card.page
-        else ""
-    )
-    return (
-        f'<div class="lr-cell"><button type="button" class="lr-card" data-tag="{escape(card.tag)}" '
-        f'title="Put {escape(card.tag)} in the prompt">{image}<span class="lr-name">{escape(card.name)}</span>'
-        f'{family}{words}</button><button type="button" class="lr-star" data-name="{escape(name)}" '
-        f'aria-pressed="{"true" if card.favourite else "false"}" aria-label="Favourite: {escape(card.name)}" '
-        f'title="Favourite"></button>{page}</div>'
-    )

@@ -28,6 +28,24 @@ def test_unless_told_otherwise_it_is_for_this_machine_alone_and_asks_nobody() ->
     assert Options(auth="anna:a:b").login == ("anna", "a:b")
 
 
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "::1"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "192.168.1.2"}, False),
+        ({"host": "studio.example"}, False),
+        ({"host": "0.0.0.0", "auth": "anna:secret"}, True),
+        ({"keep_files": True}, False),
+        ({"keep_files": True, "auth": "anna:secret"}, False),
+    ],
+)
+def test_files_are_changed_by_this_machine_or_whoever_has_a_login(options: dict[str, Any], changes: bool) -> None:
+    assert Options(**options).changes_files is changes
+
+
 @pytest.mark.parametrize("auth", ["anna", "anna:", ":secret", ":"])
 def test_half_a_login_is_refused(auth: str) -> None:
     with pytest.raises(StudioError, match="no USER:PASSWORD"):
@@ -57,7 +75,16 @@ def test_whoever_has_no_login_gets_neither_pictures_nor_an_answer(guarded: str) 
 
     for path in ("config", "gradio_api/info", f"gradio_api/file={LORAS / 'heart.safetensors'}"):
         assert httpx.get(guarded + path).status_code == 401, path
-    for path, given in {"tags": {"prompt": "a"}, "edit": {}, "complete": {}}.items():
+    for path in ("cards", "bin", "details?name=x", "picture?name=x", "film?name=x"):
+        assert httpx.get(f"{guarded}lora-runtime/{path}").status_code == 401, path
+    questions = {
+        "tags": {"prompt": "a"},
+        "edit": {},
+        "complete": {},
+        "star": {},
+        "file": {"action": "bin", "name": "x"},
+    }
+    for path, given in questions.items():
         assert httpx.post(f"{guarded}lora-runtime/{path}", json=given).status_code == 401, path
     asked = httpx.post(f"{guarded}gradio_api/call/paint", json={"data": ["a"]})
     assert asked.status_code == 401
