@@ -417,21 +417,25 @@
             this.onAnswer(answer);
         }
 
-        /** Say how many cards there are, beside the search. */
+        /** Say how many cards there are, in the bar above them: the program's own controls fill their line. */
         count(parts) {
-            if (!parts.controls) return;
-            let line = parts.controls.querySelector(".lora-runtime-count");
+            const bar = parts.holder.querySelector(".lora-runtime-filters");
+            if (!bar) return; // it is told again once the bar is there
+            const end = bar.querySelector(".lora-runtime-status");
+            if (!bar.querySelector(".lora-runtime-ask")) {
+                const button = reportButton(this.tab);
+                button.className += " lora-runtime-button";
+                bar.insertBefore(button, end);
+            }
+            let line = bar.querySelector(".lora-runtime-count");
             if (!line) {
                 line = document.createElement("small");
                 line.className = "lora-runtime-count";
-                parts.controls.insertBefore(line, parts.controls.querySelector("small"));
+                bar.insertBefore(line, end);
             }
             const number = (value) => value.toLocaleString("en");
             line.textContent = this.shown < this.total
                 ? `${number(this.shown)} of ${number(this.total)}` : number(this.total);
-            if (!parts.controls.querySelector(".lora-runtime-ask")) {
-                parts.controls.insertBefore(reportButton(this.tab), parts.controls.querySelector("small"));
-            }
         }
 
         /** Fetch more when the last card comes near. */
@@ -615,7 +619,8 @@
         return button;
     }
 
-    let closeReport = () => {};
+    const noReport = () => {};
+    let closeReport = noReport;
 
     /** Ask for the report on a tab's prompt and show it over the page, until it is closed. */
     async function showReport(tab) {
@@ -635,7 +640,7 @@
         gradioApp().append(panel);
         closeReport = () => {
             panel.remove();
-            closeReport = () => {};
+            closeReport = noReport;
         };
         close.addEventListener("click", () => closeReport());
         try {
@@ -672,9 +677,12 @@
         return button;
     }
 
+    // On its way down, and no further: the program interrupts a generation at Escape.
     document.addEventListener("keydown", (event) => {
-        if (event.key === "Escape") closeReport();
-    });
+        if (event.key !== "Escape" || closeReport === noReport) return;
+        event.stopPropagation();
+        closeReport();
+    }, true);
 
     /** Give our lines under the picture the colour of what they say; the WebUI has one for all. A button goes with them. */
     function colourNotices(tab) {

@@ -47,6 +47,7 @@
                 this.status
             );
             parts.holder.prepend(this.bar);
+            runtime.pages[this.tab].count(parts);
             this.shown = "";
             this.draw();
         }

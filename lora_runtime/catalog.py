@@ -338,14 +338,17 @@ class LoraCatalog:
         return f'"#{known}" (the file {_quoted(name)}, which no tag can name)'
 
     def _nearest(self, name: str) -> tuple[str, ...]:
-        """Return up to three names like this one; those that differ in case only come alone."""
+        """Return up to three names like this one, one for each file; those that differ in case only come alone."""
         spelled: dict[str, list[str]] = {}
         for level in self._levels:
             for known in level:
                 spelled.setdefault(known.casefold(), []).append(known)
         wanted = _spellings(name)[2].casefold()
-        near = [wanted] if wanted in spelled else get_close_matches(wanted, spelled, n=3)
-        return tuple(dict.fromkeys(known for folded in near for known in spelled[folded]))[:3]
+        near = [wanted] if wanted in spelled else get_close_matches(wanted, spelled, n=3 * len(self._levels))
+        one_each: dict[tuple[Path, ...], str] = {}
+        for known in dict.fromkeys(known for folded in near for known in spelled[folded]):
+            one_each.setdefault(tuple(entry.path for entry in self._find(known)), known)
+        return tuple(one_each.values())[:3]
 
     def _where(self) -> str:
         where = [*map(_shown, self._folders), *(["the files with a name of their own"] if self._files.files else [])]

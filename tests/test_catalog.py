@@ -296,6 +296,16 @@ class TestUnknown:
         assert failure(LoraCatalog(loras), "Style/Ink").endswith('Did you mean "style/ink"?')
         assert failure(LoraCatalog(loras), "Water Colour").endswith('Did you mean "water colour"?')
 
+    def test_a_file_is_suggested_by_one_of_its_names(self, tmp_path: Path) -> None:
+        for name in ("style/watercolour", "style/watercolour-2", "old/water"):
+            write(tmp_path / f"{name}.safetensors")
+        assert failure(LoraCatalog(tmp_path), "watercolor").endswith(
+            'Did you mean "watercolour", "watercolour-2" or "water"?'
+        )
+        assert failure(LoraCatalog(tmp_path), "style/watercolor").endswith(
+            '"style/watercolour" or "style/watercolour-2"?'
+        )
+
     def test_where_nothing_is_near_nothing_is_suggested(self, loras: Path, tmp_path: Path) -> None:
         write(tmp_path / "more/pen.safetensors")
         message = failure(LoraCatalog(loras, tmp_path / "more"), "zzzzzz")

@@ -129,6 +129,7 @@ class WebUI:
         self.loras = data / "models" / "Lora"
         self.loras.mkdir(parents=True, exist_ok=True)
         self.half, self.login, self.api, self.page = half, login, api, page
+        self.batch_size = 1  # of pictures that are painted from the page
         self.extensions = list(extensions)
         paths, shared, sd_models = self.module("paths"), self.module("shared"), self.module("sd_models")
         paths.script_path, paths.data_path, paths.models_path = str(data), str(data), str(data / "models")

@@ -79,7 +79,7 @@ function page() {
     });
     vm.runInContext(fs.readFileSync(process.argv[2], "utf8"), context);
     found.editor = found.window.loraRuntime;
-    found.press = (key) => listeners.keydown({key});
+    found.press = (key) => listeners.keydown({key, stopPropagation: () => {}});
     found.click = (target) => listeners.click({target});
     found.tick = async () => { found.ticks.forEach((f) => f()); await found.settled(); };
     found.settled = () => new Promise((resolve) => setImmediate(resolve));
@@ -172,7 +172,7 @@ const cases = {
     },
     async report(page) {
         await page.tick();
-        const button = page.ids.txt2img_lora_controls.querySelector(".lora-runtime-ask");
+        const button = page.holder.querySelector(".lora-runtime-filters").querySelector(".lora-runtime-ask");
         page.prompt.value = "a <lora:ink:1><lora:wash:1>";
         const steps = [];
         const shown = () => page.over.map((panel) => panel.added.map((part) => part.html || part.textContent));

@@ -125,6 +125,15 @@ def test_cards_come_while_one_scrolls(page: CardPage) -> None:
     assert page.texts(".lora-runtime-count") == ["204"]
 
 
+def test_the_programs_own_controls_keep_their_line_and_the_number_and_the_report_are_in_the_bar(page: CardPage) -> None:
+    ours = (
+        "return [...document.querySelector(arguments[0]).children].filter(e => /lora-runtime/.test(e.className)).length"
+    )
+    assert page.run(ours, "#txt2img_lora_controls") == 0  # on a narrow page there is no room beside them
+    assert page.texts(".lora-runtime-filters .lora-runtime-ask") == ["LoRA report"]
+    assert len(page.texts(".lora-runtime-filters .lora-runtime-count")) == 1
+
+
 def test_a_click_writes_the_tag_where_gradio_reads_it_and_a_second_one_takes_it_out(page: CardPage) -> None:
     page.type(PROMPT, "a harbour <lora:nobody:1>")
     page.click(f"{CARDS} .card[data-name='007']")

@@ -307,6 +307,8 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     page.until(lambda: page.texts(f"{WINDOW} .lora-runtime-words button") == ["ink wash", "paper"])
     assert page.texts(f"{WINDOW} h3") == [first]
     page.shot("details")
+    [font] = page.style(WINDOW, "fontFamily")
+    assert set(page.style(f"{WINDOW} button, {WINDOW} input, {WINDOW} select", "fontFamily")) == {font}
     page.click(f"{WINDOW} .lora-runtime-words button")
     assert page.field(PROMPT) == "ink wash"
     page.click(f"{WINDOW} .lora-runtime-words button")
@@ -314,6 +316,27 @@ def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> No
     page.key(Keys.ESCAPE)
     page.until(lambda: not page.texts(WINDOW))
     page.until(lambda: page.focused() == first)
+
+
+def test_escape_closes_what_lies_over_the_page_and_interrupts_no_picture(page: CardPage) -> None:
+    # What the program does while it paints.
+    page.run(
+        "window.interrupted = 0; document.addEventListener('keydown', (event) => {"
+        "if (event.key === 'Escape') { window.interrupted++; event.preventDefault(); } })"
+    )
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    page.key("i")
+    page.until(lambda: page.texts(WINDOW))
+    page.run("document.activeElement.blur()")  # as after a click on a text
+    page.key(Keys.ESCAPE)
+    page.until(lambda: not page.texts(WINDOW))
+    page.click(".lora-runtime-ask")
+    page.until(lambda: page.texts(".lora-runtime-report"))
+    page.key(Keys.ESCAPE)
+    page.until(lambda: not page.texts(".lora-runtime-report"))
+    assert page.run("return window.interrupted") == 0
+    page.key(Keys.ESCAPE)
+    assert page.run("return window.interrupted") == 1
 
 
 def test_a_word_changes_nothing_else_of_the_prompt_and_can_be_undone(page: CardPage) -> None:
@@ -385,6 +408,20 @@ def test_texts_are_readable_in_both_themes_and_translated(page: CardPage, theme:
         assert min(page.run(CONTRAST, selector)) >= 4.5, selector
 
 
+# How far the badge of the first card begins below the end of its buttons, in pixels.
+BELOW = (
+    "const card = document.querySelector(arguments[0]);"
+    "const [buttons, badge] = ['.button-row', '.lora-runtime-badge'].map(e => card.querySelector(e).getBoundingClientRect());"
+    "return badge.top - buttons.bottom"
+)
+
+
+def test_a_badge_is_below_the_buttons_while_these_are_shown(page: CardPage) -> None:
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    assert page.style(f"{CARD} .button-row", "visibility")[0] == "visible"
+    assert page.run(BELOW, CARD) >= 0
+
+
 @pytest.fixture
 def finger(driver: Any) -> Iterator[None]:
     """Make the browser that of a telephone."""
@@ -399,6 +436,7 @@ def finger(driver: Any) -> Iterator[None]:
 def test_what_a_finger_points_at_is_44_pixels_large(finger: None, page: CardPage) -> None:
     assert page.run("return matchMedia('(pointer: coarse)').matches")
     page.shot("cards-400")
+    assert page.run(BELOW, CARD) >= 0
     page.click(f"{CARD} .lora-runtime-details-button")
     page.until(lambda: page.texts(f"{WINDOW} form"))
     page.shot("details-400")

@@ -323,6 +323,18 @@ def test_the_box_lies_over_the_picture_that_was_painted_last(region: Page) -> No
     region.until(lambda: [each.get_attribute("src") for each in region.parts(".region .picture")] == [painted])
 
 
+def test_of_a_batch_the_box_lies_over_one_picture_and_not_over_their_grid(region: Page) -> None:
+    region.webui.batch_size = 2
+    try:
+        region.click("#txt2img_generate")
+        sizes = "return [...document.querySelectorAll('#txt2img_gallery img')].map(each => each.naturalWidth)"
+        region.until(lambda: set(region.run(sizes)) == {192, 96})
+    finally:
+        region.webui.batch_size = 1
+    widths = "return arguments[0].naturalWidth"
+    region.until(lambda: [region.run(widths, each) for each in region.parts(".region .picture")] == [96])
+
+
 def test_a_mask_is_one_of_the_pictures_in_the_folders(region: Page) -> None:
     from PIL import Image
 

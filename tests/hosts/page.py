@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-from chromium import Tab, browser, lacking
+from chromium import PanelTab, browser, lacking
+from hosts.running import read_picture
 
 PROMPT = "document.querySelector('#txt2img_prompt textarea')"
 CARDS = "[...document.querySelectorAll('#txt2img_lora_cards .card')].filter(c => c.offsetParent)"
@@ -60,11 +64,13 @@ return [...document.querySelectorAll(arguments[0])].map((element) => {
 """
 
 
-class Page(Tab):
+class Page(PanelTab):
     """The program's page in a browser."""
 
     seconds = 40.0
     shots = "SD_WEBUI_SHOTS"
+    prompt = "#txt2img_prompt textarea"
+    stack = "#txt2img_lora_stack"
 
     def __init__(self, driver: Any, url: str) -> None:
         super().__init__(driver)
@@ -76,6 +82,11 @@ class Page(Tab):
     def names(self) -> list[str]:
         """Return the names on the cards."""
         return list(self.run(f"return {CARDS}.map(c => c.dataset.name)"))
+
+    def filter(self, text: str) -> None:
+        """Click on a filter above the cards, or what else stands there, by its text."""
+        find = "[...document.querySelectorAll('#txt2img_lora_cards_html .lora-runtime-filters button')]"
+        self.run(f"{find}.find(b => b.textContent.startsWith(arguments[0])).click()", text)
 
     def click(self, name: str, button: str = "") -> None:  # type: ignore[override] - here cards are what is clicked
         """Click a card, or a button on it."""
@@ -91,10 +102,25 @@ class Page(Tab):
             text,
         )
 
-    def generate(self, prompt: str, seconds: float = 40) -> str:
-        """Paint 64 × 64 in 4 steps, and return what is said below the picture."""
+    def set_up(self) -> None:
+        """Ask for 64 × 64 in 4 steps."""
         for name, value in (("steps", 4), ("width", 64), ("height", 64)):
             self.type(f"#txt2img_{name} input[type=number]", str(value))
+
+    def painted(self, seconds: float = 40) -> np.ndarray:
+        """Paint what the prompt says with seed 1, and return the pixels, (height, width, 3)."""
+        self.set_up()
+        self.type("#txt2img_seed input", "1")
+        source = "return document.querySelector('#txt2img_gallery img')?.src ?? ''"
+        before = self.run(source)
+        self.run("document.querySelector('#txt2img_generate').click()")
+        now = str(self.until(lambda: self.run(source) != before and self.run(source), seconds))
+        with urllib.request.urlopen(now, timeout=seconds) as answer:
+            return read_picture(io.BytesIO(answer.read()))
+
+    def generate(self, prompt: str, seconds: float = 40) -> str:
+        """Paint 64 × 64 in 4 steps, and return what is said below the picture."""
+        self.set_up()
         self.type("#txt2img_prompt textarea", prompt)
         said = "return document.querySelector('#html_log_txt2img').textContent"
         assert "Time taken" not in self.run(said)
@@ -106,6 +132,6 @@ class Page(Tab):
         return [Look(*found) for found in self.run(_LOOK, selector)]
 
     @property
-    def prompt(self) -> str:
+    def written(self) -> str:
         """The prompt as it is."""
         return str(self.run(f"return {PROMPT}.value"))

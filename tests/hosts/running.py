@@ -95,7 +95,8 @@ class Program(ABC):
         self.process = subprocess.Popen(
             [self.python(self.folder), *map(str, self.arguments()), "--port", str(port)],
             cwd=self.working_folder,
-            env=environment(),
+            # Stars and dates of use are not to be a user's own.
+            env={**environment(), "LORA_RUNTIME_CACHE": str(self.data / "lora-runtime-cache")},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,

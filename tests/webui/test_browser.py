@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import program
 import pytest
 from hosts.page import CARDS, TAB, Page, chromium, luminance
 from PIL import Image
+
+if importlib.util.find_spec("selenium"):
+    from selenium.webdriver.common.keys import Keys
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +42,12 @@ def test_a_card_that_does_not_fit_says_how_much_of_it_does(page: Page) -> None:
 def test_a_click_adds_the_tag_and_another_takes_it_away(page: Page) -> None:
     page.type("#txt2img_prompt textarea", "a cat")
     page.click("sd1")
-    assert page.prompt == "a cat <lora:sd1:1>"
+    assert page.written == "a cat <lora:sd1:1>"
     page.click("sd1")
-    assert page.prompt == "a cat"
+    assert page.written == "a cat"
     page.type("#txt2img_prompt textarea", "a cat <lora:sd1:te=0.5:unet=-1>, by night")
     page.click("sd1")
-    assert "lora" not in page.prompt
+    assert "lora" not in page.written
 
 
 def test_what_is_edited_is_saved_beside_the_file_and_used_by_the_next_click(page: Page, data: Path) -> None:
@@ -67,9 +72,9 @@ def test_what_is_edited_is_saved_beside_the_file_and_used_by_the_next_click(page
     page.until(lambda: page.run(f"return {CARDS}.length"))
     time.sleep(1)
     page.click("sd1")
-    assert page.prompt == "a cat <lora:sd1:1> orange fur"
+    assert page.written == "a cat <lora:sd1:1> orange fur"
     page.click("sd1")
-    assert page.prompt == "a cat"
+    assert page.written == "a cat"
 
 
 def test_the_picture_changes_and_what_went_wrong_is_said_below_it(page: Page) -> None:
@@ -85,6 +90,59 @@ def test_the_picture_changes_and_what_went_wrong_is_said_below_it(page: Page) ->
     page.run(TAB, "Lora")
     ours = [entry for entry in page.driver.get_log("browser") if "lora_runtime" in entry["message"]]
     assert not ours
+
+
+def test_a_slider_below_the_prompt_changes_the_picture_and_without_the_tag_it_is_the_first_one(page: Page) -> None:
+    page.run(TAB, "Generation")
+    page.until(lambda: page.run("return Boolean(document.querySelector(arguments[0])?.shadowRoot)", page.stack))
+    page.write("a cat")
+    plain = page.painted()
+    page.write("a cat <lora:sd1:1>, <lora:secnd:1>")
+    assert page.said(".name") == ["sd1", "secnd"]
+    page.button("second").click()
+    page.becomes("a cat <lora:sd1:1>, <lora:second:1>")
+    page.parts(".mute")[1].click()
+    page.becomes("a cat <lora:sd1:1>, <lora:second:0:was=1>")
+    whole = page.painted()
+    slider = page.parts(".unet input[type=range]")[0]
+    page.run("arguments[0].focus()", slider)
+    slider.send_keys(*[Keys.ARROW_LEFT] * 12)
+    page.becomes("a cat <lora:sd1:0.4>, <lora:second:0:was=1>")
+    weak = page.painted()
+    page.shot("panel")
+    for index in (1, 0):
+        page.parts("[aria-label^='Delete:']")[index].click()
+        page.until(lambda index=index: len(page.parts(".row")) == index)
+    page.becomes("a cat")
+    assert np.array_equal(page.painted(), plain)
+    differences = [float(np.abs(one - two).mean()) for one, two in ((whole, plain), (weak, plain), (weak, whole))]
+    assert min(differences) > 0.5  # levels of 255
+    page.run(TAB, "Lora")
+
+
+def test_cards_are_starred_chosen_by_family_and_their_files_renamed_and_given_back(
+    page: Page, run: program.WebUI, data: Path
+) -> None:
+    page.until(page.names)
+    page.run(f"{CARDS}.find(c => c.dataset.name == 'sd1').querySelector('.lora-runtime-star').click()")
+    page.until(lambda: run.get("/lora-runtime/details", name="sd1")["favourite"])
+    page.filter("★ Favourites")
+    page.until(lambda: page.names() == ["sd1"])
+    page.filter("★ Favourites")
+    page.filter("SDXL")
+    page.until(lambda: page.names() == ["sdxl"])
+    page.filter("SDXL")
+    page.until(lambda: len(page.names()) >= 4)
+    page.click("second", ".lora-runtime-details-button")
+    name = page.until(lambda: page.driver.find_element("css selector", "dialog input[type=text]"))
+    page.shot("details")
+    name.send_keys(Keys.CONTROL, "a", Keys.NULL, "the second", Keys.ENTER)
+    renamed = data / "models" / "Lora" / "style" / "the second.safetensors"
+    page.until(renamed.exists)
+    page.until(lambda: "the second" in page.names() and not page.look("dialog"))
+    page.filter("Undo")
+    page.until(lambda: "second" in page.names() and "the second" not in page.names())
+    assert not renamed.exists()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -28,6 +28,11 @@ export function filesChanged() {
     document.dispatchEvent(new CustomEvent("lora-files-changed"));
 }
 
+/** Keep Escape for the window that is open, wherever the focus is: a WebUI interrupts a generation at it. */
+function keepEscape(event) {
+    if (event.key === "Escape") event.stopPropagation();
+}
+
 /** Let the film of what somebody looks at begin, and end with that; `filmOf` gives that of an element, or null. */
 export function playFilms(filmOf) {
     const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -77,6 +82,7 @@ export class CardWindow {
         this.page.home().append(box);
         this.box = box;
         this.opener = opener;
+        document.addEventListener("keydown", keepEscape, true);
         box.showModal();
         close.focus();
     }
@@ -86,6 +92,7 @@ export class CardWindow {
         const {box, opener} = this;
         if (!box) return;
         this.box = this.opener = null;
+        document.removeEventListener("keydown", keepEscape, true);
         box.remove();
         const heir = opener && (opener.isConnected ? opener : this.page.heir(opener));
         if (heir) heir.focus();

@@ -64,11 +64,13 @@ class LoraStack extends HTMLElement {
         return (this.getAttribute("base") || BASE).replace(/\/*$/, "/") + path;
     }
 
-    /** Return the element that shows the picture which was painted last, null where there is none. */
+    /** Return the element that shows the picture which was painted last, null where there is none; of a batch not their grid. */
     get picture() {
         const selector = this.getAttribute("picture");
-        const found = selector ? document.querySelector(selector) : null;
-        return found && found.naturalWidth ? found : null;
+        const found = selector ? [...document.querySelectorAll(selector)].filter((each) => each.naturalWidth) : [];
+        const size = (each) => each.naturalWidth * each.naturalHeight;
+        const least = Math.min(...found.map(size)); // a grid stands first, and is larger than what is in it
+        return found.find((each) => size(each) === least) || null;
     }
 
     /** Return width and height of the next picture, a square where nothing says them. */

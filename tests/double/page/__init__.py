@@ -32,7 +32,9 @@ def whole_page(webui: WebUI) -> Any:
         comments = webui.generate(prompt, negative_prompt=negative).comments
         lines = "<br>\n".join(html.escape(line) for comment in comments for line in comment.split("\n"))
         said = f"<p class='comments'>{lines}</p><div class='performance'>Time taken</div>"
-        return said, [Image.new("RGB", (int(width), int(height)), "#8ab")]
+        pictures = [Image.new("RGB", (int(width), int(height)), "#8ab")] * webui.batch_size
+        grid = [Image.new("RGB", (int(width) * len(pictures), int(height)), "#8ab")] if len(pictures) > 1 else []
+        return said, [*grid, *pictures]
 
     fonts = {"font": ["sans-serif"], "font_mono": ["monospace"]}  # gradio's own come from the network
     with gr.Blocks(analytics_enabled=False, theme=gr.themes.Default(**fonts)) as demo:
