@@ -10,11 +10,13 @@ from typing import Any
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.models import Models
+from lora_runtime.studio.settings import MAX_BATCH, MOST_AT_ONCE
 
 __all__ = ["Options", "Studio"]
 
 HERE = "127.0.0.1"
 _MOST_UPLOADED = "50mb"
+_THREADS_BESIDE = 16  # whoever waits for pictures has a thread, and none of the others' buttons may wait for these
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Options:
     """Where the page is served and what it may use; StudioError for what does not go together.
 
     `auth` is "user:password". `out` is a folder that keeps a copy of each picture. `keep_files`: no LoRA file gets
-    another name or place from the page.
+    another name or place from the page. At most `max_batch` pictures are painted in one call.
     """
 
     models: Sequence[str] = ()
@@ -33,10 +35,13 @@ class Options:
     share: bool = False
     out: str | None = None
     keep_files: bool = False
+    max_batch: int = MAX_BATCH
     device: str | None = None
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise StudioError(f"--max-batch is {self.max_batch}: give a whole number from 1")
         if self.auth is not None and not all(self.auth.partition(":")):
             raise StudioError("--auth is no USER:PASSWORD: give both, with a colon between them")
         if self.share and self.auth is None:
@@ -69,7 +74,8 @@ class Studio:
         self._options = options
         models = Models(options.models, device=options.device, dtype=options.dtype)
         own = options.loras or (LoraCatalog.default_folders() if options.models else ())
-        self.shop = Workshop(models, LoraCatalog(*(own or [str(LORAS)])), options.out, own)
+        loras = LoraCatalog(*(own or [str(LORAS)]))
+        self.shop = Workshop(models, loras, options.out, own, max_batch=options.max_batch)
         self.page = build(models.all)
         wire(self.page, self.shop)
 
@@ -100,6 +106,7 @@ class Studio:
             show_error=True,
             footer_links=["api"],
             max_file_size=_MOST_UPLOADED,
+            max_threads=MOST_AT_ONCE + _THREADS_BESIDE,
             prevent_thread_lock=True,
             enable_monitoring=False,
         )

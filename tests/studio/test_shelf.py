@@ -13,7 +13,7 @@ from lora_runtime.demo.scene_pipeline import LORAS
 from lora_runtime.panel.marks import Marks
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.studio import words
-from lora_runtime.studio.painting import Step
+from lora_runtime.studio.canvas import Step
 from lora_runtime.studio.shelf import Wanted, families, find, folders, names_of, used_in
 
 SDXL = {"ss_base_model_version": "sdxl_base_v1-0"}
@@ -90,6 +90,9 @@ def test_nothing_of_a_file_or_a_prompt_is_taken_for_markup() -> None:
 
 
 def test_progress_counts_all_steps_of_all_pictures() -> None:
-    said = words.progress(Step(3, 10, 2, 4))
+    said = words.progress(Step(3, 10, 1, 1, 4))
     assert 'max="40" value="13"' in said
-    assert "picture 2 of 4, step 3 of 10" in said
+    assert "picture 2 of 4, step 3 of 10<" in said
+    said = words.progress(Step(3, 10, 1, 2, 4, others=2))
+    assert 'max="40" value="16"' in said
+    assert "pictures 2 to 3 of 4, step 3 of 10, together with 2 of others" in said
