@@ -117,7 +117,7 @@ def enter(page: Page, **numbers: int) -> None:
     for name, value in numbers.items():
         page.run(
             f"const n = document.querySelector(\"input[aria-label='number input for {name}']\"); n.value = {value};"
-            "n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true}))"
+            "['input', 'change'].forEach(kind => n.dispatchEvent(new Event(kind, {bubbles: true})))"
         )
 
 
