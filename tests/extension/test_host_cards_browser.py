@@ -411,9 +411,8 @@ def test_texts_are_readable_in_both_themes_and_translated(page: CardPage, theme:
 # How far the badge of the first card begins below the end of its buttons, in pixels.
 BELOW = (
     "const card = document.querySelector(arguments[0]);"
-    "const placed = (part) => card.querySelector(part).getBoundingClientRect();"
-    "const [buttons, badge] = ['.button-row', '.lora-runtime-badge'].map(placed);"
-    "return badge.top - buttons.bottom"
+    "const box = (part) => card.querySelector(part).getBoundingClientRect();"
+    "return box('.lora-runtime-badge').top - box('.button-row').bottom"
 )
 
 
