@@ -110,7 +110,9 @@ class Painter:
             seeds=[row.seed for row in rows],
             strict=True,
         ) as applied:
+            _in_one_call(applied)
             pictures = self._call(rows, applied.prompt, negative, stopped)
+            _in_one_call(applied)  # of some models only a call shows it
             diagnostics = [applied.diagnostics_of(index) for index in range(len(rows))]
         seconds = (time.perf_counter() - started) / len(rows)
         found = []
@@ -187,6 +189,12 @@ class Painter:
             if files[tag.name] == now.sha256:  # else it was written anew while this was painted
                 hashes[tag.name] = now.sha256_of_tensors
         return files, hashes
+
+
+def _in_one_call(applied: Applied[Any]) -> None:
+    """Raise LoraError where the rows would not be what each is alone; then they are painted in smaller batches."""
+    if len(applied.calls) > 1:
+        raise LoraError("in one call some of these pictures would not be what each is alone")
 
 
 def _blame(error: Exception) -> Literal["row", "worker"]:
