@@ -20,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -49,7 +50,10 @@ def server(loras: Path, *options: str) -> Iterator[str]:
     with subprocess.Popen(command, text=True, env=one_thread, **pipes) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split()[-1].removeprefix("http://")
+            address = process.stdout.readline().split()[-1].removeprefix("http://")
+            # It writes a line for each request, and waits where nobody reads them.
+            threading.Thread(target=deque, args=(process.stdout, 0), daemon=True).start()
+            yield address
         finally:
             process.terminate()
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def paint_plainly(pipe: Any, rows: Rows, folder: Path, out: Path) -> None:
             manifest.write(json.dumps(row) + "\n")
 
 
+def counted(manifest: Path, wall: float) -> Iterator[str]:
+    """Yield for each worker what it read, how often it changed its LoRAs, and how long it did not paint."""
+    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    for worker in sorted({line["worker"] for line in lines}):
+        own = [line for line in lines if line["worker"] == worker]
+        sets = {frozenset(line["files"].values()) for line in own}
+        switches = sum(former["tags"] != latter["tags"] for former, latter in pairwise(own))
+        read, busy = sum(line["read"] for line in own), sum(line["seconds"] for line in own)
+        yield (
+            f"worker {worker}: {len(own)} rows, {read} files read for {len(sets)} sets of files, "
+            f"{switches} changes of LoRAs, idle for {max(0.0, wall - busy):.1f} s of {wall:.1f}"
+        )
+
+
 @contextmanager
 def clock(said: Callable[[float, float], None]) -> Iterator[None]:
     """Tell the seconds of the wall and of this process's CPU within the block."""
@@ -113,24 +128,28 @@ def main() -> None:
                 done = sweep(rows, lambda: pipe, folder / f"b{batch}", loras=folder / "loras", batch=batch)
             assert (done.painted, done.failed) == (len(rows), 0)
         make_pipe = partial(load_pipeline, str(scene_pipeline.PIPELINE), "cpu")
-        for workers in (1, arguments.workers):
+        for batch, workers in product((1, 4), (1, arguments.workers)):
             times: list[float] = []
-            out = folder / f"w{workers}"
+            out = folder / f"w{workers}b{batch}"
             done = sweep(
                 rows,
                 make_pipe,
                 out,
                 loras=folder / "loras",
+                batch=batch,
                 workers=workers,
                 ray="local",
                 on_line=lambda line, total, times=times: times.append(time.perf_counter()),
             )
             assert (done.painted, done.failed) == (len(rows), 0)
-            said(f"a sweep, {workers} of Ray's workers", times[-1] - times[0], count=len(rows) - 1)
-            same = all(
-                (out / f"r{n}.png").read_bytes() == (folder / f"b1/r{n}.png").read_bytes() for n in range(len(rows))
+            said(f"a sweep, batch {batch}, {workers} of Ray's workers", times[-1] - times[0], count=len(rows) - batch)
+            for line in counted(out / "manifest.jsonl", times[-1] - times[0]):
+                print(f"    {line}")
+            same = sum(
+                (out / f"r{n}.png").read_bytes() == (folder / f"b{batch}/r{n}.png").read_bytes()
+                for n in range(len(rows))
             )
-            print(f"    {done.read} files read; pictures {'as' if same else 'NOT as'} of one process", flush=True)
+            print(f"    {done.read} files read in all; {same} pictures of {len(rows)} as of one process", flush=True)
 
 
 if __name__ == "__main__":

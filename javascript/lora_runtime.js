@@ -123,6 +123,7 @@
     const TABS = ["txt2img", "img2img"];
     const FIRST = 60;
     const MORE = 60;
+    const MOST_ASKED = 300; // that the server gives at once
     // So many cards are in the page at once. Of those that are far away a gap stays, so that thousands cost what hundreds do.
     const MOST = 480;
     const KEPT = 360;
@@ -152,6 +153,13 @@
         let count = 1;
         while (count < cards.length && cards[count].offsetTop === cards[0].offsetTop) count++;
         return count;
+    }
+
+    /** Return how many cards stand side by side, how high a row is, and how many cards some whole rows have. */
+    function measured(cards) {
+        const columns = columnsOf(cards);
+        const row = cards.length > columns ? cards[columns].offsetTop - cards[0].offsetTop : cards[0].offsetHeight;
+        return {columns, row, limit: Math.min(MOST_ASKED, columns * Math.ceil(MORE / columns))};
     }
 
     function promptArea(tab, negative) {
@@ -186,6 +194,7 @@
             this.asks = {}; // what the filters add to each question
             this.tags = ""; // those of the prompt for which cards were marked
             this.states = new WeakMap(); // of each card its names, and the tags for which it was marked
+            this.families = {}; // how many files each has
             this.onAnswer = () => {}; // told of each answer once its cards are there
         }
 
@@ -296,40 +305,67 @@
             if (this.loading || this.failed || !this.start || !found) return;
             const cards = found.cards.querySelectorAll(CARD);
             if (!cards.length) return;
-            const columns = columnsOf(cards);
-            const row = cards.length > columns ? cards[columns].offsetTop - cards[0].offsetTop : cards[0].offsetHeight;
-            const limit = Math.min(300, columns * Math.ceil(MORE / columns));
-            const far = found.cards.scrollTop + found.cards.clientHeight < this.gap;
-            const offset = far
-                ? Math.min(this.start, columns * Math.floor(found.cards.scrollTop / row))
-                : Math.max(0, this.start - limit);
+            const {columns, row, limit} = measured(cards);
+            if (found.cards.scrollTop + found.cards.clientHeight < this.gap) {
+                await this.jump(Math.min(this.start, columns * Math.floor(found.cards.scrollTop / row)));
+                return;
+            }
+            const offset = Math.max(0, this.start - limit);
             const number = ++this.asked;
             this.loading = true;
             try {
-                const answer = await ask("cards", this.question(offset, far ? limit : this.start - offset));
+                const answer = await ask("cards", this.question(offset, this.start - offset));
                 const parts = partsOf(this.tab);
                 if (number !== this.asked || !parts) return;
-                if (far) {
-                    parts.cards.innerHTML = answer.html;
-                    this.start = offset;
-                    this.setGap(parts, row * offset / columns);
-                    this.took(answer);
-                } else {
-                    const first = parts.cards.querySelector(CARD);
-                    const top = first.offsetTop;
-                    first.insertAdjacentHTML("beforebegin", answer.html);
-                    this.start = offset;
-                    this.setGap(parts, offset ? this.gap - (first.offsetTop - top) : 0);
-                    parts.cards.scrollTop += first.offsetTop - top; // as where the page has another width by now
-                    this.leaveLast(parts);
-                    this.took({shown: this.shown, total: answer.total});
-                }
+                const first = parts.cards.querySelector(CARD);
+                const top = first.offsetTop;
+                first.insertAdjacentHTML("beforebegin", answer.html);
+                this.start = offset;
+                this.setGap(parts, offset ? this.gap - (first.offsetTop - top) : 0);
+                parts.cards.scrollTop += first.offsetTop - top; // as where the page has another width by now
+                this.leaveLast(parts);
+                this.took({shown: this.shown, total: answer.total});
             } catch (error) {
                 if (number === this.asked) this.fail(error);
             } finally {
                 if (number === this.asked) this.loading = false;
             }
             this.watch();
+        }
+
+        /** Fetch the cards from a place on, the first of a row, in the place of all that are there. */
+        async jump(offset) {
+            const {columns, row, limit} = measured(partsOf(this.tab).cards.querySelectorAll(CARD));
+            const number = ++this.asked;
+            this.loading = true;
+            try {
+                const answer = await ask("cards", this.question(offset, limit));
+                const parts = partsOf(this.tab);
+                if (number !== this.asked || !parts) return;
+                parts.cards.innerHTML = answer.html;
+                this.start = offset;
+                this.setGap(parts, row * offset / columns);
+                this.took(answer);
+            } catch (error) {
+                if (number === this.asked) this.fail(error);
+            } finally {
+                if (number === this.asked) this.loading = false;
+            }
+            this.watch();
+        }
+
+        /** Return the first or the last of all cards that are found, once it is there; null where it cannot be had. */
+        async edge(atEnd) {
+            const found = partsOf(this.tab);
+            const cards = found ? found.cards.querySelectorAll(CARD) : [];
+            if (!cards.length) return null;
+            const {columns, limit} = measured(cards);
+            if (!atEnd && this.start) await this.jump(0);
+            if (atEnd && this.shown < this.total) await this.jump(Math.max(0, columns * Math.ceil((this.total - limit) / columns)));
+            const parts = partsOf(this.tab);
+            if (!parts || (atEnd ? this.shown < this.total : this.start)) return null;
+            const all = parts.cards.querySelectorAll(CARD);
+            return all[atEnd ? all.length - 1 : 0] || null;
         }
 
         setGap(parts, height) {
@@ -373,6 +409,7 @@
             this.shown = answer.shown;
             this.total = answer.total;
             const parts = partsOf(this.tab);
+            if (answer.families) this.families = answer.families;
             if (answer.note) parts.cards.insertAdjacentHTML("beforeend", answer.note);
             this.count(parts);
             this.marked = null;
@@ -698,6 +735,24 @@
         }
     }
 
+    /** Show the folders of a tab as they are now, the opened ones of the tree opened. */
+    async function refreshFolders(tab) {
+        const parts = partsOf(tab);
+        const holder = parts && parts.holder.querySelector(".extra-network-dirs, .extra-network-tree");
+        if (!holder) return;
+        try {
+            const answer = await ask("folders", {tabname: tab});
+            const opened = [...holder.querySelectorAll("[data-expanded]")].map((line) => line.dataset.folder);
+            holder.innerHTML = answer.html;
+            markFolder(parts, pages[tab].folder);
+            for (const line of holder.querySelectorAll("[data-folder]")) {
+                if (opened.includes(line.dataset.folder)) openFolder(tab, line, true);
+            }
+        } catch (error) {
+            console.error("LoRA Runtime:", error);
+        }
+    }
+
     /** Close the editor and show the new card, unless saving has left something to say. */
     function saved(tab, name, status) {
         if (status) return;
@@ -706,5 +761,5 @@
     }
 
     // The rest is for javascript/lora_runtime_cards.js.
-    window.loraRuntime = {refreshCard, saved, toggle, ask, pages, partsOf, promptArea, tabOf};
+    window.loraRuntime = {refreshCard, refreshFolders, saved, toggle, ask, pages, partsOf, promptArea, tabOf};
 })();

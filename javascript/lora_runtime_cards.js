@@ -1,88 +1,19 @@
 /*
  * What one does with the cards of the Lora tab beside choosing them: which are shown (favourites, families, what fits, used last), the
- * keyboard, films, and a window with a large picture, the words, and the file's name and place. Texts that the page shows are
- * looked up in the WebUI's `localization`. What a server or a file says becomes text, never markup.
+ * keyboard, and films. The window with a large picture, the words, and the file's name and place is that of the studio too:
+ * lora_runtime/panel/web/card_window.js, fetched once the page is there. Texts that the page shows are looked up in the WebUI's
+ * `localization`. What a server or a file says becomes text, never markup.
  */
 (function() {
     "use strict";
 
-    // --- text to text --------------------------------------------------------------------------------------------
-
-    /** Return where a word stands in a prompt, alone between commas, tags and ends of lines; null where it does not. */
-    function spanOfWord(prompt, word) {
-        let end = 0;
-        for (const part of prompt.split(/(<[^<>]*>|[,\n])/)) {
-            const start = end + part.length - part.replace(/^\s+/, "").length;
-            end += part.length;
-            if (part.trim().toLowerCase() === word.toLowerCase()) return [start, start + part.trim().length];
-        }
-        return null;
-    }
-
-    /** Return the span of a prompt that is replaced, and by what, where a word comes in or goes out; the rest stays. */
-    function changeOfWord(prompt, word) {
-        const span = spanOfWord(prompt, word);
-        if (!span) {
-            const end = prompt.replace(/[\s,]+$/, "").length;
-            return {span: [end, end], text: end ? `, ${word}` : word};
-        }
-        // A comma goes along, that before it or at the start that behind; in the middle of a line one stays.
-        const before = /,[ \t]*$/.exec(prompt.slice(0, span[0]));
-        const after = /^[ \t]*(?:,[ \t]*)?/.exec(prompt.slice(span[1]))[0];
-        if (before) return {span: [before.index, span[1]], text: ""};
-        return {span: [span[0], span[1] + (after.includes(",") ? after.length : 0)], text: ""};
-    }
-
-    if (typeof module === "object" && module.exports) {
-        module.exports = {changeOfWord, spanOfWord};
-        return;
-    }
-
-    // --- the page ------------------------------------------------------------------------------------------------
-
     const TABS = ["txt2img", "img2img"];
     const LOOK_MS = 300;
     let runtime = null; // what javascript/lora_runtime.js gives, once that is there
+    let ui = null; // what the modules give that the studio has too: dom.js and card_window.js
+    let state = "none"; // of these: then "loading", "there"
 
-    /** Return a text in the language that the WebUI is set to. */
-    function t(text) {
-        const table = window.localization;
-        const found = table && typeof table === "object" ? table[text] : "";
-        return typeof found === "string" && found ? found : text;
-    }
-
-    /** Return an element with properties ("on…" as listeners, those with "-" and role as attributes) and children. */
-    function make(name, properties, ...children) {
-        const element = document.createElement(name);
-        for (const [key, value] of Object.entries(properties || {})) {
-            if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-            else if (key === "role" || key === "for" || key.includes("-")) element.setAttribute(key, value);
-            else element[key] = value;
-        }
-        element.append(...children.filter((child) => child !== null));
-        return element;
-    }
-
-    function button(text, onclick, properties) {
-        return make("button", Object.assign({type: "button", className: "lora-runtime-button", onclick}, properties), text);
-    }
-
-    async function post(path, values) {
-        const answer = await fetch(`./lora-runtime/${path}`, {
-            method: "POST",
-            headers: {"Content-Type": "application/json"},
-            body: JSON.stringify(values),
-        });
-        const found = await answer.json().catch(() => ({}));
-        if (!answer.ok) throw new Error(typeof found.detail === "string" ? found.detail : `${answer.status} ${answer.statusText}`);
-        if (found.error) throw new Error(found.error);
-        return found;
-    }
-
-    function say(error) {
-        console.warn("LoRA Runtime:", error.message);
-        return error.message;
-    }
+    const t = (text) => ui.t(text);
 
     // --- which cards are shown -----------------------------------------------------------------------------------
 
@@ -92,7 +23,7 @@
             this.tab = tab;
             this.on = {favourites: false, fits: false, recent: false};
             this.families = new Set();
-            this.counts = {};
+            this.counts = runtime.pages[tab].families;
             this.bar = null;
             this.shown = ""; // the families as they are drawn
             runtime.pages[tab].onAnswer = (answer) => this.answered(answer);
@@ -101,18 +32,18 @@
         settle() {
             const parts = runtime.partsOf(this.tab);
             if (!parts || (this.bar && parts.holder.contains(this.bar))) return;
-            const toggle = (key, text, hint) => button(t(text), (event) => this.switch(key, event.currentTarget), {
+            const toggle = (key, text, hint) => ui.button(t(text), (event) => this.switch(key, event.currentTarget), {
                 title: t(hint), "aria-pressed": String(this.on[key]),
             });
-            this.list = make("div", {className: "lora-runtime-families", role: "group", "aria-label": t("Model families")});
-            this.status = make("div", {className: "lora-runtime-status", role: "status"});
-            this.bar = make(
-                "div", {className: "lora-runtime-filters", role: "group", "aria-label": t("Which LoRAs are shown")},
+            this.list = ui.make("div", {class: "lora-runtime-families", role: "group", "aria-label": t("Model families")});
+            this.status = ui.make("div", {class: "lora-runtime-status", role: "status"});
+            this.bar = ui.make(
+                "div", {class: "lora-runtime-filters", role: "group", "aria-label": t("Which LoRAs are shown")},
                 toggle("favourites", "★ Favourites", "Only those with a star"),
                 toggle("fits", "Fits this checkpoint", "Only those that were made for the checkpoint that is loaded"),
                 toggle("recent", "Last used first", "Those that were used last come first"),
                 this.list,
-                button(t("Bin"), (event) => openBin(this.tab, event.currentTarget), {title: t("What was thrown away, and putting it back")}),
+                ui.button(t("Bin"), (event) => opened[this.tab].bin(event.currentTarget), {title: t("What was thrown away, and putting it back")}),
                 this.status
             );
             parts.holder.prepend(this.bar);
@@ -156,7 +87,7 @@
             if (names.length < 2 && !this.families.size) return;
             for (const name of names) {
                 const count = (this.counts[name] || 0).toLocaleString("en");
-                const chip = button(`${name === "unknown" ? t("Unknown") : name} ${count}`, () => {
+                const chip = ui.button(`${name === "unknown" ? t("Unknown") : name} ${count}`, () => {
                     if (!this.families.delete(name)) this.families.add(name);
                     chip.setAttribute("aria-pressed", String(this.families.has(name)));
                     this.ask();
@@ -171,7 +102,7 @@
         tell(text, undo) {
             if (!this.status) return;
             this.status.textContent = text;
-            if (undo) this.status.append(" ", button(t("Undo"), () => change(this.tab, undo).catch((error) => this.tell(say(error)))));
+            if (undo) this.status.append(" ", ui.button(t("Undo"), () => opened[this.tab].page.change(undo).catch((error) => this.tell(error.message))));
         }
     }
 
@@ -223,9 +154,8 @@
         ArrowLeft: (card) => beside(card, -1),
         ArrowDown: (card) => across(card, 1),
         ArrowUp: (card) => across(card, -1),
-        Home: (card) => card.parentElement.querySelector(CARD),
-        End: (card) => [...card.parentElement.querySelectorAll(CARD)].pop(),
     };
+    const EDGES = {Home: false, End: true};
 
     function keyed(event) {
         const card = event.target.closest && event.target.closest(CARD);
@@ -235,12 +165,14 @@
         if (move) {
             const next = move(card);
             if (next) chooser(next).focus();
+        } else if (event.key in EDGES) {
+            runtime.pages[tab].edge(EDGES[event.key]).then((edge) => edge && chooser(edge).focus());
         } else if ((event.key === "Enter" || event.key === " ") && event.target.matches("div.card-button")) {
             event.target.click();
         } else if (event.key === "f" || event.key === "F") {
             star(card.querySelector(".lora-runtime-star"));
         } else if (event.key === "i" || event.key === "I") {
-            openDetails(tab, card.dataset.name, chooser(card));
+            opened[tab].details(card.dataset.name, chooser(card));
         } else {
             return;
         }
@@ -260,190 +192,69 @@
         };
         show(on);
         try {
-            await post("star", {name, on});
+            await ui.answerOf("./lora-runtime/star", {name, on});
         } catch (error) {
             show(!on);
-            TABS.forEach((tab) => filters[tab].tell(say(error)));
-        }
-    }
-
-    let playing = null;
-
-    /** Let the film of a card begin while somebody looks at it, and end with that. */
-    function look(event) {
-        const card = event.target.closest && event.target.closest(CARD);
-        const film = card && card.querySelector("video.preview");
-        if (film === playing) return;
-        if (playing) playing.pause();
-        playing = film || null;
-        if (playing && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
-            playing.play().catch(() => {}); // taken away by now
+            TABS.forEach((tab) => filters[tab].tell(error.message));
         }
     }
 
     // --- the window ----------------------------------------------------------------------------------------------
 
-    let shut = () => {};
-
-    /** Keep Escape for the window that is open, wherever the focus is: the program interrupts a generation at it. */
-    function keepEscape(event) {
-        if (event.key === "Escape") event.stopPropagation();
-    }
-
-    /** What stands in the place of a part of a card that the page has made anew meanwhile. */
-    function newOf(part) {
-        const old = part.closest(CARD);
-        if (!old) return null;
-        const cards = [...gradioApp().querySelectorAll(CARD)];
-        const card = cards.find((each) => each.dataset.name === old.dataset.name && each.offsetParent);
-        return card ? chooser(card) : null;
-    }
-
-    /** Open a window with a heading; it closes by its button, by Escape and by a click beside it. */
-    function openWindow(heading, opener, ...children) {
-        shut();
-        const title = make("h3", {id: "lora_runtime_window_title"}, heading);
-        const close = button(t("Close"), () => shut());
-        const inner = make("div", {className: "lora-runtime-window-inner"}, make("header", {}, title, close), ...children);
-        const box = make("dialog", {className: "lora-runtime-window", "aria-labelledby": title.id}, inner);
-        // The page's own children, for the theme's variables stand there.
-        gradioApp().append(box);
-        shut = () => {
-            shut = () => {};
-            document.removeEventListener("keydown", keepEscape, true);
-            box.remove();
-            const there = opener && (opener.isConnected ? opener : newOf(opener));
-            if (there) there.focus();
-        };
-        box.addEventListener("click", (event) => event.target === box && shut());
-        box.addEventListener("cancel", (event) => {
-            event.preventDefault();
-            shut();
-        });
-        document.addEventListener("keydown", keepEscape, true);
-        if (box.showModal) box.showModal();
-        else box.setAttribute("open", "");
-        close.focus();
-        return inner;
-    }
-
-    async function openDetails(tab, name, opener) {
-        let found;
-        try {
-            found = await runtime.ask("details", {name});
-            if (found.error) throw new Error(found.error);
-        } catch (error) {
-            filters[tab].tell(say(error));
-            return;
+    /** What the window of a tab's cards asks: see card_window.js. */
+    class Opened {
+        constructor(tab) {
+            this.tab = tab;
         }
-        const about = make("dl", {});
-        const tell = (label, value) => value && about.append(make("dt", {}, t(label)), make("dd", {}, value));
-        tell("Place", found.place);
-        tell("Made for", found.family);
-        tell("Fits", found.coverage);
-        tell("Used last", found.used ? new Date(found.used * 1000).toLocaleString() : t("never"));
-        if (found.page) tell("Model page", make("a", {href: found.page, target: "_blank", rel: "noopener noreferrer"}, found.page));
-        const starred = make("button", {
-            type: "button", className: "lora-runtime-star lora-runtime-button", "aria-pressed": String(found.favourite),
-        }, t("Favourite"));
-        const parts = [
-            shownLarge(found),
-            make("div", {"data-name": found.name}, starred),
-            about,
-            found.words.length ? wordsOf(tab, found.words) : null,
-            found.description ? make("p", {className: "lora-runtime-description"}, found.description) : null,
-            found.allowed ? fileOf(tab, found) : null,
-        ];
-        openWindow(found.name, opener, ...parts);
-    }
 
-    function shownLarge(found) {
-        if (found.film) return make("video", {className: "lora-runtime-large", src: found.film, poster: found.preview, controls: true, loop: true, muted: true});
-        return found.preview ? make("img", {className: "lora-runtime-large", src: found.preview, alt: ""}) : null;
-    }
-
-    /** Return a button for each word, which puts it into the prompt or takes it out. */
-    function wordsOf(tab, words) {
-        const area = runtime.promptArea(tab, false);
-        const list = make("div", {className: "lora-runtime-words", role: "group", "aria-label": t("Words it was trained with")});
-        for (const word of words) {
-            const chip = button(word, () => {
-                const {span, text} = changeOfWord(area.value, word);
-                write(area, span, text, chip);
-                chip.setAttribute("aria-pressed", String(Boolean(spanOfWord(area.value, word))));
-            }, {"aria-pressed": String(Boolean(spanOfWord(area.value, word))), title: t("Put it into the prompt, or take it out")});
-            list.append(chip);
+        home() {
+            return gradioApp(); // the page's own children, for the theme's variables stand there
         }
-        return make("section", {}, make("h4", {}, t("Words it was trained with")), list);
-    }
 
-    /** Put a text into the place of a span of a prompt as if it had been typed, from a window whose `chip` keeps the focus. */
-    function write(area, [start, end], text, chip) {
-        const wanted = area.value.slice(0, start) + text + area.value.slice(end);
-        const box = chip.closest("dialog");
-        const {scrollTop} = area;
-        const scrolled = [box, box.firstElementChild].map((each) => [each, each.scrollTop]);
-        const modal = Boolean(box.showModal) && box.open;
-        if (modal) box.close(); // below a window that is open nothing takes the focus
-        area.focus({preventScroll: true});
-        area.setSelectionRange(start, end);
-        // The only way that leaves the area's own undo whole; all browsers have it, though it is called obsolete.
-        if (document.activeElement === area) document.execCommand(text ? "insertText" : "delete", false, text);
-        if (area.value !== wanted) {
-            area.value = wanted;
-            updateInput(area);
+        area() {
+            return runtime.promptArea(this.tab, false);
         }
-        area.scrollTop = scrollTop;
-        if (modal) box.showModal();
-        chip.focus({preventScroll: true});
-        for (const [each, top] of scrolled) each.scrollTop = top;
-    }
 
-    /** Return the part of the window in which the file gets another name or place. */
-    function fileOf(tab, found) {
-        const said = make("p", {className: "lora-runtime-said-error", role: "alert"});
-        const ask = (values) => attempt(tab, Object.assign({name: found.name}, values), said);
-        const name = make("input", {type: "text", value: found.stem, "aria-label": t("Name of the file"), spellcheck: false});
-        const folder = make("select", {"aria-label": t("Folder")}, ...found.folders.map((each) => make(
-            "option", {value: each, selected: each === found.folder}, each || t("(the outermost)"))));
-        const form = (label, act, field) => make("form", {onsubmit: (event) => {
-            event.preventDefault();
-            ask(act());
-        }}, field, make("button", {type: "submit", className: "lora-runtime-button"}, label));
-        return make(
-            "section", {},
-            make("h4", {}, t("File")),
-            form(t("Rename"), () => ({action: "rename", to: name.value.trim()}), name),
-            form(t("Move"), () => ({action: "move", to: folder.value}), folder),
-            button(t("Put into the bin"), () => ask({action: "bin"})),
-            make("p", {className: "lora-runtime-hint"}, t("What lies beside it under its name goes along: pictures, notes, side-cars.")),
-            said
-        );
-    }
-
-    /** Change a file from a window: it closes where that could be done, and otherwise says why in `said`. */
-    async function attempt(tab, values, said) {
-        try {
-            await change(tab, values);
-        } catch (error) {
-            said.textContent = say(error);
-            return;
+        details(name) {
+            return ui.answerOf(`./lora-runtime/details?${new URLSearchParams({name})}`);
         }
-        shut();
-        const undo = filters[tab].status && filters[tab].status.querySelector("button");
-        if (undo) undo.focus();
-    }
 
-    /** Ask for another name or place of a file, show it, and offer the way back. */
-    async function change(tab, values) {
-        const answer = await post("file", values);
-        if (values.action === "bin") remove(values.name);
-        else if (values.action === "restore") reload();
-        else await runtime.refreshCard(tab, answer.name, values.name);
-        TABS.forEach((each) => filters[each].tell(answer.said, each === tab ? answer.undo : null));
-        const parts = runtime.partsOf(tab);
-        const card = parts && [...parts.cards.querySelectorAll(CARD)].find((each) => each.dataset.name === answer.name);
-        if (card) enter(tab, card);
+        bin() {
+            return ui.answerOf("./lora-runtime/bin");
+        }
+
+        tell(text) {
+            filters[this.tab].tell(text);
+        }
+
+        /** What stands in the place of a part of a card that the page has made anew meanwhile. */
+        heir(part) {
+            const old = part.closest(CARD);
+            if (!old) return null;
+            const cards = [...gradioApp().querySelectorAll(CARD)];
+            const card = cards.find((each) => each.dataset.name === old.dataset.name && each.offsetParent);
+            return card ? chooser(card) : null;
+        }
+
+        /** Ask for another name or place of a file, show it, and offer the way back. */
+        async change(values) {
+            const answer = await ui.answerOf("./lora-runtime/file", values);
+            if (values.action === "bin") remove(values.name);
+            else if (values.action === "restore") reload();
+            else await runtime.refreshCard(this.tab, answer.name, values.name);
+            if (values.action !== "rename") TABS.forEach((tab) => runtime.refreshFolders(tab)); // nobody waits for these
+            TABS.forEach((tab) => filters[tab].tell(answer.said, tab === this.tab ? answer.undo : null));
+            const parts = runtime.partsOf(this.tab);
+            const card = parts && [...parts.cards.querySelectorAll(CARD)].find((each) => each.dataset.name === answer.name);
+            if (card) enter(this.tab, card);
+            ui.filesChanged();
+            return answer;
+        }
+
+        changed() {
+            const undo = filters[this.tab].status && filters[this.tab].status.querySelector("button");
+            if (undo) undo.focus();
+        }
     }
 
     /** Take the cards of a file that is gone out of the pages, which stay scrolled as they are. */
@@ -470,57 +281,56 @@
         }
     }
 
-    async function openBin(tab, opener) {
-        let found;
-        try {
-            found = await runtime.ask("bin", {});
-        } catch (error) {
-            filters[tab].tell(say(error));
-            return;
-        }
-        const said = make("p", {className: "lora-runtime-said-error", role: "alert"});
-        const rows = found.bin.map((thing) => {
-            const when = new Date(thing.when * 1000).toLocaleString();
-            const back = button(t("Put back"), () => attempt(tab, {action: "restore", token: thing.token}, said), {disabled: !found.allowed, "aria-label": `${t("Put back")}: ${thing.place}`});
-            return make("li", {}, make("span", {}, thing.place), make("small", {}, when), back);
-        });
-        const hint = t("Nothing is deleted. What you want no more can be deleted in the folder .lora-bin, beside the LoRAs.");
-        openWindow(
-            t("Bin"), opener,
-            rows.length ? make("ul", {className: "lora-runtime-bin"}, ...rows) : make("p", {}, t("The bin is empty.")),
-            make("p", {className: "lora-runtime-hint"}, hint),
-            said
-        );
-    }
+    const opened = {}; // of each tab its window
 
     // --- beginning -----------------------------------------------------------------------------------------------
 
-    document.addEventListener("keydown", (event) => runtime && keyed(event));
+    document.addEventListener("keydown", (event) => state === "there" && keyed(event));
     document.addEventListener("focusin", (event) => {
-        const card = runtime && event.target.closest && event.target.closest(CARD);
+        const card = state === "there" && event.target.closest && event.target.closest(CARD);
         const tab = card && runtime.tabOf(card);
-        if (!tab) return;
-        if (card !== current[tab]) enter(tab, card);
-        look(event);
+        if (tab && card !== current[tab]) enter(tab, card);
     });
-    document.addEventListener("pointerover", (event) => runtime && look(event));
     document.addEventListener("click", (event) => {
-        const place = runtime && event.target.closest && event.target.closest(".lora-runtime-star, .lora-runtime-details-button");
+        const place = state === "there" && event.target.closest && event.target.closest(".lora-runtime-star, .lora-runtime-details-button");
         if (!place) return;
         if (place.matches(".lora-runtime-star")) {
             star(place);
             return;
         }
         const tab = runtime.tabOf(place);
-        if (tab) openDetails(tab, place.closest("[data-name]").dataset.name, place);
+        if (tab) opened[tab].details(place.closest("[data-name]").dataset.name, place);
     });
 
-    setInterval(() => {
-        if (document.hidden || typeof gradioApp !== "function" || !window.loraRuntime) return;
-        if (!runtime) {
-            runtime = window.loraRuntime;
-            for (const tab of TABS) filters[tab] = new Filters(tab);
+    /** Fetch the modules, whose address changes with their content. */
+    async function load() {
+        const answer = await fetch("./lora-runtime/web");
+        if (!answer.ok) throw new Error(`web: ${answer.status} ${answer.statusText}`);
+        const {hash} = await answer.json();
+        const modules = ["dom", "card_window"].map((name) => new URL(`./lora-runtime/web/${hash}/${name}.js`, document.baseURI).href);
+        ui = Object.assign({}, ...await Promise.all(modules.map((address) => import(address))));
+        for (const tab of TABS) {
+            filters[tab] = new Filters(tab);
+            opened[tab] = new ui.CardWindow(new Opened(tab));
         }
+        ui.playFilms((element) => {
+            const card = element.closest(CARD);
+            return card && card.querySelector("video.preview");
+        });
+        state = "there";
+    }
+
+    const timer = setInterval(() => {
+        if (document.hidden || typeof gradioApp !== "function" || !window.loraRuntime) return;
+        runtime = window.loraRuntime;
+        if (state === "none" && TABS.some((tab) => runtime.partsOf(tab))) {
+            state = "loading";
+            load().catch((error) => {
+                clearInterval(timer);
+                console.error("LoRA Runtime:", error);
+            });
+        }
+        if (state !== "there") return;
         for (const tab of TABS) {
             filters[tab].settle();
             enter(tab);

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from lora_runtime.embeddings import load_embeddings
 from lora_runtime.errors import LoraError, ModelError, UnknownLoraError
 from lora_runtime.held import ModelState, owned
 from lora_runtime.infotext import infotext_of
-from lora_runtime.limits import Limits
+from lora_runtime.limits import NO_PLACE, Limits
 from lora_runtime.lookup import catalog_for
 from lora_runtime.memory_policy import Policy
 from lora_runtime.metadata import trigger_words
@@ -27,8 +27,9 @@ from lora_runtime.optimizers import watch_optimizers
 from lora_runtime.owners import Owner, Teach, is_active, is_on, is_topmost
 from lora_runtime.ownership import WAIT, Claim, claimed, mine
 from lora_runtime.pipelines import ModelView, WeakView
-from lora_runtime.plan import Plan, key_of, make_plan
+from lora_runtime.plan import RUNS_ONCE, Plan, key_of, make_plan
 from lora_runtime.problems import (
+    Images,
     Problems,
     found_in_calls,
     judge,
@@ -37,7 +38,7 @@ from lora_runtime.problems import (
 from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, Strength
 from lora_runtime.prompt.named import Asked, named_tags
 from lora_runtime.prompt.strength import Moment
-from lora_runtime.prompt_embeds import Emphasis, embeds_of
+from lora_runtime.prompt_embeds import Emphasis, chunk_counts, embeds_of
 from lora_runtime.report import Report
 from lora_runtime.requests import Request
 from lora_runtime.scopes import known_of, scope_of
@@ -82,7 +83,7 @@ class Applied(Generic[Text]):
         """The negative prompt: as it came in, or with `negative_tags="apply"` without its tags."""
         self.prompts: tuple[Prompt, ...] = ()
         """Each prompt as it was read, with the places of its tags."""
-        self._diagnostics: tuple[Diagnostic, ...] = ()
+        self._said: Mapping[Diagnostic, Images] = {}  # and which images it is about
         self._report = Report()
         self._owner = self._new_owner()
         self._model = WeakView(model)
@@ -92,6 +93,7 @@ class Applied(Generic[Text]):
         self._weights: Emphasis | None = None
         self._clip_skip = 0
         self._embeds: dict[str, Tensor] | None = None
+        self._chunks: tuple[int, ...] | None = None  # of the texts of each image
         self._requests: tuple[Request, ...] = ()
         self._policy = Policy()
         self._wait: float | None = WAIT
@@ -140,8 +142,57 @@ class Applied(Generic[Text]):
         first. What only a call of the model shows, such as rows that cannot be told, comes last, after that call.
         """
         self._settle()
-        said = {} if self._clock is None else self._clock.said
-        return self._diagnostics + tuple(found_in_calls(said, self._requests))
+        return tuple(self._said) + tuple(found_in_calls(self._said_in_calls, self._requests))
+
+    def diagnostics_of(self, image: int) -> tuple[Diagnostic, ...]:
+        """Return those of `diagnostics` that are about one image of a list of prompts, counted from 0, or about all."""
+        self._settle()
+        said = [diagnostic for diagnostic, images in self._said.items() if images is None or image in images]
+        own = [request for request in self._requests if request.images is None or image in request.images]
+        return tuple(said) + tuple(found_in_calls(self._said_in_calls, own))
+
+    def report_of(self, image: int) -> Report:
+        """Return what of `report` is about one image of a list of prompts, counted from 0."""
+        return self.report.of_image(image)
+
+    @property
+    def _said_in_calls(self) -> Mapping[str, Literal["rows", "places"]]:
+        """What calls of the model have shown so far."""
+        return {} if self._clock is None else self._clock.said
+
+    @property
+    def calls(self) -> tuple[tuple[int, ...], ...]:
+        """Which images of a list of prompts, counted from 0, one call of the pipeline can paint as each would be alone.
+
+        All of them, unless: with `weights` texts are of other numbers of chunks, and a call has one for all; a file
+        brings words along, which all prompts would know; or what is for some images alone cannot act on these alone,
+        which for some models only a call shows, so that this may change at the first step.
+        """
+        self._settle()
+        chunks, apart = self._chunk_counts(), self._mixes_badly
+        groups: dict[object, list[int]] = {}
+        for image in range(self._images):
+            own = [number for number, request in enumerate(self._requests) if image in (request.images or ())]
+            loras = (self._requests[number].lora for number in own)
+            words = frozenset(lora.sha256 for lora in loras if lora.embeddings)
+            groups.setdefault((chunks[image], words, tuple(own) if apart else ()), []).append(image)
+        return tuple(map(tuple, groups.values()))
+
+    @property
+    def _mixes_badly(self) -> bool:
+        """Whether something that is for some images alone was left out where it would act if it were for all."""
+        unmoved = {reason for lora in self._report.loras if lora.images is not None for reason in lora.fixed}
+        return bool(unmoved - {RUNS_ONCE, NO_PLACE}) or "rows" in self._said_in_calls.values()
+
+    def _chunk_counts(self) -> tuple[int, ...]:
+        """Return how many chunks the longer of the two texts of each image is of; 1 where no weights were asked for."""
+        if self._weights is None or self._images == 1:
+            return (1,) * self._images
+        if self._chunks is None:
+            ask, prompts = self._view().ask, _listed(self._prompt)
+            counts = chunk_counts(ask, prompts), chunk_counts(ask, self._negatives)
+            self._chunks = tuple(map(max, *counts))
+        return self._chunks
 
     @property
     def _images(self) -> int:
@@ -150,8 +201,7 @@ class Applied(Generic[Text]):
     @property
     def tags(self) -> tuple[LoraTag, ...]:
         """The tags in the order of the (first) prompt, then the adapters that were named."""
-        first: list[LoraTag] = [tag for texts in self._asking.prompts[:1] for text in texts for tag in text.tags]
-        return (*first, *self._asking.named.tags)
+        return self._asking.tags_of(0)
 
     @property
     def strengths(self) -> dict[str, Strength | tuple[Strength, Strength]]:
@@ -175,13 +225,15 @@ class Applied(Generic[Text]):
             raise UnknownLoraError(
                 f'"{name}" is in no tag and not in adapters, so it has no strength to change: {known}', name, names
             ) from None
-        problems = Problems(self._strict, asking.texts)
-        before = self._asking, self._requests, self._problems, self._diagnostics, self._moment
+        problems = Problems(self._strict)
+        for images, prompts in asking.by_image:
+            problems.of(images).add(prompts)
+        before = self._asking, self._requests, self._problems, self._said, self._moment
         owner = next((owner for owner in reversed(self._owners()) if is_active(owner)), None)
         covered = [other for other in self._owners() if other is not owner and is_on(other)]
         try:
             self._requests = asking.requests(problems)
-            self._asking, self._problems, self._diagnostics = asking, problems, ()
+            self._asking, self._problems, self._said = asking, problems, {}
             if owner is not None:
                 view = self._view()
                 with owned(view, self._what(), self._wait, self._claims()) as state:
@@ -191,7 +243,7 @@ class Applied(Generic[Text]):
                     with claimed(other.scope, self._what(), self._wait, self._claims()) as claim:
                         self._change(ModelState(other.scope, claim), other)
         except BaseException:
-            self._asking, self._requests, self._problems, self._diagnostics, _ = before
+            self._asking, self._requests, self._problems, self._said, _ = before
             raise
         if before[-1] is not None:  # in the middle of somebody's own loop
             self.at(before[-1].step, before[-1].steps, before[-1].sigma)
@@ -208,8 +260,8 @@ class Applied(Generic[Text]):
                 found[request.lora.name] = lacking
         return found
 
-    def infotext(self, **parameters: Any) -> str:
-        """Return what the WebUI writes into a picture: the (first) prompt with its tags, and parameters.
+    def infotext(self, image: int = 0, /, **parameters: Any) -> str:
+        """Return what the WebUI writes into a picture: the prompt of an image, from 0, with its tags, and parameters.
 
         `parameters` by the names of a pipeline (`num_inference_steps`, `guidance_scale`, `seed`, `width`, `height`) or
         by the WebUI's own with `_` for blanks (`Sampler="Euler a"`). The files' hashes are added, so that
@@ -218,14 +270,14 @@ class Applied(Generic[Text]):
         self._settle()
         catalog = catalog_for(self._asking.loras)
         hashes = {}
-        for asked in self.tags:
+        for asked in self._asking.tags_of(image):
             try:
                 for tag, entry in files_of(catalog, asked):
                     hashes[tag.name] = catalog.hashes(entry).sha256_of_tensors
             except LoraError:  # it is in the diagnostics
                 continue
-        negative = self.negative_prompt if isinstance(self.negative_prompt, str) else None
-        return infotext_of(self._asking.written, negative or "", parameters, hashes)
+        negative = next(iter(self._negatives[image:]), "")
+        return infotext_of(self._asking.written(image), negative, parameters, hashes)
 
     @property
     def active(self) -> bool:
@@ -245,13 +297,15 @@ class Applied(Generic[Text]):
         if self._embeds is None:
             if not self.active:
                 raise ModelError("the text encoders do not show this any more: ask within the `with` block")
-            prompts = _listed(self._prompt)
-            negatives = _listed(self.negative_prompt) or [""]
-            if len(negatives) == 1:
-                negatives *= len(prompts)
-            ask = self._view().ask
-            self._embeds = embeds_of(ask, prompts, negatives, self._weights, self._clip_skip)
+            ask, prompts = self._view().ask, _listed(self._prompt)
+            self._embeds = embeds_of(ask, prompts, self._negatives, self._weights, self._clip_skip)
         return dict(self._embeds)
+
+    @property
+    def _negatives(self) -> list[str]:
+        """The negative prompt of each image, "" where there is none."""
+        found = _listed(self.negative_prompt) or [""]
+        return found * self._images if len(found) == 1 else found
 
     def at(self, step: int | None, steps: int = 1, sigma: float | None = None) -> None:
         """Say which step of how many comes next, from 0: for loops of your own, without a diffusers pipeline.
@@ -404,7 +458,7 @@ class Applied(Generic[Text]):
     def _show(self, state: ModelState, view: ModelView, owner: Owner) -> None:
         """Plan and patch; the model is as it was if anything fails."""
         problems, self._problems = self._problems, Problems(strict=False)
-        self._waiting = self._moment = self._embeds = None
+        self._waiting = self._moment = self._embeds = self._chunks = None
 
         def show(requests: tuple[Request, ...]) -> Plan:
             self._requests = requests
@@ -412,7 +466,7 @@ class Applied(Generic[Text]):
             return state.show(owner, plan, self._policy, compiled=view.compiled, began=self._began, teach=teach)
 
         def leave_out(error: LoraError, request: Request) -> None:
-            problems.error(error, request.span)
+            problems.of(request.images).error(error, request.span)
 
         _, plan = show_what_can_be(self._requests, show, leave_out)
         if not plan.lives:
@@ -420,7 +474,7 @@ class Applied(Generic[Text]):
         if plan.assignments:
             watch_optimizers()
         self._report = plan.report
-        self._diagnostics = self._diagnostics or problems.diagnostics
+        self._said = self._said or problems.said
 
     def _change(self, state: ModelState, owner: Owner) -> None:
         """Have an owner below others ask what is asked now; what cannot be done was said, or will be."""
@@ -435,10 +489,11 @@ class Applied(Generic[Text]):
         if plan is None or plan.report.model != view.description:
             plan = make_plan(self._requests, state.targets, view.description, Limits(view))
         for request in self._requests:
+            own = problems.of(request.images)
             for report in plan.report.loras:
-                if report.sha256 == request.lora.sha256:
-                    problems.judgement(judge(report, request, view))
-                    problems.unmoved(report, request)
+                if report.sha256 == request.lora.sha256 and report.images == request.images:
+                    own.judgement(judge(report, request, view))
+                    own.unmoved(report, request)
         return plan
 
     def _teacher(self, problems: Problems) -> Teach | None:

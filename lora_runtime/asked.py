@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lora_runtime.errors import LoraError
 from lora_runtime.lookup import Lookup, Loras, catalog_for
-from lora_runtime.problems import Problems
+from lora_runtime.problems import Images, Problems
 from lora_runtime.prompt import LoraTag, Prompt, Strength, format_tag, parse_prompt
 from lora_runtime.prompt.tags import Dialect
 from lora_runtime.requests import Request, of_batch
@@ -37,15 +37,25 @@ class Asking:
         return (*(prompt for image in self.prompts for prompt in image), self.named)
 
     @property
+    def by_image(self) -> Iterator[tuple[Images, tuple[Prompt, ...]]]:
+        """The same prompts, with the images that they are for."""
+        yield from ((frozenset({image}), prompts) for image, prompts in enumerate(self.prompts))
+        yield None, (self.named,)
+
+    @property
     def tags(self) -> tuple[LoraTag, ...]:
         """All tags but those of the negative side, in order."""
         return tuple(tag for prompt in self.texts for tag in prompt.tags)
 
-    @property
-    def written(self) -> str:
-        """The first prompt with its tags as they are by now, and a tag for each LoRA that is named."""
-        first = self.prompts[0][0] if self.prompts else self.named
-        return _written(first) + ("" if first is self.named else _written(self.named, first.dialect))
+    def tags_of(self, image: int) -> tuple[LoraTag, ...]:
+        """Return the tags that act on an image, those of its negative side left out: its own, then what is named."""
+        own = [tag for texts in self.prompts[image : image + 1] for text in texts for tag in text.tags]
+        return (*own, *self.named.tags)
+
+    def written(self, image: int = 0) -> str:
+        """Return the prompt of an image with its tags as they are by now, and a tag for each LoRA that is named."""
+        own = self.prompts[image][0] if self.prompts else self.named
+        return _written(own) + ("" if own is self.named else _written(self.named, own.dialect))
 
     def drawn(self, problems: Problems) -> Asking:
         """Return the same with the name of a file in each tag that has that of a folder, by the seed of its image.
@@ -53,11 +63,12 @@ class Asking:
         What cannot be drawn stays, for `requests` to say why.
         """
         prompts = tuple(
-            tuple(self._drawn(prompt, seed, problems) for prompt in image)
-            for image, seed in zip(self.prompts, self.seeds, strict=False)
+            tuple(self._drawn(prompt, seed, problems.of(frozenset({image}))) for prompt in texts)
+            for image, (texts, seed) in enumerate(zip(self.prompts, self.seeds, strict=False))
         )
-        seeds = self._seeds_of_negatives
-        negatives = tuple(self._drawn(*each, problems) for each in zip(self.negatives, seeds, strict=False))
+        negatives = tuple(
+            self._drawn(prompt, seed, problems.of(images)) for prompt, seed, images in self._each_negative
+        )
         # What is named is for all images: where these have other seeds, `requests` draws for each.
         same = self.seeds[0] if len({*self.seeds}) == 1 else None
         named = self.named if same is None else self._drawn(self.named, same, problems)
@@ -79,21 +90,29 @@ class Asking:
     def requests(self, problems: Problems) -> tuple[Request, ...]:
         """Return what is asked of each file; a name that means no file costs its own tag."""
         lookup = Lookup(self.loras, problems, hires=self.hires)
-        images = [
-            [each for prompt in (*prompts, self.named) for each in lookup.requests(prompt, seed=seed)]
-            for prompts, seed in zip(self.prompts or ((),), self.seeds or (None,), strict=True)
+        positive = [
+            [each for prompt in (*prompts, self.named) for each in self._looked_up(lookup, prompt, image, seed)]
+            for image, (prompts, seed) in enumerate(zip(self.prompts or ((),), self.seeds or (None,), strict=True))
         ]
         negative = [
-            lookup.requests(prompt, seed=seed, side="negative")
-            for prompt, seed in zip(self.negatives, self._seeds_of_negatives, strict=False)
+            lookup.requests(prompt, seed=seed, side="negative", images=images)
+            for prompt, seed, images in self._each_negative
         ]
-        requests = of_batch(images) + of_batch(negative)
+        requests = of_batch(positive) + of_batch(negative)
         lookup.done()
         return requests
 
+    def _looked_up(self, lookup: Lookup, prompt: Prompt, image: int, seed: int | None) -> list[Request]:
+        return lookup.requests(prompt, seed=seed, images=None if prompt is self.named else frozenset({image}))
+
     @property
-    def _seeds_of_negatives(self) -> tuple[int | None, ...]:
-        return self.seeds if len(self.negatives) > 1 else self.seeds[:1] or (None,)
+    def _each_negative(self) -> Iterator[tuple[Prompt, int | None, Images]]:
+        """The prompts of the negative side, each with its seed and the images that it is for."""
+        if len(self.negatives) == 1:
+            yield self.negatives[0], next(iter(self.seeds), None), None
+        else:
+            for image, (prompt, seed) in enumerate(zip(self.negatives, self.seeds, strict=False)):
+                yield prompt, seed, frozenset({image})
 
     @property
     def strengths(self) -> dict[str, Strength | tuple[Strength, Strength]]:

@@ -8,6 +8,7 @@ puts the vectors where the words stand, so that nothing of it must be resized, w
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lora_runtime.pipelines import ModelView
 from lora_runtime.requests import Request
 
 __all__ = ["load_embeddings", "spelled_out"]
+
+logger = logging.getLogger("lora_runtime")
 
 Span = tuple[int, int]
 Tell = Callable[[str, str, Span], None]  # message, hint, place in the prompt
@@ -161,6 +164,7 @@ class _Book:
         self._tokenizer = weakref.ref(tokenizer)
         self._own = dict(vars(tokenizer))
         self._words: list[_Words] = []
+        self._shown = set(tokenizer.get_added_vocab())  # the tokens that it had when it was last written
 
     def add(self, words: _Words, endings: Endings) -> None:
         """Teach the tokenizer these words; the ending makes it forget them."""
@@ -180,6 +184,14 @@ class _Book:
         tokenizer = self._tokenizer()
         if tokenizer is None:
             return
+        strange = sorted(set(tokenizer.get_added_vocab()) - self._shown)
+        if strange:  # their ids follow those of the words, which the tokenizer will not have
+            logger.warning(
+                "%s: added to the tokenizer while a LoRA file's own words were taught to it, and taken out with these: "
+                "add tokens before apply, or after restore",
+                ", ".join(map(repr, strange)),
+            )
+            self._shown.update(strange)
         state = vars(tokenizer)
         state.clear()
         state.update(self._own)
@@ -193,6 +205,7 @@ class _Book:
             # As written: normalised, a word with capitals would not be known by its name, nor its other tokens at all.
             tokenizer.add_tokens([AddedToken(token, normalized=False) for token in words.tokens])
             words.first = tokenizer.convert_tokens_to_ids(words.tokens[0])
+        self._shown = set(tokenizer.get_added_vocab())
 
 
 _books: weakref.WeakKeyDictionary[Any, _Book] = weakref.WeakKeyDictionary()

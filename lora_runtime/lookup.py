@@ -12,7 +12,7 @@ from lora_runtime.errors import CatalogError, LoraError
 from lora_runtime.lora_cache import LoraCache
 from lora_runtime.memory_policy import read_bytes
 from lora_runtime.odd_strengths import doubts
-from lora_runtime.problems import Problems
+from lora_runtime.problems import Images, Problems
 from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.regions import find_place
 from lora_runtime.requests import Request, request_of
@@ -43,9 +43,14 @@ class Lookup:
         self._unknown = 0
         self._used: set[Path] = set()
 
-    def requests(self, prompt: Prompt, *, seed: int | None = None, side: Side | None = None) -> list[Request]:
-        """Return a request for each tag of a prompt whose file is found and can be read."""
-        found = []
+    def requests(
+        self, prompt: Prompt, *, seed: int | None = None, side: Side | None = None, images: Images = None
+    ) -> list[Request]:
+        """Return a request for each tag of a prompt whose file is found and can be read.
+
+        `images` are those of a batch that the prompt is for: what is noted of its tags is about them.
+        """
+        found, problems = [], self._problems.of(images)
         for tag in prompt.tags:
             catalog, region = self.catalog, tag.conditions.region  # a folder that is missing is no matter of one tag
             try:
@@ -53,14 +58,14 @@ class Lookup:
                 loras = [_cache.load(entry.path, name=entry.name, trim=False) for _, entry in files]
                 place = None if region is None else find_place(region, (*catalog.folders, Path.cwd()))
             except LoraError as error:
-                self._problems.error(error, tag.span)
+                problems.error(error, tag.span)
                 continue
             self._used.update(entry.path for _, entry in files)
             if said := read_as(tag, files, catalog, seed):
-                self._problems.info(said, tag.span)
+                problems.info(said, tag.span)
             for (one, _), lora in zip(files, loras, strict=True):
                 for doubt in doubts(one, lora):
-                    self._problems.info(doubt, tag.span)
+                    problems.info(doubt, tag.span)
                 found.append(request_of(one, lora, hires=self._hires, seed=seed, side=side, place=place))
         return found
 

@@ -56,7 +56,10 @@ class LoraCache:
 
     def _shared(self, lora: Lora) -> Lora:
         """Return a file just read with the tensors of one of the same content, where there is one."""
-        same = next((known for _, known in self._loras.values() if known.sha256 == lora.sha256), None)
+        alike = (
+            known for _, known in self._loras.values() if known.nbytes == lora.nbytes
+        )  # to ask for a hash may be to wait
+        same = next((known for known in alike if known.sha256 == lora.sha256), None)
         return lora if same is None else replace(same, name=lora.name, path=lora.path)
 
     def _trim(self, keep: Set[Path]) -> None:
@@ -67,7 +70,7 @@ class LoraCache:
             del self._loras[path]
 
     def _size(self) -> int:
-        return sum({lora.sha256: lora.nbytes for _, lora in self._loras.values()}.values())
+        return sum({id(lora.adapters): lora.nbytes for _, lora in self._loras.values()}.values())
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -142,10 +142,11 @@ def _spread(
         precise = targets.precise(place, spot.name)
         return Placed(stem, number, adapter, place, spot.name, spot.parameter, spot.part, spot.route, precise, pieces)
 
+    whole = _stacked([spot.shape for spot in spots])
+    adapter = adapter.for_shape(whole)
     if len(spots) == 1:
         yield placed(adapter, target, spots[0], _weight_of(target, targets) if adapter.needs_weight else ())
         return
-    whole = _stacked([spot.shape for spot in spots])
     pieces: tuple[Piece, ...] = ()
     if adapter.base_dependent:
         pieces = tuple(

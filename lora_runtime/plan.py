@@ -20,7 +20,7 @@ from lora_runtime.requests import BEFORE, Request, add_up
 from lora_runtime.stage import Varying
 from lora_runtime.targets import Target, Targets
 
-__all__ = ["RUNS_ONCE", "Assignment", "Plan", "key_of", "make_plan"]
+__all__ = ["RUNS_ONCE", "Assignment", "Plan", "count_by_images", "key_of", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,18 @@ def make_plan(requests: Sequence[Request], targets: Targets, model: str = "", li
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in assignments)
     # Where a strength cannot vary is asked anew: a pipeline may be set otherwise meanwhile.
     known_by = None if limits is None or limits.asked else key_of(requests)
-    return Plan(assignments, Report(tuple(reports), len(assignments), size, model, len(lives)), lives, known_by)
+    report = Report(tuple(reports), len(assignments), size, model, len(lives), live_of=count_by_images(lives))
+    return Plan(assignments, report, lives, known_by)
+
+
+def count_by_images(lives: Sequence[LiveModule]) -> dict[frozenset[int] | None, int]:
+    """Return beside how many modules adapters act, by the images of a batch that these are for; None: all images."""
+    return dict(Counter(_images_of(live) for live in lives))
+
+
+def _images_of(live: LiveModule) -> frozenset[int] | None:
+    found = [term.strength.images for terms in live.terms.values() for term in terms]
+    return frozenset[int]().union(*(images for images in found if images)) if None not in found else None
 
 
 class _Merged(NamedTuple):

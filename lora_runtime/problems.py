@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from lora_runtime.report import LoraReport
 from lora_runtime.requests import Request
 
 __all__ = [
+    "Images",
     "Problems",
     "found_in_calls",
     "judge",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 Shown = TypeVar("Shown")
+Images = frozenset[int] | None  # of a batch of prompts; None: all of them
 
 logger = logging.getLogger("lora_runtime")
 
@@ -44,14 +47,26 @@ class Problems:
 
     def __init__(self, strict: bool, prompts: Sequence[Prompt] = ()) -> None:
         self.strict = strict
-        self._diagnostics: dict[Diagnostic, None] = {}  # each once, in order
+        self._said: dict[Diagnostic, Images] = {}  # each once, in order, and which images it is about
         self._sources: dict[tuple[int, int], str] = {}  # by the span of a tag: the prompt that it is in
+        self._images: Images = None
         self.add(prompts)
+
+    def of(self, images: Images) -> Problems:
+        """Return this same collection for what is about some images of a batch alone."""
+        part = copy.copy(self)
+        part._images = images
+        return part
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """All that was noted, in order."""
-        return tuple(self._diagnostics)
+        return tuple(self._said)
+
+    @property
+    def said(self) -> Mapping[Diagnostic, Images]:
+        """The same, with the images that each is about."""
+        return dict(self._said)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Take note of what could not be read in these prompts."""
@@ -90,9 +105,12 @@ class Problems:
             self._note(Diagnostic("info" if reason in (NO_PLACE, RUNS_ONCE) else "warning", request.span, message))
 
     def _note(self, diagnostic: Diagnostic, source: str | None = None) -> None:
-        if diagnostic in self._diagnostics:  # the same of another prompt of the batch
+        images = self._images
+        if diagnostic in self._said:  # the same of another prompt of the batch
+            known = self._said[diagnostic]
+            self._said[diagnostic] = None if known is None or images is None else known | images
             return
-        self._diagnostics[diagnostic] = None
+        self._said[diagnostic] = images
         if diagnostic.severity != "info":
             hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
             source = self._sources.get(diagnostic.span) if source is None else source
@@ -134,7 +152,7 @@ def text_at_all_steps(prompt: Prompt, problems: Problems) -> str:
 
 def warn_of_emphasis(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
     """Say so where a prompt weighs words for the WebUI: a pipeline of diffusers reads the brackets as words."""
-    for prompt in prompts:
+    for image, prompt in enumerate(prompts):
         if model.ask("tokenizer") is None or not has_emphasis(prompt.text):
             continue
         message = "(word:1.2), ((word)) and BREAK reach the text encoder as words here"
@@ -142,20 +160,21 @@ def warn_of_emphasis(prompts: Sequence[Prompt], model: ModelView, problems: Prob
             message += ': apply(…, weights="a1111") reads them as the WebUI does, for pipe(**applied.embeds)'
         else:
             message += ", and this model knows no weights of words"
-        problems.info(message)
+        problems.of(frozenset({image})).info(message)
 
 
 def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Problems) -> None:
     """Warn where the negative prompt holds LoRA tags: they change nothing there but are read as words."""
+    one = isinstance(negative_prompt, str)
     texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
-    prompts = [parse_prompt(text) for text in texts]
-    names = [tag.raw for prompt in prompts for tag in prompt.tags]
-    names += [tag.raw for prompt in prompts for tag in prompt.others if tag.kind == "set"]
-    if names:
-        problems.warning(
-            f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
-            "move it to the prompt, or delete it",
-        )
+    for image, prompt in enumerate(map(parse_prompt, texts)):
+        names = [tag.raw for tag in prompt.tags]
+        names += [tag.raw for tag in prompt.others if tag.kind == "set"]
+        if names:
+            problems.of(None if one else frozenset({image})).warning(
+                f"{', '.join(names)} in the negative prompt is not applied; it reaches the text encoder as words",
+                "move it to the prompt, or delete it",
+            )
 
 
 def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
@@ -181,7 +200,7 @@ def warn_of_idle_files(
     for request in requests:
         expert = request.conditions.expert
         if expert is not None and expert not in model.components and request.span not in said:
-            problems.warning(
+            problems.of(request.images).warning(
                 f'"{request.lora.name}" is for the denoiser "{expert}", which this model does not have: it changes '
                 "nothing here",
                 f"the model has {', '.join(model.components)}",

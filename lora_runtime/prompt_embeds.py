@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lora_runtime.errors import ModelError
 from lora_runtime.prompt.emphasis import BREAK, weighted
 
-__all__ = ["Emphasis", "embeds_of", "knows_weights"]
+__all__ = ["Emphasis", "chunk_counts", "embeds_of", "knows_weights"]
 
 Emphasis = Literal["a1111", "a1111-no-norm"]
 
@@ -48,20 +48,29 @@ class _Encoder:
         config: Any = self.model.config
         return list(_chunked(text, self.tokenizer, config.max_position_embeddings - 2))
 
-    def states(self, chunk: _Chunk, *, norm: bool) -> tuple[Tensor, Tensor | None]:
-        """Return a chunk's states (tokens, width) with its weights in them, and the pooled text (1, width), if any."""
+    def states(self, chunks: Sequence[_Chunk], *, norm: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the states of chunks (texts, tokens, width) with their weights in them, and the pooled (texts, width).
+
+        One chunk of each text: a call has a row for each image of the batch, which may have LoRAs of its own.
+        """
         device = next(self.model.parameters()).device
-        ids = torch.tensor([chunk.tokens], device=device)
+        ids = torch.tensor([chunk.tokens for chunk in chunks], device=device)
         out = self.model(ids, output_hidden_states=True)
         states: Tensor = out.hidden_states[-1 - self.skipped] if self.skipped else out.last_hidden_state
         if self.skipped and self.normed:
             states = self._last_norm(states)
-        weights = torch.tensor(chunk.weights, device=device, dtype=states.dtype)[:, None]
+        made = [self._weighted(row, chunk, norm=norm) for row, chunk in zip(states, chunks, strict=True)]
+        return torch.stack(made), getattr(out, "text_embeds", None)
+
+    @staticmethod
+    def _weighted(states: Tensor, chunk: _Chunk, *, norm: bool) -> Tensor:
+        """Return the states of one chunk, (tokens, width), with its weights in them."""
+        weights = torch.tensor(chunk.weights, device=states.device, dtype=states.dtype)[:, None]
         made = states * weights
         # Without a weight there is nothing to give back; states whose mean happens to be 0 would be lost to 0/0.
         if norm and any(weight != 1 for weight in chunk.weights):
             made = made * (states.mean() / made.mean())
-        return made[0], getattr(out, "text_embeds", None)
+        return made
 
     def _last_norm(self, states: Tensor) -> Tensor:
         inner = getattr(self.model, "text_model", self.model)  # transformers 5 has no such level
@@ -108,6 +117,12 @@ def embeds_of(
     return found
 
 
+def chunk_counts(ask: Callable[[str], Any], texts: Sequence[str]) -> list[int]:
+    """Return of how many chunks each text is, by the tokenizer that makes most of it; see `embeds_of`."""
+    encoders = list(_encoders(ask, 0))
+    return [max((len(encoder.chunks(text)) for encoder in encoders), default=1) for text in texts]
+
+
 def _encoders(ask: Callable[[str], Any], clip_skip: int) -> Iterator[_Encoder]:
     """Yield the encoders whose states the denoiser reads side by side."""
     models = {name: model for name in _KINDS if (model := ask(name)) is not None}
@@ -122,18 +137,18 @@ def _encode(
     encoders: Sequence[_Encoder], prompts: Sequence[str], negatives: Sequence[str], *, norm: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the states of all texts, as long as the longest's, and the pooled ones, of each text's first chunk."""
-    texts = (*prompts, *negatives)
     sides, pooled = [], None
     for encoder in encoders:
-        chunks = [encoder.chunks(text) for text in texts]
-        most = max(map(len, chunks))
+        chunks = [[encoder.chunks(text) for text in texts] for texts in (prompts, negatives)]
+        most = max(len(own) for side in chunks for own in side)
         (empty,) = encoder.chunks("")
         rows, first = [], []
-        for own in chunks:
-            encoded = [encoder.states(chunk, norm=norm) for chunk in (*own, *[empty] * (most - len(own)))]
-            rows.append(torch.cat([states for states, _ in encoded]))
+        for side in chunks:  # one after the other, as a pipeline does: a call is of one side
+            filled = [[*own, *[empty] * (most - len(own))] for own in side]
+            encoded = [encoder.states(own, norm=norm) for own in zip(*filled, strict=True)]
+            rows.append(torch.cat([states for states, _ in encoded], dim=1))
             first.append(encoded[0][1])
-        sides.append(torch.stack(rows))
+        sides.append(torch.cat(rows))
         if first[0] is not None:
             pooled = torch.cat([each for each in first if each is not None])
     longest = max(side.shape[1] for side in sides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lora_runtime.prompt.strength import Strength
 from lora_runtime.stage import Side
@@ -127,6 +127,16 @@ class Report:
     model: str = ""
     live: int = 0  # modules beside which adapters act
     memory: tuple[Kept, ...] = ()  # for each device
+    live_of: Mapping[frozenset[int] | None, int] = field(default_factory=dict)  # the same, by images; None: for all
+
+    def of_image(self, image: int) -> Report:
+        """Return what was done for one image of a batch: its files alone, and no word of the other images.
+
+        Weights and memory are the model's: what is summed into a weight is for all images.
+        """
+        loras = tuple(replace(lora, images=None) for lora in self.loras if lora.images is None or image in lora.images)
+        live = sum(count for images, count in self.live_of.items() if images is None or image in images)
+        return replace(self, loras=loras, live=live, live_of={None: live} if live else {})
 
     def __str__(self) -> str:
         """Return the report as text, a line for each file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
@@ -115,17 +115,22 @@ def apply(
     others = _others(prompt_2, prompt_3)
     more: list[list[Prompt]] = [_each(_read_all(read, text), prompts, name) for name, text in others]
     named = named_tags(adapters or {}, strict=strict, presets=presets)
-    problems = Problems(strict, (*prompts, *(each for other in more for each in other), named))
+    problems = Problems(strict)
+    for each in (prompts, *more):
+        _note_each(each, problems)
+    problems.add([named])
     looked_at = view(model)
     negatives: tuple[Prompt, ...] = ()
     if negative_tags == "apply" and negative_prompt is not None:
         negatives = tuple(map(read, _prompts(negative_prompt)))
-        if not isinstance(negative_prompt, str):
+        if isinstance(negative_prompt, str):
+            problems.add(negatives)
+        else:
             _each(negatives, prompts, "negative prompts")
-        problems.add(negatives)
+            _note_each(negatives, problems)
     else:
         warn_of_negative_tags(negative_prompt, problems)
-    texts = [text_at_all_steps(parsed, problems) for parsed in prompts]
+    texts = _at_all_steps(prompts, problems)
     applied: Applied[Text] = Applied(looked_at, _as_asked(prompt, texts), negative_prompt)
     applied.prompts = prompts
     applied._policy, applied._wait, applied._strict = policy, wait, strict
@@ -135,7 +140,7 @@ def apply(
     elif weights not in get_args(Emphasis):
         raise ValueError(f"weights is {weights!r}: give one of {', '.join(map(repr, get_args(Emphasis)))}, or None")
     if negatives:
-        negative_texts = [text_at_all_steps(parsed, problems) for parsed in negatives]
+        negative_texts = _at_all_steps(negatives, problems)
         applied.negative_prompt = _as_asked(negative_prompt, negative_texts)
         applied._texts = Texts(looked_at.ask, texts, negative_texts)
     asking = Asking(
@@ -147,13 +152,15 @@ def apply(
         hires,
     ).drawn(problems)
     requests = asking.requests(problems)
-    warn_of_idle_tags(asking.texts, looked_at, problems)
+    for images, own in asking.by_image:
+        warn_of_idle_tags(own, looked_at, problems.of(images))
     warn_of_idle_files(asking.texts, requests, looked_at, problems)
-    warn_of_idle_blocks(asking.texts, looked_at, problems)
+    for images, own in asking.by_image:
+        warn_of_idle_blocks(own, looked_at, problems.of(images))
     applied._asking, applied._requests = asking, requests
 
-    def cleaned(parsed: Iterable[Prompt]) -> list[str]:
-        return [spelled_out(looked_at, requests, text_at_all_steps(each, problems)) for each in parsed]
+    def cleaned(parsed: Sequence[Prompt]) -> list[str]:
+        return [spelled_out(looked_at, requests, text) for text in _at_all_steps(parsed, problems)]
 
     applied._prompt = _as_asked(prompt, [spelled_out(looked_at, requests, text) for text in texts])
     for (name, text), parsed in zip(others, more, strict=True):
@@ -181,6 +188,17 @@ def _prompts(prompt: Any) -> list[str]:
 def _others(prompt_2: Any, prompt_3: Any) -> list[tuple[str, Any]]:
     """Return the texts for further encoders that are given, by name."""
     return [(name, text) for name, text in (("prompt_2", prompt_2), ("prompt_3", prompt_3)) if text is not None]
+
+
+def _note_each(prompts: Sequence[Prompt], problems: Problems) -> None:
+    """Take note of what could not be read in the prompts of a batch, of each for its own image."""
+    for image, prompt in enumerate(prompts):
+        problems.of(frozenset({image})).add([prompt])
+
+
+def _at_all_steps(prompts: Sequence[Prompt], problems: Problems) -> list[str]:
+    """Return the clean text of each prompt of a batch; see `text_at_all_steps`."""
+    return [text_at_all_steps(prompt, problems.of(frozenset({image}))) for image, prompt in enumerate(prompts)]
 
 
 def _read_all(read: Callable[[str], Prompt], text: str | list[str]) -> Prompt | list[Prompt]:

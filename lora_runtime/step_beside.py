@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from lora_runtime.beside import LiveModule, LiveTerm, dense_bytes, reason_against
-from lora_runtime.plan import Assignment, Plan
+from lora_runtime.plan import Assignment, Plan, count_by_images
 from lora_runtime.report import Report
 from lora_runtime.stage import Varying
 from lora_runtime.targets import Targets
@@ -47,7 +47,7 @@ def step_beside(plan: Plan, targets: Targets, moves: Callable[[Assignment], bool
             lives[id(module)] = _joined(known, name, assignment)
     merged = {id(assignment.parameter) for assignment in stay}
     settled = tuple(replace(live, unmerged=_unmerged(live, merged)) for live in lives.values())
-    return Plan(stay, _counted(plan.report, moved, stay, len(settled)), settled, plan.key)
+    return Plan(stay, _counted(plan.report, moved, stay, settled), settled, plan.key)
 
 
 def _name_of(assignment: Assignment) -> str | None:
@@ -71,7 +71,9 @@ def _unmerged(live: LiveModule, merged: set[int]) -> frozenset[str]:
     return frozenset(name for name in live.terms if id(parameters.get(name)) not in merged)
 
 
-def _counted(report: Report, moved: list[Assignment], stay: tuple[Assignment, ...], modules: int) -> Report:
+def _counted(
+    report: Report, moved: list[Assignment], stay: tuple[Assignment, ...], lives: tuple[LiveModule, ...]
+) -> Report:
     """Return the report with the weights of each file counted where they are now."""
     counts = Counter(identity[0] for assignment in moved for identity in assignment.identity)  # type: ignore[index]
     loras = []
@@ -81,4 +83,5 @@ def _counted(report: Report, moved: list[Assignment], stay: tuple[Assignment, ..
         beside = {**lora.beside, NO_ROOM: count} if count else lora.beside
         loras.append(replace(lora, merged=lora.merged - count, live=lora.live + count, beside=beside))
     size = sum(a.parameter.numel() * a.parameter.element_size() for a in stay)
-    return replace(report, loras=tuple(loras), weights=len(stay), bytes=size, live=modules)
+    count, by_images = len(lives), count_by_images(lives)
+    return replace(report, loras=tuple(loras), weights=len(stay), bytes=size, live=count, live_of=by_images)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_runtime.batching.halving import Stopped
 from lora_runtime.sweep.manifest import line_of
-from lora_runtime.sweep.paint import Painted, Stopped
+from lora_runtime.sweep.paint import Painted
 from lora_runtime.sweep.rows import Row
 
 PAINT = "/v1/images/generations"

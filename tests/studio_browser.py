@@ -34,9 +34,9 @@ class Page(PanelTab):
         self._before: str | None = None
 
     def load(self, theme: str = "light") -> None:
-        """Load the page, until its cards are there."""
+        """Load the page, until it knows its cards; those in sight are there a moment later."""
         self.run("location.href = arguments[0]", f"{self.url}?__theme={theme}")
-        self.until(lambda: self.run("return document.querySelectorAll('.lr-card').length"))
+        self.until(lambda: self.text("lora-gallery .lr-counted"))
 
     def close(self) -> None:
         """Close the tab: each keeps a connection to the server, of which a browser has six."""

@@ -87,6 +87,7 @@ LADDER = (
     "runtime",
     "workbench",
     "train",
+    "batching",
     "sweep",
     "serve",
     "demo",

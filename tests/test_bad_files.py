@@ -831,7 +831,9 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read as Linux tells it")
-@pytest.mark.parametrize("blanks", [0, 1, 3])
+@pytest.mark.parametrize(
+    "blanks", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_file_takes_its_own_size_in_memory(torn: bool, blanks: int, tmp_path: Path, small_file: Path) -> None:
     stems = [f"x{number}" for number in range(16)]

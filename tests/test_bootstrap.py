@@ -37,6 +37,7 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module.install, "__defaults__", (module.MAIN, sys.executable))
     lacking = [("lark", "1.3.1", "")]
     monkeypatch.setattr(module, "differences", lambda env, locks: lacking)
+    monkeypatch.setattr(module, "pip_settings", lambda env: "")
     return module
 
 
@@ -65,7 +66,9 @@ def asked(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         ((), "-m pip install torch==2.13.0+cpu --constraint=locks/bench.txt"),
         (("+cpu",), "--torch-backend=cpu torch==2.13.0 --constraint=locks/bench.txt"),
         (("+cpu", "torch==2.13.0"), "--torch-backend=cpu torch>=2.1"),
-        (("+cpu", "torch-backend"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "torch-backend"), "torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "-m uv"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
+        (("+cpu", "install uv"), "-m pip install torch==2.13.0 --constraint=locks/bench.txt"),
         (("+cpu", "install uv", "torch==2.13.0"), "-m pip install torch>=2.1"),
     ],
 )
@@ -144,6 +147,54 @@ def test_where_all_is_there_already_nothing_is_asked_of_the_network(
     bootstrap.install("test")
     [install] = [command for command in commands if "pip install" in command]
     assert install == "-m pip install --quiet --no-deps --no-build-isolation --editable ."
+
+
+@pytest.mark.parametrize(
+    ("index", "failing", "asked_of"),
+    [
+        (False, (), ["-m pip install --no-deps uv==0.13.9", "-m uv pip install"]),
+        (False, ("pip install --no-deps uv",), ["-m pip install --no-deps uv==0.13.9", "-m pip install"]),
+        (False, ("-m uv",), ["-m pip install --no-deps uv==0.13.9", "-m uv pip install", "-m pip install"]),
+        (True, (), ["-m pip install"]),
+    ],
+)
+def test_uv_installs_what_pip_can_be_gone_round_for(
+    bootstrap: ModuleType,
+    asked: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    index: bool,
+    failing: tuple[str, ...],
+    asked_of: list[str],
+) -> None:
+    monkeypatch.setattr(bootstrap, "has_own_index", lambda env: index)
+    commands = asked(*failing)
+    lines = ["lark==1.3.1", "uv==0.13.9"]
+    bootstrap.install_versions(bootstrap.MAIN, lines)
+    assert len(commands) == len(asked_of)
+    assert all(command.startswith(words) for command, words in zip(commands, asked_of, strict=True))
+    assert str(bootstrap.MAIN.requirements) in commands[-1]
+    assert not any("--compile-bytecode" in command for command in commands)
+    monkeypatch.delenv("PIP_NO_COMPILE")
+    bootstrap.install_versions(bootstrap.MAIN, lines)
+    assert [("--compile-bytecode" in each) for each in commands[len(asked_of) :]] == ["-m uv" in w for w in asked_of]
+    assert bootstrap.MAIN.requirements.read_text() == "".join(f"{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ("", False),
+        ("global.extra-index-url='https://example.org/more'\nglobal.timeout='9'\n", False),
+        ("global.index-url='https://example.org/simple'\n", True),
+        (":env:.index-url='https://example.org/simple'\n", True),
+        ("install.no-index='1'\n", True),
+    ],
+)
+def test_an_index_of_one_s_own_is_found_in_pip_s_settings(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, settings: str, own: bool
+) -> None:
+    monkeypatch.setattr(bootstrap, "pip_settings", lambda env: settings)
+    assert bootstrap.has_own_index(bootstrap.MAIN) is own
 
 
 def test_an_install_is_repeated_when_its_own_lock_changes(
@@ -256,7 +307,7 @@ def test_the_oldest_stack_has_its_own_torch_and_tests(
     monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
     monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.10")
     monkeypatch.setenv("PYTHONPATH", "")
-    commands = asked("+cpu", "torch-backend")
+    commands = asked("+cpu", "-m uv")
     there = {"python": "3.10.13", "pip": "24.0", "torch": "2.13.0"}
     monkeypatch.setattr(bootstrap, "probe", lambda env: there)
     bootstrap.test_oldest(["-k", "parse"])

@@ -163,3 +163,28 @@ def test_a_pipeline_that_does_not_spell_words_out_gets_them_spelled(tmp_path: Pa
     loras = bundle(tmp_path, {"emb_params": vectors(3, width_of(pipe))})
     other = SimpleNamespace(components=pipe.components, tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)
     assert lora_runtime.apply(other, f"a {WORD}<lora:pivotal>", loras=loras).prompt == f"a {WORD} {WORD}_1 {WORD}_2"
+
+
+def test_tokens_that_are_added_meanwhile_are_said_to_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their numbers follow those of the file's words, so the tokenizer cannot keep them without these."""
+    pipe = tiny.pipeline("sd1")
+    vector = vectors(1, width_of(pipe))
+    bundle(tmp_path, {"emb_params": vector})
+    words = pipe.tokenizer.get_vocab()
+    with lora_runtime.apply(pipe, "<lora:pivotal>", loras=tmp_path):
+        pipe.load_textual_inversion(vector, token="mine")
+        assert not caplog.records
+    assert pipe.tokenizer.get_vocab() == words
+    (said,) = caplog.messages
+    assert "'mine'" in said
+    assert WORD not in said
+
+
+def test_words_that_come_and_go_are_said_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = tiny.pipeline("sd1")
+    vector = vectors(2, width_of(pipe))
+    bundle(tmp_path, {"emb_params": vector})
+    bundle(tmp_path, {"emb_params": vector}, name="other", word="qqz")
+    for prompt in ("<lora:pivotal>", "<lora:pivotal><lora:other>", "<lora:other>", ""):
+        lora_runtime.apply(pipe, prompt, loras=tmp_path)
+    assert not caplog.records

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +56,30 @@ def test_a_file_is_its_content(tmp_path: Path) -> None:
     assert dict(lora.unused) == {}
     assert repr(lora) == f"<Lora 'ink' #{lora.sha256[:12]}: 1 modules, 3 keys>"
     assert load_lora(path, name="other").name == "other"
+
+
+def test_only_who_asks_for_the_hash_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    class Slow:
+        """Hashes on other threads than this one when it is let."""
+
+        def __init__(self) -> None:
+            self.real = hashlib.sha256()
+            self.hexdigest = self.real.hexdigest
+
+        def update(self, data: bytes) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                assert go_on.wait(60)
+            self.real.update(data)
+
+    path = tmp_path / "ink.safetensors"
+    save_file({"x.lora_A.weight": torch.ones(2, 3), "x.lora_B.weight": torch.ones(4, 2)}, path)
+    monkeypatch.setattr("lora_runtime.tensors.hashlib", SimpleNamespace(sha256=Slow))
+    lora = load_lora(path)
+    assert list(lora.adapters) == ["x"]
+    go_on.set()
+    assert lora.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_lora_cannot_be_changed(tmp_path: Path) -> None:

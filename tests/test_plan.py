@@ -47,7 +47,7 @@ class Change(Dense):
 
 def file(adapters: dict[str, tuple[Adapter, ...]], sha256: str = "a") -> Lora:
     count = sum(len(adapter.keys) for found in adapters.values() for adapter in found)
-    return Lora("a", Path("a.safetensors"), sha256, {}, "unknown", adapters, {}, count)
+    return Lora("a", Path("a.safetensors"), lambda: sha256, {}, "unknown", adapters, {}, count)
 
 
 def plan_for(model: nn.Module, adapters: dict[str, tuple[Adapter, ...]], strength: float = 1.0) -> Plan:

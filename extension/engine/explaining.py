@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_runtime.catalog import Entry
-from lora_runtime.errors import LoraError
 from lora_runtime.limits import Limits
-from lora_runtime.lora import outline
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import make_plan
 from lora_runtime.report import Report
 from lora_runtime.requests import Request
 from lora_runtime.targets import Targets
+from lora_runtime.workbench.coverage import coverage_of
 
 from ..prompts.notices import Notice
 from .judging import Source, judged, nowhere
@@ -53,7 +52,7 @@ class Coverage:
             self._targets, self._known = targets, {}
         known, key = self._known, (entry.path, entry.stamp)
         if key not in known:
-            known[key] = _coverage_of(entry, targets, looked_at.family)
+            known[key] = coverage_of(entry, targets, looked_at.family)
         return known[key]
 
 
@@ -61,15 +60,3 @@ def _targets(looked_at: ModelView, models: Models) -> Targets:
     """Return the model's targets; the lock is held for no longer."""
     with models.hold(looked_at) as state:
         return state.targets
-
-
-def _coverage_of(entry: Entry, targets: Targets, family: str) -> str | None:
-    try:
-        lora = outline(entry.path)
-    except LoraError as error:
-        return str(error)
-    (report,) = make_plan([Request(lora, 1.0, 1.0)], targets).report.loras
-    if report.used == report.keys:
-        return None
-    made_for = "" if lora.family in ("unknown", family) else f", made for {lora.family}"
-    return f"{report.used} of {report.keys} keys{made_for}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +89,7 @@ class Loader:
                     raise LoraError(f"not looked at: only the first {_MOST_FILES} files of a prompt are")
                 lora = outline(entry.path)
                 sha256 = self.shelf.hashes.known_sha256(entry, patience) or f"{_UNREAD}{entry.path}"
-                outlines[entry.path] = replace(lora, name=self.shelf.name_of(entry), sha256=sha256)
+                outlines[entry.path] = replace(lora, name=self.shelf.name_of(entry), hashed=partial(str, sha256))
             return request_of(tag, outlines[entry.path], place=self._place(tag))
 
         return self._each(tags, source, patience, request_for)

@@ -270,6 +270,11 @@ class Shelf:
         """The folders that files are listed in: those given, and the linked and hidden ones in them."""
         return [root.path for root in self._listing.roots]
 
+    @property
+    def bins(self) -> list[Path]:
+        """The folders that may have a bin in them."""
+        return [*self.folders, *self.roots]
+
     def subfolders(self, *, hidden: bool = True) -> dict[str, int]:
         """Return the folders below the user's own, as `search.count_folders` does."""
         return search.count_folders(self._listing.index(), hidden=hidden)

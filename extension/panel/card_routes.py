@@ -1,4 +1,4 @@
-"""What javascript/lora_runtime.js fetches: more cards, the files of a folder in the tree, pictures out of metadata."""
+"""What javascript/lora_runtime.js fetches: more cards, the folders and the files of one, pictures out of metadata."""
 
 from __future__ import annotations
 
@@ -72,6 +72,10 @@ def add_card_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
         """Return one card as it is now."""
         return JSONResponse({"html": page.cards_html(_tab(tabname), [name])})
 
+    def folders(tabname: str = Query(_TABS[0], max_length=20)) -> Any:
+        """Return the folders beside the cards as they are now."""
+        return JSONResponse({"html": page.folders_html(_tab(tabname))})
+
     def files(tabname: str = Query(_TABS[0], max_length=20), folder: str = Query(..., max_length=4000)) -> Any:
         """Return the files of one folder of the tree."""
         return JSONResponse({"html": page.tree_files_html(_tab(tabname), folder)})
@@ -88,6 +92,7 @@ def add_card_routes(app: Any, page: Any, guards: Sequence[Any]) -> None:
     routes: dict[str, Callable[..., Any]] = {
         "/lora-runtime/cards": cards,
         "/lora-runtime/card": card,
+        "/lora-runtime/folders": folders,
         "/lora-runtime/files": files,
         "/lora-runtime/cover": cover,
     }

@@ -11,6 +11,7 @@ from fastapi import Body
 from fastapi.responses import JSONResponse
 
 from lora_runtime.panel import PromptFacts
+from lora_runtime.panel.card_endpoints import card_endpoints
 from lora_runtime.prompt import LoraTag, Prompt
 from lora_runtime.prompt.excerpt import line_and_column
 from lora_runtime.prompt.strength import Curve, Strength
@@ -22,7 +23,6 @@ from ..library.shelf import Shelf
 from ..prompts.notices import Notice
 from ..whole import shown_path, whole
 from .card_routes import add_card_routes, replace_routes
-from .file_routes import add_file_routes
 from .guards import Guards
 from .report_route import ReportOn, report_json
 from .stack_routes import add_stack_routes
@@ -89,7 +89,8 @@ def add_routes(
         replace_routes(app, "POST", {"/sdapi/v1/refresh-loras": refresh_loras}, guards.api)
         replace_routes(app, "POST", {"/lora-runtime/explain": explain, "/lora-runtime/report": report}, guards.explain)
         add_card_routes(app, page, guards.page)
-        add_file_routes(app, page, guards)
+        for method, path, answer, writes in card_endpoints(page):
+            replace_routes(app, method, {f"/lora-runtime/{path}": answer}, guards.writing if writes else guards.page)
         add_stack_routes(app, shelf, page, facts, report_on, guards.page)
     except Exception:
         app.router.routes[:] = before

@@ -43,6 +43,10 @@ class Adapter(ABC):
     def misfit(self, shape: torch.Size) -> str | None:
         """Return why this adapter cannot act on a weight of that shape, or None when it can."""
 
+    def for_shape(self, shape: torch.Size) -> Adapter:
+        """Return this adapter with tensors that only the shape of its weight tells, one that fits it; or itself."""
+        return self
+
     @abstractmethod
     def factors(self) -> Factors | None:
         """Return the low-rank factors, or None when the delta is not of low rank."""

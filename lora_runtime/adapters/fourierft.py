@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -20,10 +21,14 @@ from lora_runtime.key_endings import ENDINGS
 __all__ = ["ALGORITHM", "Frequencies", "build", "drawn", "settings"]
 
 
-def drawn(shape: torch.Size, count: int, seed: int) -> Tensor:
-    """Return `count` different places of a flattened matrix of that shape, int64, on the CPU."""
+@lru_cache(64)
+def drawn(size: int, count: int, seed: int) -> Tensor:
+    """Return `count` different places of a flattened matrix of that size, int64, on the CPU; nobody writes into it.
+
+    All places have to be drawn for it: 2.6 s for one of Flux's largest matrices, of which a model has dozens.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randperm(math.prod(shape), generator=generator, device="cpu")[:count]
+    return torch.randperm(size, generator=generator, device="cpu")[:count].clone()  # a view would keep the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,7 @@ class Frequencies(Dense):
     seed: int
     keys: tuple[str, ...]
     scale: float
+    places: Tensor | None = None  # (n,) int64, in the flattened matrix; None until its size is known
 
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None for a matrix that has as many elements at least."""
@@ -43,6 +49,16 @@ class Frequencies(Dense):
         if len(shape) == 2 and math.prod(shape) >= count:
             return None
         return f"made for a matrix of at least {count} elements, the weight is {tuple(shape)}"
+
+    def for_shape(self, shape: torch.Size) -> Frequencies:
+        """Return these frequencies with their places."""
+        return replace(self, places=self._drawn(shape))
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        count = self.spectrum.numel()
+        if self.spectrum.is_meta:
+            return torch.empty(count, dtype=torch.int64, device="meta")
+        return drawn(math.prod(shape), count, self.seed)
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the change that the frequencies make."""
@@ -53,7 +69,7 @@ class Frequencies(Dense):
     def spread(self, shape: torch.Size, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return a matrix of the weight's shape with the learnt numbers at their places, 0 elsewhere."""
         spectrum = cast(self.spectrum)
-        places = drawn(shape, spectrum.numel(), self.seed).to(spectrum.device)
+        places = (self._drawn(shape) if self.places is None else self.places).to(spectrum.device)
         return spectrum.new_zeros(math.prod(shape)).index_copy_(0, places, spectrum).reshape(shape)
 
 

@@ -67,7 +67,9 @@ class Reflections(Dense):
         units = vectors / torch.where(norms > 0, norms, 1.0)
         # The chain is I − U·T·Uᵀ with T⁻¹ = ½·I + the part of Uᵀ·U above its diagonal (Schreiber and Van Loan 1989):
         # two thin products, where reflecting W₀ by each vector reads and writes all of it every time.
-        inverse = torch.triu(units.mT @ units, diagonal=1) + 0.5 * torch.eye(self.rank).to(units)
+        inverse = torch.triu(units.mT @ units, diagonal=1) + 0.5 * torch.eye(
+            self.rank, dtype=units.dtype, device=units.device
+        )
         chain: Tensor = torch.linalg.solve_triangular(inverse, units.mT, upper=True)
         return units, chain
 

@@ -27,21 +27,21 @@ class Rows(Dense):
     base_dependent: ClassVar[bool] = True
 
     values: Tensor  # (n, extent)
-    numbers: tuple[int, ...]  # of the rows
+    numbers: Tensor  # (n,) int64, of the rows: a tensor, so that it waits where the values do
+    least: int  # the number of rows that the table has at least, for all of these to be in it
     keys: tuple[str, ...]
 
     def misfit(self, shape: torch.Size) -> str | None:
         """Return None for a table of such rows, which has all of them."""
-        least = max(self.numbers) + 1
-        if len(shape) == 2 and shape[0] >= least and shape[1] == self.values.shape[1]:
+        if len(shape) == 2 and shape[0] >= self.least and shape[1] == self.values.shape[1]:
             return None
-        made_for = f"at least {least} rows of {int(self.values.shape[1])}"
+        made_for = f"at least {self.least} rows of {int(self.values.shape[1])}"
         return f"made for {made_for}, the weight is {tuple(shape)}"
 
     def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
         """Return saved − W₀ in the rows, 0 elsewhere."""
         values = cast(self.values)
-        rows = torch.tensor(self.numbers, device=weight.device)
+        rows = self.numbers.to(weight.device)
         return values.new_zeros(weight.shape).index_copy_(0, rows, values - cast(weight[rows]))
 
 
@@ -57,7 +57,7 @@ def build(group: Group) -> list[Rows]:
         raise ValueError("its tokens are no list of numbers")
     if values.ndim != 2 or len(set(listed)) != values.shape[0] or len(listed) != values.shape[0] or not listed:
         raise ValueError(f"{len(listed)} tokens, each once, do not have these rows: {group.shapes()}")
-    return [Rows(values, tuple(listed), group.keys)]
+    return [Rows(values, torch.tensor(listed), max(listed) + 1, group.keys)]
 
 
 ALGORITHM = Algorithm(

@@ -52,7 +52,8 @@ def daubechies(moments: int) -> Tensor:
 def _synthesis(matrix: Tensor, low: Tensor) -> Tensor:
     """Return a signal for each column of (low-pass coefficients, then high-pass), (2n − taps + 2, columns)."""
     taps = low.shape[0]
-    high = low.flip(0) * torch.tensor([1.0, -1.0], dtype=low.dtype, device=low.device).repeat(taps // 2)
+    high = low.flip(0)
+    high[1::2].neg_()
     count = matrix.shape[0] // 2
     signal = matrix.new_zeros(2 * (count - 1) + taps, matrix.shape[1])
     for tap in range(taps):
@@ -98,7 +99,7 @@ def build(group: Group) -> list[Wavelets]:
         if not moments:
             raise ValueError(f"the wavelet {family!r:.20} is none of db1 to db{_HIGHEST}, which can be computed")
         low = daubechies(moments)
-    return [Wavelets(spectrum, seed, group.keys, scale, low)]
+    return [Wavelets(spectrum, seed, group.keys, scale, low=low)]
 
 
 ALGORITHM = Algorithm("waveft", ENDINGS["waveft"], build, shared=())

@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def _requests(prompt: str, loras: Loras) -> list[Request]:
         if entry.path not in outlines:
             # Its path stands for the hash of its content, which only reading it all would tell.
             outlines[entry.path] = replace(
-                outline(entry.path), name=entry.name, sha256=str(entry.path), nbytes=entry.size
+                outline(entry.path), name=entry.name, hashed=partial(str, entry.path), nbytes=entry.size
             )
         found.append(request_of(tag, outlines[entry.path]))
     return found

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lora_runtime.cli.console import device_arguments, needs_extra, printable, say_by_oneself, whole
+from lora_runtime.studio.settings import MAX_BATCH
 
 if TYPE_CHECKING:
     from lora_runtime.studio.server import Studio
@@ -40,6 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share", action="store_true", help="an address in the public Internet, by gradio; needs --auth"
     )
     parser.add_argument("--out", metavar="DIR", help="keep a copy of each picture there")
+    parser.add_argument(
+        "--keep-files", action="store_true", help="rename, move and throw away no LoRA file from the page"
+    )
+    parser.add_argument(
+        "--max-batch",
+        metavar="N",
+        type=whole,
+        default=MAX_BATCH,
+        help="pictures in one call of the model, of whoever waits; with 1 each has the bits of being painted alone "
+        "(default: %(default)s)",
+    )
     device_arguments(parser)
 
 
@@ -55,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         auth=arguments.auth,
         share=arguments.share,
         out=arguments.out,
+        keep_files=arguments.keep_files,
+        max_batch=arguments.max_batch,
         device=arguments.device,
         dtype=arguments.dtype,
     )

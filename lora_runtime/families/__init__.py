@@ -6,6 +6,7 @@ The order counts where a file's keys fit several: the first is taken.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +54,7 @@ __all__ = [
     "Row",
     "Side",
     "Span",
+    "family_called",
     "family_of",
     "has_no_place",
     "has_no_rows",
@@ -126,24 +128,38 @@ def family_of(denoiser: Any) -> Family | None:
     """
     if type(getattr(denoiser, "joint_blocks", None)).__name__ == "ModuleList":  # SD3's in its original form
         return SD3
-    found = next((_BY_CLASS[kind.__name__] for kind in type(denoiser).__mro__ if kind.__name__ in _BY_CLASS), None)
+    found = family_called(kind.__name__ for kind in type(denoiser).__mro__)
     if found is None and hasattr(denoiser, "input_blocks") and hasattr(denoiser, "output_blocks"):
         found = UNET
-    if found is UNET:
-        width = _text_width(denoiser)
-        return UNET if width is None or width not in BY_TEXT_WIDTH else _BY_NAME[BY_TEXT_WIDTH[width]]
-    return found
+    return _by_width(_text_width(denoiser)) if found is UNET else found
+
+
+def family_called(classes: Iterable[str], text_width: object = None) -> Family | None:
+    """Return the record of a denoiser by the name of its class, or of one that this is made from; None for none.
+
+    A UNet's family is told by the width of the text that it attends to, as a config has it: a number, or one a block.
+    """
+    found = next((_BY_CLASS[name] for name in classes if name in _BY_CLASS), None)
+    return _by_width(_one_width(text_width)) if found is UNET and text_width is not None else found
+
+
+def _by_width(width: int | None) -> Family:
+    return UNET if width is None or width not in BY_TEXT_WIDTH else _BY_NAME[BY_TEXT_WIDTH[width]]
+
+
+def _one_width(given: object) -> int | None:
+    if isinstance(given, (list, tuple)) and len(set(given)) == 1:
+        given = given[0]
+    return given if isinstance(given, int) else None
 
 
 def _text_width(unet: Any) -> int | None:
     """Return the width of the text that a UNet attends to, as its config says, else the first of its layers."""
     width = getattr(getattr(unet, "config", None), "cross_attention_dim", None)
-    if isinstance(width, (list, tuple)) and len(set(width)) == 1:
-        width = width[0]
     if width is None and hasattr(unet, "input_blocks"):
         layers = (module for path, module in unet.named_modules() if path.endswith("attn2.to_k"))
         width = getattr(next(layers, None), "in_features", None)
-    return width if isinstance(width, int) else None
+    return _one_width(width)
 
 
 @lru_cache(maxsize=65536)

@@ -4,10 +4,11 @@ faults      what is wrong with what was asked
 settings    what a person asks for, and what of it cannot be
 samplers    the names of samplers, as the WebUI has them, to diffusers' schedulers
 models      which models can be chosen, and the one that is in memory
-preview     the picture so far
-painting    settings and a pipeline to pictures with their parameters, and what acted
-job         a painting in a thread: what it says on the way, and how it is cancelled
-workshop    all of these for one server: the models, the LoRAs, the jobs of its users
+preview     the pictures so far
+canvas      one picture to be painted, and whoever asked for it
+painting    canvases and a pipeline to pictures with their parameters, and what acted
+job         what one person waits for: what it says on the way, and how it is cancelled
+workshop    all of these for one server: the models, the LoRAs, the line in which its users' pictures wait
 shelf       the LoRAs as cards
 words       what the page says, as HTML
 reading     a picture's parameters back into settings

@@ -1,10 +1,12 @@
-"""A piece of work in a thread of its own: what it says on the way, then what came of it, and an end before that."""
+"""Work that is done elsewhere: what it says on the way, then what came of it, and an end before that."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError as FutureCancelledError
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from lora_runtime.studio.faults import CancelledError
@@ -13,21 +15,23 @@ __all__ = ["Job"]
 
 Said = TypeVar("Said")
 Result = TypeVar("Result")
+Begin = Callable[[Callable[[Said], None], Callable[[], bool]], Future[Result]]
 
 
 class Job(Generic[Said, Result]):
-    """Work that says things on the way.
+    """What one person waits for.
 
-    `work` is given a function that takes what is said, and that raises CancelledError once the job is cancelled.
+    `begin` is given a function that takes what is said, and one that tells whether nobody waits any more; it returns
+    the future of the result. Both may be called from any thread.
     """
 
-    def __init__(self, work: Callable[[Callable[[Said], None]], Result]) -> None:
-        self._work = work
+    def __init__(self, begin: Begin[Said, Result]) -> None:
+        self._begin = begin
         self._cancelled = threading.Event()
         self._queue: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
     def cancel(self) -> None:
-        """End `run` at once, and the work where it says something next; before it has begun counts too."""
+        """End `run` at once; before it has begun counts too."""
         self._cancelled.set()
         self._queue.put(("failed", CancelledError("cancelled")))
 
@@ -35,8 +39,8 @@ class Job(Generic[Said, Result]):
         """Yield what is said, then the result; raises what the work raises. Closing this cancels the work."""
         if self._cancelled.is_set():
             raise CancelledError("cancelled")
-        thread = threading.Thread(target=self._in_thread, name="studio", daemon=True)
-        thread.start()
+        future = self._begin(self._say, self._cancelled.is_set)
+        future.add_done_callback(self._done)
         try:
             while True:
                 kind, value = self._queue.get()
@@ -46,15 +50,17 @@ class Job(Generic[Said, Result]):
                 if kind == "done":
                     return
         finally:
-            self.cancel()
+            self._cancelled.set()
+            future.cancel()
 
-    def _in_thread(self) -> None:
+    def _done(self, future: Future[Result]) -> None:
         try:
-            self._queue.put(("done", self._work(self._say)))
+            self._queue.put(("done", future.result()))
+        except FutureCancelledError:
+            self._queue.put(("failed", CancelledError("cancelled")))
         except BaseException as error:  # raised again where the work is waited for
             self._queue.put(("failed", error))
 
     def _say(self, what: Said) -> None:
-        if self._cancelled.is_set():
-            raise CancelledError("cancelled")
-        self._queue.put(("said", what))
+        if not self._cancelled.is_set():
+            self._queue.put(("said", what))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from lora_runtime.studio.panel_routes import BASE
 from lora_runtime.studio.samplers import OWN
 from lora_runtime.studio.settings import MOST_PICTURES, MOST_SIDE, MOST_STEPS
 
-__all__ = ["ALL_LORAS", "ANY_FAMILY", "PROMPT", "Page", "build", "head", "styles", "theme"]
+__all__ = ["ALL_LORAS", "GALLERY", "PROMPT", "Page", "build", "head", "styles", "theme"]
 
 ALL_LORAS = "all LoRAs"
-ANY_FAMILY = "any family"
 PROMPT = "lr-prompt"  # the element id of the prompt, where cards put their tags
+GALLERY = "lora-gallery"  # the element with the cards
 _HERE = Path(__file__).parent
 _PANEL = (
     f'<lora-stack base="{BASE}" for="#{PROMPT} textarea" sets conflicts picture="#lr-gallery img"'
     ' picture-width="#lr-width input" picture-height="#lr-height input"></lora-stack>'
 )
+_CARDS = f'<{GALLERY} base="{BASE}" for="#{PROMPT} textarea" model="{{}}"></{GALLERY}>'
 
 
 @dataclass
@@ -42,11 +44,6 @@ class Page:
     preview: Any = None
     gallery: Any = None
     report: Any = None
-    search: Any = None
-    family: Any = None
-    favourites: Any = None
-    last_used: Any = None
-    cards: Any = None
     plot: Any = None
     compare: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
@@ -89,29 +86,7 @@ def build(models: Mapping[str, Model]) -> Page:
                 _results(page)
             with gr.Column(elem_classes="lr-settings", min_width=0):
                 _settings(page, model)
-        with gr.Row(elem_classes="lr-shelf"):
-            gr.HTML("<h2>LoRAs</h2>", scale=1, min_width=80)
-            page.search = gr.Textbox(
-                show_label=False,
-                placeholder="Search: words of a name or a family",
-                container=False,
-                scale=3,
-                min_width=200,
-                elem_id="lr-search",
-            )
-            page.family = gr.Dropdown(
-                [ANY_FAMILY],
-                value=ANY_FAMILY,
-                label="Family",
-                show_label=False,
-                container=False,
-                scale=1,
-                min_width=140,
-            )
-            narrow: dict[str, Any] = {"container": False, "scale": 0, "min_width": 120, "elem_classes": "lr-check"}
-            page.favourites = gr.Checkbox(label="Favourites", **narrow)
-            page.last_used = gr.Checkbox(label="Last used first", **narrow)
-        page.cards = gr.HTML(elem_id="lr-cards")
+        gr.HTML(_CARDS.format(escape(model.name)), elem_classes="lr-shelf", apply_default_css=False)
         page.last = gr.State(None)
         # What a program is given in place of a page: shown nowhere, the files come through the server like all others.
         page.api = {
@@ -172,8 +147,8 @@ def _results(page: Page) -> None:
             page.report = gr.HTML(elem_id="lr-report")
         with gr.Tab("Compare"):
             page.compare = _compare()
-        with gr.Tab("Grid"):
-            page.grid = _grid()
+        with gr.Tab("Grid") as tab:
+            page.grid = {"tab": tab, **_grid()}
         with gr.Tab("Strengths"):
             gr.HTML("<p>How strong each tag of the prompt is at each step.</p>")
             page.plot = gr.LinePlot(
@@ -256,7 +231,6 @@ def styles() -> str:
 
 
 def head() -> str:
-    """Return what stands in the page's head: the panel, and the script by which a card puts its tag into the prompt."""
-    cards = (_HERE / "page.js").read_text(encoding="utf-8")
-    panel = f'<script type="module" src="{BASE}/web/{web_hash()}/stack.js"></script>'
-    return f"{panel}\n<script>\n{cards}\n</script>"
+    """Return what stands in the page's head: the panel, and the cards."""
+    folder = f"{BASE}/web/{web_hash()}"
+    return "\n".join(f'<script type="module" src="{folder}/{name}.js"></script>' for name in ("stack", "gallery"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,21 +15,22 @@ _SHARE = 4  # a preview comes after this many times what the last one took: they
 
 
 class Previews:
-    """The previews of one picture of a pipeline, which is looked at again when that is due."""
+    """The previews of the pictures in one call of a pipeline, which are looked at again when that is due."""
 
     def __init__(self, pipe: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipe, self._clock = pipe, clock
         self._due = clock()
 
-    def of(self, latents: Any) -> Image.Image | None:
-        """Return the picture of latents, None where none is due or this model's cannot be decoded by themselves.
+    def of(self, latents: Any, places: Sequence[int]) -> list[Image.Image] | None:
+        """Return how pictures of a batch look, by their places in it; None where none are due, or none can be.
 
-        These are (1, channels, height, width), as the VAE takes them: packed ones and those of films are not looked at.
+        Latents are (pictures, channels, height, width), as the VAE takes them: packed ones and those of films are not
+        looked at.
         """
         started = self._clock()
         if started < self._due or not _decodable(self._pipe, latents):
             return None
-        found = _decoded(self._pipe, latents)
+        found = _decoded(self._pipe, latents[list(places)])
         ended = self._clock()
         self._due = ended + _SHARE * (ended - started)
         return found
@@ -46,12 +47,12 @@ def _decodable(pipe: Any, latents: Any) -> bool:
     return not (config.get("force_upcast") and vae.dtype == torch.float16)
 
 
-def _decoded(pipe: Any, latents: Any) -> Image.Image:
+def _decoded(pipe: Any, latents: Any) -> list[Image.Image]:
     import torch
 
     config = pipe.vae.config
     with torch.no_grad():
-        scaled = latents[:1] / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        scaled = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
         decoded = pipe.vae.decode(scaled.to(pipe.vae.dtype), return_dict=False)[0]
-    found: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+    found: list[Image.Image] = pipe.image_processor.postprocess(decoded, output_type="pil")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +10,21 @@ from typing import Any
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.models import Models
+from lora_runtime.studio.settings import MAX_BATCH, MOST_AT_ONCE
 
 __all__ = ["Options", "Studio"]
 
 HERE = "127.0.0.1"
 _MOST_UPLOADED = "50mb"
+_THREADS_BESIDE = 16  # whoever waits for pictures has a thread, and none of the others' buttons may wait for these
 
 
 @dataclass(frozen=True)
 class Options:
     """Where the page is served and what it may use; StudioError for what does not go together.
 
-    `auth` is "user:password". `out` is a folder that keeps a copy of each picture.
+    `auth` is "user:password". `out` is a folder that keeps a copy of each picture. `keep_files`: no LoRA file gets
+    another name or place from the page. At most `max_batch` pictures are painted in one call.
     """
 
     models: Sequence[str] = ()
@@ -30,10 +34,14 @@ class Options:
     auth: str | None = None
     share: bool = False
     out: str | None = None
+    keep_files: bool = False
+    max_batch: int = MAX_BATCH
     device: str | None = None
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise StudioError(f"--max-batch is {self.max_batch}: give a whole number from 1")
         if self.auth is not None and not all(self.auth.partition(":")):
             raise StudioError("--auth is no USER:PASSWORD: give both, with a colon between them")
         if self.share and self.auth is None:
@@ -46,6 +54,11 @@ class Options:
             return None
         user, _, password = self.auth.partition(":")
         return user, password
+
+    @property
+    def changes_files(self) -> bool:
+        """Whether LoRA files may get another name or place: not where anybody in a network may come without a login."""
+        return not self.keep_files and (self.auth is not None or _is_this_machine(self.host))
 
 
 class Studio:
@@ -61,7 +74,8 @@ class Studio:
         self._options = options
         models = Models(options.models, device=options.device, dtype=options.dtype)
         own = options.loras or (LoraCatalog.default_folders() if options.models else ())
-        self.shop = Workshop(models, LoraCatalog(*(own or [str(LORAS)])), options.out, own)
+        loras = LoraCatalog(*(own or [str(LORAS)]))
+        self.shop = Workshop(models, loras, options.out, own, max_batch=options.max_batch)
         self.page = build(models.all)
         wire(self.page, self.shop)
 
@@ -69,9 +83,11 @@ class Studio:
         """Begin to serve; return the address."""
         from lora_runtime.panel import CatalogLibrary, PromptFacts, Questions
         from lora_runtime.studio.card_routes import add_cards
+        from lora_runtime.studio.fitting import Fitting
+        from lora_runtime.studio.gallery import Gallery
         from lora_runtime.studio.page import head, styles, theme
         from lora_runtime.studio.panel_routes import add_panel
-        from lora_runtime.studio.shelf import picture_of
+        from lora_runtime.studio.thumbnails import picture_of
         from lora_runtime.workbench.conflicts import Conflicts
 
         options, shop = self._options, self.shop
@@ -90,6 +106,7 @@ class Studio:
             show_error=True,
             footer_links=["api"],
             max_file_size=_MOST_UPLOADED,
+            max_threads=MOST_AT_ONCE + _THREADS_BESIDE,
             prevent_thread_lock=True,
             enable_monitoring=False,
         )
@@ -103,7 +120,9 @@ class Studio:
                 Conflicts(shop.loras, lambda: shop.presets),
             ),
         )
-        add_cards(app, shop.loras, shop.marks)
+        # The embedded LoRAs are the program's: only folders that somebody has given are changed.
+        allowed = options.changes_files and bool(shop.own_folders)
+        add_cards(app, Gallery(shop.loras, shop.marks, Fitting(shop.models), lambda: allowed))
         return str(shared or local)
 
     def warm(self) -> None:
@@ -116,3 +135,11 @@ class Studio:
         """Serve no more, and remove the pictures that are kept nowhere else."""
         self.page.blocks.close(verbose=False)
         self.shop.close()
+
+
+def _is_this_machine(host: str) -> bool:
+    """Return whether only this machine reaches what is served at an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -12,11 +12,13 @@ from lora_runtime.studio.samplers import OWN, SAMPLERS
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MOST_PICTURES", "MOST_SIDE", "MOST_STEPS", "Settings"]
+__all__ = ["MAX_BATCH", "MOST_AT_ONCE", "MOST_PICTURES", "MOST_SIDE", "MOST_STEPS", "SEEDS", "Settings"]
 
 MOST_STEPS = 150
 MOST_PICTURES = 16
 MOST_SIDE = 2048  # pixels
+MAX_BATCH = 4  # pictures in one call of a model
+MOST_AT_ONCE = 32  # people whose pictures wait or are painted; others wait for these
 _STEP = 8  # pixels: a side is a multiple of what the models' decoders make of one place
 _LONGEST = 20_000  # characters of a prompt
 SEEDS = 1 << 32

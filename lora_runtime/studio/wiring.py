@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 
-from lora_runtime.errors import LoraError
+from lora_runtime.batching.halving import reason_of
 from lora_runtime.prompt import parse_prompt
 from lora_runtime.studio import words
+from lora_runtime.studio.canvas import Step
 from lora_runtime.studio.faults import CancelledError, StudioError
-from lora_runtime.studio.page import ALL_LORAS, ANY_FAMILY, Page
-from lora_runtime.studio.painting import Painted, Step
+from lora_runtime.studio.page import ALL_LORAS, GALLERY, Page
+from lora_runtime.studio.painting import Painted
 from lora_runtime.studio.reading import read_picture
 from lora_runtime.studio.samplers import OWN
-from lora_runtime.studio.settings import SEEDS, Settings
-from lora_runtime.studio.shelf import Wanted, cards, families, names_of
+from lora_runtime.studio.settings import MOST_AT_ONCE, SEEDS, Settings
+from lora_runtime.studio.shelf import names_of
 from lora_runtime.studio.workshop import Workshop, grid_of, strength_points, without
 
 __all__ = ["wire"]
 
 Updates = dict[Any, Any]
-_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "paint"}
+_AT_ONCE: dict[str, Any] = {"concurrency_limit": MOST_AT_ONCE, "concurrency_id": "paint"}  # they wait in one line
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
+_TELL_CARDS = f"(model) => document.querySelector('{GALLERY}').setAttribute('model', model)"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def wire(page: Page, shop: Workshop) -> None:
     """Give the page's components their events."""
     bench = _Bench(page, shop)
     with page.blocks:
-        waiting = {**_ONE_AT_A_TIME, "show_progress_on": page.status}
+        waiting = {**_AT_ONCE, "show_progress_on": page.status}
         inputs = [page.prompt, page.negative, page.model, *page.settings.values()]
         gr.on(
             [page.paint.click, page.prompt.submit],
@@ -67,11 +70,10 @@ def wire(page: Page, shop: Workshop) -> None:
             **waiting,
             **_PRIVATE,
         )
-        page.api["button"].click(
-            bench.api, inputs, [page.api["files"], page.api["said"]], api_name="paint", **_ONE_AT_A_TIME
-        )
+        page.api["button"].click(bench.api, inputs, [page.api["files"], page.api["said"]], api_name="paint", **_AT_ONCE)
         # Not by gradio's `cancels`, which cuts the event off: what it said last came after "Cancelled.", and stayed.
         page.cancel.click(bench.cancel, None, None, queue=False, **_PRIVATE)
+        page.blocks.unload(bench.cancel)
         steps = page.settings["steps"]
         gr.on(
             [page.blocks.load, page.prompt.change, steps.change],
@@ -80,9 +82,10 @@ def wire(page: Page, shop: Workshop) -> None:
             [page.plot],
             **_QUIET,
         )
-        wanted = [page.search, page.family, page.favourites, page.last_used]
-        gr.on([page.blocks.load, *(field.change for field in wanted)], bench.cards, wanted, [page.cards], **_QUIET)
-        page.blocks.load(bench.lists, None, [page.model, page.grid["loras"], page.family], **_QUIET)
+        page.blocks.load(bench.models, None, [page.model], **_QUIET)
+        page.grid["tab"].select(bench.loras, None, [page.grid["loras"]], **_QUIET)
+        # The cards say what is made for the model that is chosen.
+        page.model.change(None, [page.model], None, js=_TELL_CARDS, **_PRIVATE)
         page.model.change(
             bench.choose,
             [page.model],
@@ -108,7 +111,7 @@ class _Bench:
     def pictures(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Paint what the fields ask for."""
         page = self._page
-        yield self._busy("Waiting for the model …")
+        yield self._busy()
         try:
             settings, model = self._asked(values)
             done = yield from self._painted([settings], model, request, self._step)
@@ -116,7 +119,8 @@ class _Bench:
             yield {**self._failed(error), **self._no_preview()}
             return
         if done is None:
-            yield self._no_preview()
+            # In one with what enables the button: until the event has ended the page takes no other click on it.
+            yield {**self._cancelled(), **self._no_preview()}
             return
         [painted] = done
         paths = [self._shop.save(picture) for picture in painted.pictures]
@@ -158,12 +162,16 @@ class _Bench:
             *_, done = self._shop.paint([settings], name, str(request.session_hash))
             (painted,) = cast("list[Painted]", done)
         except Exception as error:
-            raise gr.Error(_said(error), print_exception=False) from error
+            raise gr.Error(reason_of(error), print_exception=False) from error
         said = {
             "seed": settings.seed,
-            "report": str(painted.report),
+            "report": str(painted.pictures[-1].report),
+            "reports": [str(picture.report) for picture in painted.pictures],
             "messages": [each.message for each in painted.diagnostics],
             "infotexts": [picture.infotext for picture in painted.pictures],
+            "batches": [picture.batch for picture in painted.pictures],
+            "seconds": [round(picture.seconds, 6) for picture in painted.pictures],
+            "faults": {str(seed): reason_of(each) for seed, each in painted.faults.items()},
         }
         return [str(self._shop.save(picture)) for picture in painted.pictures], said
 
@@ -172,21 +180,23 @@ class _Bench:
         if last is None:
             yield self._idle("Paint a picture first: it is compared with itself without its LoRAs.", "warning")
             return
-        yield self._busy("Waiting for the model …")
+        yield self._busy()
         try:
             asked = without(last.settings, None if tag == ALL_LORAS else tag)
             painted = yield from self._painted([asked], last.model, request)
         except Exception as error:
             yield self._failed(error)
             return
-        if painted:
+        if painted is None:
+            yield self._cancelled()
+        else:
             path = self._shop.save(painted[0].pictures[0])
             yield {**self._idle("Left without, right with."), self._page.compare["slider"]: (str(path), str(last.path))}
 
     def grid(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Paint a picture for each combination, and all of them on one sheet."""
         *asked, strengths, loras, seeds = values
-        yield self._busy("Waiting for the model …")
+        yield self._busy()
         try:
             settings, model = self._asked(asked)
             axes = {"strengths": strengths, "loras": loras, "seeds": seeds}
@@ -194,12 +204,18 @@ class _Bench:
         except Exception as error:
             yield self._failed(error)
             return
-        if painted:
+        if painted is None:
+            yield self._cancelled()
+        else:
             sheet = self._shop.sheet(painted)
-            yield {**self._idle(f"{len(painted)} pictures."), self._page.grid["sheet"]: str(sheet)}
+            faults = [error for each in painted for error in each.faults.values()]
+            text = f"{len(painted) - len(faults)} pictures."
+            if faults:
+                text += f" {len(faults)} could not be painted: {reason_of(faults[0])}"
+            yield {**self._idle(text, "warning" if faults else "info"), self._page.grid["sheet"]: str(sheet)}
 
     def cancel(self, request: gr.Request) -> None:
-        """End what this user has running; the event that began it says so."""
+        """End what this user waits for; the event that began it says so, where the page is still open."""
         self._shop.cancel(str(request.session_hash))
 
     def strengths(self, prompt: str, steps: float) -> Any:
@@ -209,17 +225,13 @@ class _Bench:
         points = strength_points(parse_prompt(prompt or "").tags, int(steps))
         return pandas.DataFrame(points, columns=["step", "strength", "LoRA"])
 
-    def cards(self, search: str, family: str, favourites: bool, last_used: bool) -> str:
-        """Return the cards that are looked for."""
-        self._shop.loras.refresh()
-        wanted = Wanted(search, "" if family == ANY_FAMILY else family, favourites, last_used)
-        return words.gallery(*cards(self._shop.loras, wanted, self._shop.marks.seen()))
+    def models(self) -> Any:
+        """Return the models that are there now."""
+        return gr.update(choices=list(self._shop.models.all))
 
-    def lists(self) -> tuple[Any, Any, Any]:
-        """Return the models, the LoRAs and their families that are there now."""
-        known = ["None", *names_of(self._shop.loras).values()]
-        kinds = [ANY_FAMILY, *families(self._shop.loras)]
-        return gr.update(choices=list(self._shop.models.all)), gr.update(choices=known), gr.update(choices=kinds)
+    def loras(self) -> Any:
+        """Return the LoRAs that are there now."""
+        return gr.update(choices=["None", *names_of(self._shop.loras).values()])
 
     def choose(self, name: str) -> tuple[Any, ...]:
         """Return what a model was made for."""
@@ -251,13 +263,11 @@ class _Bench:
         shown: Callable[[Step], Updates] | None = None,
     ) -> Generator[Updates, None, list[Painted] | None]:
         """Yield what is `shown` of each step; return what was painted, None where it was cancelled."""
-        try:
+        with suppress(CancelledError):
             for said in self._shop.paint(asked, model, str(request.session_hash)):
                 if not isinstance(said, Step):
                     return said
                 yield {self._page.status: words.progress(said)} if shown is None else shown(said)
-        except CancelledError:
-            yield self._idle("Cancelled.")
         return None
 
     def _asked(self, values: Sequence[Any]) -> tuple[Settings, str]:
@@ -278,7 +288,11 @@ class _Bench:
             said[self._page.gallery] = gr.update(visible=False)
         return said
 
-    def _busy(self, text: str) -> Updates:
+    def _busy(self) -> Updates:
+        """Say what is waited for."""
+        before = self._shop.line_length
+        text = f"Waiting: {before} {'picture' if before == 1 else 'pictures'} came before …" if before else ""
+        text = text or "Waiting for the model …"
         still: Updates = {button: gr.update(interactive=False) for button in self._buttons}
         return {**still, self._page.cancel: gr.update(interactive=True), self._page.status: words.status(text)}
 
@@ -286,21 +300,18 @@ class _Bench:
         ready: Updates = {button: gr.update(interactive=True) for button in self._buttons}
         return {**ready, self._page.cancel: gr.update(interactive=False), self._page.status: words.status(text, kind)}
 
+    def _cancelled(self) -> Updates:
+        return self._idle("Cancelled.")
+
     def _failed(self, error: Exception) -> Updates:
         """Say why nothing was painted."""
-        return self._idle(_said(error), "error")
+        return self._idle(reason_of(error), "error")
 
     def _no_preview(self) -> Updates:
         return {
             self._page.preview: gr.update(value=None, visible=False),
             self._page.gallery: gr.update(visible=True),
         }
-
-
-def _said(error: Exception) -> str:
-    """Return what an error says; a pipeline may be anybody's, and so what it raises."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LoraError) and text else f"{type(error).__name__}: {text}"
 
 
 def _whole(value: Any, name: str) -> int:

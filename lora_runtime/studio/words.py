@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, TypeVar
 
-from lora_runtime.families import UNKNOWN
+from lora_runtime.batching.halving import reason_of
 from lora_runtime.prompt.tags import Diagnostic
-from lora_runtime.studio.shelf import Card
 
 if TYPE_CHECKING:
     from lora_runtime.report import LoraReport
-    from lora_runtime.studio.painting import Painted, Step
+    from lora_runtime.studio.canvas import Step
+    from lora_runtime.studio.painting import Painted
 
-__all__ = ["gallery", "notices", "progress", "report", "status"]
+__all__ = ["notices", "progress", "report", "status"]
 
-_FILM = "lora-runtime/film"  # where `card_routes` has films, below the page's address
+Said = TypeVar("Said")
+
 _MARKS = {"error": "✖", "warning": "⚠", "info": "ℹ"}
 
 
 def progress(step: Step) -> str:
-    """Return how far a painting is."""
-    whole = step.steps * step.pictures
-    done = step.steps * (step.picture - 1) + step.step
-    of = f"picture {step.picture} of {step.pictures}, " if step.pictures > 1 else ""
-    text = f"{of}step {step.step} of {step.steps}"
+    """Return how far the pictures are that somebody waits for."""
+    whole = step.steps * step.total
+    done = step.steps * step.done + step.step * step.now
+    first, last = step.done + 1, step.done + step.now
+    which = f"picture {first}" if step.now == 1 else f"pictures {first} to {last}"
+    text = f"{which} of {step.total}, " if step.total > 1 else ""
+    text += f"step {step.step} of {step.steps}"
+    if step.others:
+        text += f", together with {step.others} of others"
     return (
         f'<div class="lr-status"><progress max="{whole}" value="{done}" aria-label="Progress"></progress>'
         f"<span>{text}</span></div>"
@@ -52,63 +56,58 @@ def notices(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def report(painted: Painted) -> str:
-    """Return what acted, where, and at which strength, and what did not."""
-    count = len(painted.pictures)
+    """Return what acted on the pictures of some settings, where, and at which strength, and what did not."""
+    pictures = painted.pictures
+    count = len(pictures)
     parts = [
         f"<p>{count} {'picture' if count == 1 else 'pictures'} in {painted.seconds:.1f} s, "
         f"{'seed' if count == 1 else 'seeds from'} {painted.settings.seed}</p>"
     ]
-    loras = painted.report.loras
-    if loras:
+    rows = _by_picture((number, _cells(lora)) for number, each in enumerate(pictures) for lora in each.report.loras)
+    if rows:
         head = "".join(f'<th scope="col">{title}</th>' for title in ("LoRA", "strength", "acts on", "keys used"))
-        parts.append(
-            f'<div class="lr-scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(map(_row, loras))}</tbody></table></div>"
+        body = "".join(_row(*cells, of=_which(numbers, count)) for cells, numbers in rows.items())
+        parts.append(f'<div class="lr-scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+        reports = _by_picture((number, str(each.report)) for number, each in enumerate(pictures))
+        full = "\n\n".join(
+            f"{_which(numbers, count)}:\n{text}" if len(reports) > 1 else text for text, numbers in reports.items()
         )
-        parts.append(f"<details><summary>In full</summary><pre>{escape(str(painted.report))}</pre></details>")
+        parts.append(f"<details><summary>In full</summary><pre>{escape(full)}</pre></details>")
     else:
         parts.append("<p>No LoRA acted.</p>")
-    return f'<div class="lr-report">{"".join(parts)}{notices(painted.diagnostics)}</div>'
+    lost = [
+        Diagnostic("error", (0, 0), f"no picture of seed {seed}: {reason_of(error)}")
+        for seed, error in painted.faults.items()
+    ]
+    return f'<div class="lr-report">{"".join(parts)}{notices([*lost, *painted.diagnostics])}</div>'
 
 
-def gallery(cards: Sequence[Card], total: int) -> str:
-    """Return the LoRAs as buttons, each with a star; a click puts the tag of one into the prompt."""
-    if not total:
-        return '<p class="lr-empty">No LoRA is what you look for: take fewer words, or another family.</p>'
-    more = f"<p>{len(cards)} of {total:,}: search to see others.</p>" if total > len(cards) else ""
-    return f'<div class="lr-cards" role="group" aria-label="LoRAs">{"".join(map(_card, cards))}</div>{more}'
+def _by_picture(said: Iterable[tuple[int, Said]]) -> dict[Said, list[int]]:
+    """Return what is said of pictures, each once, with the numbers of the pictures, from 0."""
+    found: dict[Said, list[int]] = {}
+    for number, what in said:
+        found.setdefault(what, []).append(number)
+    return found
 
 
-def _row(lora: LoraReport) -> str:
+def _which(numbers: Sequence[int], count: int) -> str:
+    """Return which of the pictures these are, counted from 1, "" for all of them."""
+    own = sorted(set(numbers))
+    if len(own) == count:
+        return ""
+    return f"{'picture' if len(own) == 1 else 'pictures'} {', '.join(str(number + 1) for number in own)}"
+
+
+def _cells(lora: LoraReport) -> tuple[str, str, str, str]:
+    """Return what the table says of a LoRA."""
     strength = f"{lora.te:g}" if lora.te == lora.unet else f"text {lora.te:g}, picture {lora.unet:g}"
     where = ", ".join(f"{count} weights of {name}" for name, count in lora.targets.items()) or "nothing"
     if lora.live:
         where += f", {lora.live} of them beside their layers"
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in (strength, where, f"{lora.used} of {lora.keys}"))
-    return f'<tr><th scope="row">{escape(lora.name)}</th>{cells}</tr>'
+    return lora.name, strength, where, f"{lora.used} of {lora.keys}"
 
 
-def _card(card: Card) -> str:
-    name = card.tag.removeprefix("<lora:").rpartition(":")[0]
-    image = (
-        f'<video src="{_FILM}?name={quote(name, safe="")}" muted loop playsinline aria-hidden="true" '
-        + (f'poster="{card.picture}" preload="none"></video>' if card.picture else 'preload="metadata"></video>')
-        if card.film
-        else f'<img src="{card.picture}" alt="" loading="lazy">'
-        if card.picture
-        else f'<span class="lr-letter" aria-hidden="true">{escape(card.name.rpartition("/")[2][:1])}</span>'
-    )
-    family = "" if card.family == UNKNOWN else f'<span class="lr-family">{escape(card.family)}</span>'
-    words = f'<span class="lr-words">{escape(", ".join(card.words))}</span>' if card.words else ""
-    page = (
-        f'<a class="lr-page" href="{escape(card.page)}" target="_blank" rel="noopener noreferrer">Model page</a>'
-        if card.page
-        else ""
-    )
-    return (
-        f'<div class="lr-cell"><button type="button" class="lr-card" data-tag="{escape(card.tag)}" '
-        f'title="Put {escape(card.tag)} in the prompt">{image}<span class="lr-name">{escape(card.name)}</span>'
-        f'{family}{words}</button><button type="button" class="lr-star" data-name="{escape(name)}" '
-        f'aria-pressed="{"true" if card.favourite else "false"}" aria-label="Favourite: {escape(card.name)}" '
-        f'title="Favourite"></button>{page}</div>'
-    )
+def _row(name: str, *others: str, of: str) -> str:
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+    which = f" ({escape(of)})" if of else ""
+    return f'<tr><th scope="row">{escape(name)}{which}</th>{cells}</tr>'

@@ -12,17 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lora_runtime.batching.from_threads import LineInThread
+from lora_runtime.batching.line import Line
 from lora_runtime.catalog import LoraCatalog
 from lora_runtime.panel.marks import Marks
 from lora_runtime.panel.presets import own_presets
 from lora_runtime.prompt import LoraTag, parse_prompt
 from lora_runtime.prompt.over_steps import over_steps
 from lora_runtime.prompt.presets import common_presets
+from lora_runtime.studio.canvas import Canvas, Commission, Step, canvases_of
 from lora_runtime.studio.faults import StudioError
 from lora_runtime.studio.job import Job
 from lora_runtime.studio.models import Models
-from lora_runtime.studio.painting import Painted, Picture, Step, paint
-from lora_runtime.studio.settings import Settings
+from lora_runtime.studio.painting import Painted, Picture, paint, painted_of
+from lora_runtime.studio.settings import MAX_BATCH, MOST_AT_ONCE, Settings
 from lora_runtime.studio.shelf import used_in
 from lora_runtime.sweep.jobs import grid_rows
 from lora_runtime.sweep.manifest import line_of
@@ -36,7 +39,7 @@ _AXES = ("strengths", "loras", "seeds")
 
 
 class Workshop:
-    """Paints for several users, one after the other. Safe to use from several threads."""
+    """Paints for several users, in one call where their pictures fit. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -44,10 +47,13 @@ class Workshop:
         loras: LoraCatalog,
         out: str | os.PathLike[str] | None = None,
         own_folders: Sequence[str | os.PathLike[str]] = (),
+        *,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         """Take the models and the LoRAs; a copy of each picture is left in `out`, which is made if it is not there.
 
-        `own_folders` are the folders that users may keep sets and presets in.
+        `own_folders` are the folders that users may keep sets and presets in. At most `max_batch` pictures are painted
+        in one call.
         """
         self.models, self.loras, self.own_folders = models, loras, tuple(own_folders)
         self.marks = Marks()
@@ -57,7 +63,11 @@ class Workshop:
         self._temporary = tempfile.TemporaryDirectory(prefix="lora-runtime-studio-", ignore_cleanup_errors=True)
         self._lock = threading.Lock()
         self._number = 0
-        self._jobs: dict[str, Job[Step, list[Painted]]] = {}
+        self._jobs: dict[str, list[_Job]] = {}
+        line: Line[Canvas, Picture | Exception] = Line(
+            _Painter(self), max_batch=max_batch, max_queue=MOST_AT_ONCE * MOST_CELLS
+        )
+        self._line = LineInThread(line)
 
     @property
     def folder(self) -> Path:
@@ -69,37 +79,51 @@ class Workshop:
         """Block weights by name, as they are now: the common ones, and those that were saved."""
         return {**common_presets(), **own_presets(self.own_folders)}
 
+    @property
+    def line_length(self) -> int:
+        """How many pictures wait or are being painted, of all users."""
+        return self._line.length
+
     def close(self) -> None:
         """End all jobs, and remove the folder of pictures."""
         with self._lock:
-            jobs = list(self._jobs.values())
+            jobs = [job for own in self._jobs.values() for job in own]
         for job in jobs:
             job.cancel()
+        self._line.close()
         self._temporary.cleanup()
 
     def paint(self, asked: Sequence[Settings], model: str, who: str) -> Iterator[Step | list[Painted]]:
-        """Yield each step, then what came of all settings.
+        """Yield each step, then what came of all settings. Raises where there is no picture at all.
 
-        `who` is any name for whoever may `cancel` this; closing the iterator cancels it too.
+        `who` is any name for whoever may `cancel` this; closing the iterator cancels it too. The pictures wait in one
+        line with those of all others.
         """
         self.models.named(model)
-        job: Job[Step, list[Painted]] = Job(lambda say: self._painted(asked, model, say))
+        total = sum(settings.pictures for settings in asked)
+        job: _Job = Job(lambda tell, gone: self._line.paint(canvases_of(asked, model, Commission(total, tell, gone))))
         with self._lock:
-            self._jobs[who] = job
+            self._jobs.setdefault(who, []).append(job)
         try:
-            yield from job.run()
+            for said in job.run():
+                yield said if isinstance(said, Step) else self._marked(painted_of(asked, said))
         finally:
+            job.cancel()
             with self._lock:
-                if self._jobs.get(who) is job:
+                self._jobs[who].remove(job)
+                if not self._jobs[who]:
                     del self._jobs[who]
 
     def cancel(self, who: str) -> bool:
-        """End what somebody has running at its next step; return whether there was anything."""
+        """End what somebody waits for; return whether there was anything.
+
+        What is painted in one call with pictures of others goes on for these.
+        """
         with self._lock:
-            job = self._jobs.get(who)
-        if job is not None:
+            jobs = list(self._jobs.get(who, ()))
+        for job in jobs:
             job.cancel()
-        return job is not None
+        return bool(jobs)
 
     def save(self, picture: Picture) -> Path:
         """Return the path of a picture's PNG."""
@@ -110,14 +134,18 @@ class Workshop:
         return path
 
     def sheet(self, painted: Sequence[Painted]) -> Path | None:
-        """Return the path of a contact sheet: tags across, and down what else differs; None where there is nothing."""
+        """Return the path of a contact sheet: tags across, and down what else differs; None where there is nothing.
+
+        The place of a picture that could not be painted stays empty.
+        """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         lines = []
         for index, each in enumerate(painted):
-            (folder / f"{index}.png").write_bytes(each.pictures[0].png)
             asked = each.settings
             (row,) = grid_rows({"prompts": [asked.prompt], "seed": asked.seed})
-            lines.append(line_of(row, file=f"{index}.png"))
+            for picture in each.pictures[:1]:
+                (folder / f"{index}.png").write_bytes(picture.png)
+            lines.append(line_of(row, file=f"{index}.png" if each.pictures else None))
         out = self._free_path("-grid.png")
         drawn = write_sheet(lines, folder, out)
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,21 +153,13 @@ class Workshop:
             _copy_beside(out, self._out)
         return out if drawn else None
 
-    def _painted(self, asked: Sequence[Settings], model: str, say: Callable[[Step], None]) -> list[Painted]:
-        done, total = 0, sum(settings.pictures for settings in asked)
-        found = []
-        presets = self.presets
-
-        def said(step: Step) -> None:
-            say(replace(step, picture=done + step.picture, pictures=total))
-
-        with self.models.using(model) as pipe:
-            for settings in asked:
-                found.append(paint(pipe, settings, self.loras, model=model, presets=presets, on_step=said))
+    def _marked(self, painted: list[Painted]) -> list[Painted]:
+        """Take note that the LoRAs of these pictures were used."""
+        for each in painted:
+            if each.pictures:
                 with suppress(OSError):  # the picture is worth more than the date
-                    self.marks.use(used_in(self.loras, settings.prompt))
-                done += settings.pictures
-        return found
+                    self.marks.use(used_in(self.loras, each.settings.prompt))
+        return painted
 
     def _free_path(self, ending: str) -> Path:
         """Return a path that no picture has, here or in the folder of copies."""
@@ -149,6 +169,24 @@ class Workshop:
                 name = f"{self._number:05}{ending}"
                 if self._out is None or not any(self._out.glob(f"{self._number:05}-*.png")):
                     return self.folder / name
+
+
+_Job = Job[Step, list[Picture | Exception]]
+
+
+class _Painter:
+    """The one painter of a workshop's line."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+
+    def paint(
+        self, canvases: Sequence[Canvas], stopped: Callable[[], bool] | None = None, /
+    ) -> list[Picture | Exception]:
+        """Return the picture of each canvas, or why it has none; they have one model."""
+        shop = self._shop
+        with shop.models.using(canvases[0].model) as pipe:
+            return paint(pipe, canvases, shop.loras, presets=shop.presets, stopped=stopped or (lambda: False))
 
 
 def without(settings: Settings, tag: str | None = None) -> Settings:

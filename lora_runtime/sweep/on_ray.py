@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lora_runtime.batching.halving import reason_of
 from lora_runtime.lookup import Loras
 from lora_runtime.sweep.dispatch import Dispatch
 from lora_runtime.sweep.manifest import line_of
-from lora_runtime.sweep.paint import Painted, Painter, reason_of
+from lora_runtime.sweep.paint import Painted, Painter
 from lora_runtime.sweep.pipes import MakePipe
 from lora_runtime.sweep.plan import Batch, shares
 from lora_runtime.sweep.rows import Row, SweepError

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lora_runtime.applied import Applied
+from lora_runtime.batching.halving import Stopped, in_halves, reason_of
 from lora_runtime.errors import LoraError, MemoryBudgetError, ModelBusyError
 from lora_runtime.infotext import infotext_of
 from lora_runtime.lookup import Loras, catalog_for, files_read
@@ -27,7 +28,7 @@ from lora_runtime.tag_files import files_of
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Painted", "Painter", "Stopped", "reason_of"]
+__all__ = ["Painted", "Painter"]
 
 _CALL = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "width": "width", "height": "height"}
 _NOT_A_NUMBER = "invalid value encountered in cast"  # what numpy says where pixels become bytes
@@ -43,10 +44,6 @@ class Painted:
     png: bytes | None
     line: Line
     blame: Literal["", "row", "worker"] = ""
-
-
-class Stopped(Exception):
-    """Nobody waits for these pictures any more."""
 
 
 class Painter:
@@ -72,16 +69,10 @@ class Painter:
         is too large for the memory is painted in parts. `stopped` is asked after each step: once it says yes, Stopped
         is raised; a pipeline that cannot be stopped paints to its end.
         """
-        try:
-            return self._together(rows, stopped)
-        except Stopped:
-            raise
-        except Exception as error:  # a pipeline may be anybody's, and so what it raises; the manifest says it
-            if len(rows) == 1:
-                line = line_of(rows[0], error=reason_of(error), worker=self._worker)
-                return [Painted(None, line, _blame(error))]
-        half = len(rows) // 2
-        return self.paint(rows[:half], stopped) + self.paint(rows[half:], stopped)
+        return in_halves(rows, lambda part: self._together(part, stopped), self._failed)
+
+    def _failed(self, row: Row, error: Exception) -> Painted:
+        return Painted(None, line_of(row, error=reason_of(error), worker=self._worker), _blame(error))
 
     def _take(self, model: str) -> None:
         """Have the pipeline of a model. The one before is given up first: there may be no room for two."""
@@ -119,15 +110,16 @@ class Painter:
             seeds=[row.seed for row in rows],
             strict=True,
         ) as applied:
+            _in_one_call(applied)
             pictures = self._call(rows, applied.prompt, negative, stopped)
-            diagnostics = applied.diagnostics
+            _in_one_call(applied)  # of some models only a call shows it
+            diagnostics = [applied.diagnostics_of(index) for index in range(len(rows))]
         seconds = (time.perf_counter() - started) / len(rows)
         found = []
         for index, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
-            said = [each for each in diagnostics if _is_about(each, index, applied)]
             more = {"batch": len(rows), "seconds": round(seconds, 6), "worker": self._worker}
             more["read"] = 0 if index else files_read() - read  # of the whole batch, said once
-            found.append(self._painted(row, picture, applied, said, more))
+            found.append(self._painted(row, picture, applied, diagnostics[index], more))
         return found
 
     def _call(
@@ -199,10 +191,10 @@ class Painter:
         return files, hashes
 
 
-def reason_of(error: BaseException) -> str:
-    """Return why a row failed, in one line; of what is no error of this library, its kind too."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, LoraError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
+def _in_one_call(applied: Applied[Any]) -> None:
+    """Raise LoraError where the rows would not be what each is alone; then they are painted in smaller batches."""
+    if len(applied.calls) > 1:
+        raise LoraError("in one call some of these pictures would not be what each is alone")
 
 
 def _blame(error: Exception) -> Literal["row", "worker"]:
@@ -220,14 +212,3 @@ def _stopping(stopped: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
         return values
 
     return step
-
-
-def _is_about(diagnostic: Diagnostic, index: int, applied: Applied[Any]) -> bool:
-    """Return whether a diagnostic is of this image: of its own text or its own tag, or of nobody's alone."""
-
-    def own(image: int) -> bool:
-        prompt = applied.prompts[image]
-        of_tag = any(tag.span == diagnostic.span and f'"{tag.name}"' in diagnostic.message for tag in prompt.tags)
-        return of_tag or diagnostic in prompt.diagnostics
-
-    return own(index) or not any(map(own, range(len(applied.prompts))))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
+from lora_runtime.batching.fitting import in_batches
 from lora_runtime.sweep.rows import Row
 
 __all__ = ["Batch", "make_batches", "shares"]
@@ -36,30 +34,11 @@ class Batch:
 def make_batches(rows: Sequence[Row], size: int, files: Files) -> list[Batch]:
     """Return the rows in batches of at most `size`; `files` names the files of a row, the same name for the same file.
 
-    A batch has one model, one size of pictures, one number of steps and one guidance, and the batches of a model follow
-    each other. Rows with the same tags come together first, since a LoRA that all pictures of a batch ask for alike
-    costs nothing while they are painted; the rest is mixed.
-    Rows that share files follow each other, those with the files that most rows want first.
+    A batch has one model, one size of pictures, one number of steps and one guidance; see `in_batches`.
     """
-    of = {row.key: tuple(files(row)) for row in rows}
-    wanted = Counter(name for names in of.values() for name in set(names))
-
-    def by_files(row: Row) -> list[tuple[int, str]]:
-        return sorted((-wanted[name], name) for name in set(of[row.key]))
-
-    found: list[Batch] = []
-    for _, alike in _groups(rows, _shape):
-        full: list[tuple[Any, list[Row]]] = []
-        rest: list[Row] = []
-        for tags, same in _groups(alike, lambda row: (by_files(row), _tags(row))):
-            whole = len(same) // size * size
-            full += [(tags, same[start : start + size]) for start in range(0, whole, size)]
-            rest += same[whole:]
-        parts = [rest[start : start + size] for start in range(0, len(rest), size)]
-        full += [((by_files(part[0]), _tags(part[0])), part) for part in parts]
-        full.sort(key=lambda each: each[0])
-        found += [Batch(tuple(part), frozenset(name for row in part for name in of[row.key])) for _, part in full]
-    return found
+    of = {id(row): frozenset(files(row)) for row in rows}
+    batches = in_batches(rows, size, lambda row: of[id(row)])
+    return [Batch(batch, frozenset[str]().union(*(of[id(row)] for row in batch))) for batch in batches]
 
 
 def shares(batches: Sequence[Batch], workers: int) -> list[list[Batch]]:
@@ -71,18 +50,3 @@ def shares(batches: Sequence[Batch], workers: int) -> list[list[Batch]]:
         found[min(workers - 1, int(workers * middle / total))].append(batch)
         done += batch.cost
     return found
-
-
-def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
-    """Return the rows by key, in the order of the keys; within one in their own order."""
-    return [(found, list(same)) for found, same in groupby(sorted(rows, key=key), key=key)]
-
-
-def _shape(row: Row) -> tuple[Any, ...]:
-    """Return what a call of a pipeline has one of, the pipeline first; a negative prompt is given to all or to none."""
-    values = (row.width, row.height, row.steps, row.guidance_scale)
-    return (row.model, *((value is not None, value or 0) for value in values), bool(row.negative))
-
-
-def _tags(row: Row) -> tuple[str, ...]:
-    return tuple(sorted(tag.raw for tag in row.tags))

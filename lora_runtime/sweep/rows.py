@@ -55,6 +55,12 @@ class Row:
         """The tags of the prompt."""
         return parse_prompt(self.prompt).tags
 
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What a call of a pipeline has one of; a negative prompt is given to all or to none."""
+        values = (self.width, self.height, self.steps, self.guidance_scale)
+        return (self.model, *((value is not None, value or 0) for value in values), bool(self.negative))
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256, as hex digits, of all that the row says but its name."""

@@ -10,6 +10,7 @@ One file a verb, and the rooms that they share:
     low_rank     the algebra of factors; sizes: how many ranks stay
     meetings     how the changes of two files meet in a module, in figures and in words
     balance      a prompt with its strengths written anew; heat_map and tables: a report as people see it
+    coverage     how much of a file fits a model, by its header
     known_models names of published models; naming: what files call modules; fusing: rows cut and put together
     draft        a file in the making, with spelling (its keys), notes (its metadata), kept (what it has of the whole)
     new_words    rows that a table of tokens has more than its base, of extract

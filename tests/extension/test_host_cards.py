@@ -239,6 +239,22 @@ def test_a_file_is_moved_to_a_folder_that_is_there(webui: WebUI) -> None:
     assert "there is no folder" in post(webui, "file", action="move", name="ink", to="../..")["error"]
 
 
+@pytest.mark.parametrize("style", ["Dirs", "Tree"])
+def test_the_folders_beside_the_cards_can_be_asked_for_after_a_change(webui: WebUI, style: str) -> None:
+    webui.options.extra_networks_tree_view_style = style
+    write(webui, "ink")
+    (webui.loras / "style").mkdir()
+
+    def folders() -> str:
+        return str(webui.client().get("/lora-runtime/folders").json()["html"])
+
+    assert "style" not in folders()
+    done = post(webui, "file", action="move", name="ink", to="style")
+    assert "style" in folders()
+    post(webui, "file", **done["undo"])
+    assert "style" not in folders()
+
+
 def test_what_is_thrown_away_is_in_the_bin_and_can_be_put_back(webui: WebUI) -> None:
     write(webui, "style/ink", "wash")
     (webui.loras / "style" / "ink.txt").write_text("notes")

@@ -65,7 +65,12 @@ class CardPage(Page):
             for each in self.driver.find_elements("css selector", "#txt2img_extra_tabs > .tab-nav > button")
             if each.text == "Lora"
         ]
-        tab.click()
+
+        def there() -> bool:
+            tab.click()  # until gradio's page listens
+            return bool(self.run("return document.querySelector(arguments[0]).checkVisibility()", CARDS))
+
+        self.until(there)
         self.until(lambda: self.names() and self.texts(f"{FILTERS} [data-family]"))
 
     def names(self) -> list[str]:
@@ -253,8 +258,46 @@ def test_cards_are_walked_through_chosen_and_starred_by_the_keyboard(page: CardP
     page.key(Keys.TAB)
     assert page.focused() == names[1]
     assert page.run("return document.querySelectorAll(arguments[0]).length", f"{CARD} [tabindex='0']") == 6
+
+
+def test_home_and_end_lead_to_the_first_and_the_last_of_all_cards(page: CardPage) -> None:
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    first = page.focused()
     page.key(Keys.END)
-    assert page.focused() == page.names()[-1]
+    page.until(lambda: page.focused() == f"lora {NUMBER - 1:04}")  # the last of the last folder
+    page.until(lambda: page.server.idle)
+    assert page.names()[-1] == page.focused()
+    page.key(Keys.ARROW_UP)
+    page.until(lambda: page.focused() not in ("", f"lora {NUMBER - 1:04}"))
+    page.key(Keys.HOME)
+    page.until(lambda: page.focused() == first)
+    page.until(lambda: page.server.idle)
+    assert page.names()[0] == first
+    assert page.run("return document.querySelector(arguments[0]).scrollTop", CARDS) < 50
+    # What is between comes by scrolling, as ever.
+    page.key(Keys.ARROW_RIGHT)
+    assert page.focused() == page.names()[1]
+
+
+def test_the_folders_beside_the_cards_show_a_move_at_once(page: CardPage) -> None:
+    (page.webui.loras / "new folder").mkdir()
+    folders = ".extra-network-dirs button"
+    assert "new folder/" not in page.texts(folders)
+    page.type(SEARCH, "0017")
+    page.until(lambda: page.names() == ["lora 0017"])
+    page.run("document.querySelector(arguments[0]).focus()", f"{CARD} .lora-runtime-choose")
+    page.key("i")
+    page.until(lambda: page.texts(f"{WINDOW} select option"))
+    page.run(
+        "const s = document.querySelector(arguments[0]); s.value = 'new folder'; s.form.requestSubmit()",
+        f"{WINDOW} select",
+    )
+    page.until(lambda: "new folder/" in page.texts(folders))
+    page.key(Keys.ENTER)  # the focus is on Undo
+    page.until(lambda: "new folder/" not in page.texts(folders))
+    assert (page.webui.loras / "folder 7" / "lora 0017.safetensors").exists()
+    (page.webui.loras / "new folder").rmdir()
+    page.type(SEARCH, "")
 
 
 def test_the_window_has_the_words_and_gives_the_focus_back(page: CardPage) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PAGE = (
     "/lora-runtime/cards",
     "/lora-runtime/card?name=ink",
+    "/lora-runtime/folders",
     "/lora-runtime/files?folder=/Lora",
     "/lora-runtime/cover?name=ink",
     "/lora-runtime/web",

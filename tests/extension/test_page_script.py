@@ -13,7 +13,6 @@ from extension_package import REPOSITORY
 
 NODE = shutil.which("node")
 SCRIPT = REPOSITORY / "javascript" / "lora_runtime.js"
-CARDS = SCRIPT.with_name("lora_runtime_cards.js")
 
 pytestmark = pytest.mark.skipif(NODE is None, reason="Node is not installed; the script runs in browsers")
 
@@ -34,13 +33,6 @@ def call(function: str, arguments: list[list[Any]], script: Path = SCRIPT) -> li
     )
     answers: list[Any] = json.loads(done.stdout)
     return answers
-
-
-def words(prompt: str, word: str) -> str:
-    """Return the prompt after the button of a word in the window of a card."""
-    [change] = call("changeOfWord", [[prompt, word]], CARDS)
-    start, end = change["span"]
-    return prompt[:start] + str(change["text"]) + prompt[end:]
 
 
 def click(positive: str, card: dict[str, Any], negative: str = "", separator: str = " ") -> tuple[str, str]:
@@ -288,34 +280,3 @@ def test_the_files_of_a_folder_of_the_tree_are_fetched_once_and_a_failure_is_sai
         [False, "<li>ink", 2, []],
         [True, "<li>ink", 2, []],
     ]
-
-
-@pytest.mark.parametrize(
-    ("without", "with_it"),
-    [
-        ("", "ink wash"),
-        ("a boat", "a boat, ink wash"),
-        ("a boat ,sea,\n\n <lora:ink:1:IN=0,1>", "a boat ,sea,\n\n <lora:ink:1:IN=0,1>, ink wash"),
-        ("a boat , ", "a boat, ink wash , "),
-        ("(ink wash:1.2)", "(ink wash:1.2), ink wash"),
-    ],
-)
-def test_a_word_comes_in_and_goes_out_again_and_nothing_else_changes(without: str, with_it: str) -> None:
-    assert words(without, "ink wash") == with_it
-    assert words(with_it, "ink wash") == without
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("ink wash ,  sea", "sea"),
-        ("a ,\n Ink Wash,  sea", "a ,\n sea"),
-        ("a, ink wash,  sea ,b", "a,  sea ,b"),
-        ("<lora:ink:0.8> ink wash, sea", "<lora:ink:0.8> sea"),
-        ("<lora:ink:0.8:ink wash> ink wash", "<lora:ink:0.8:ink wash> "),
-        ("a,ink wash\nsea", "a\nsea"),
-        ("ink wash, a, ink wash", "a, ink wash"),
-    ],
-)
-def test_a_word_goes_with_one_comma(before: str, after: str) -> None:
-    assert words(before, "ink wash") == after

@@ -6,13 +6,14 @@ import asyncio
 import gc
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from lora_runtime import LoraCatalog
@@ -94,3 +95,30 @@ def shop(pipe: Any, loras: LoraCatalog) -> Iterator[Workshop]:
 def asked() -> Settings:
     """A picture that takes two steps."""
     return Settings("a red circle", width=48, height=48, steps=2, guidance=4.0, seed=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one LoRA, `ink`."""
+    tiny.write_kohya_lora(tmp_path / "ink.safetensors", tiny.unet("sd1"), components=("unet",))
+    return tmp_path
+
+
+@pytest.fixture
+def client() -> Callable[..., Any]:
+    """Return what makes a client of an app to which something adds its routes, for somebody with or without a login."""
+    import fastapi
+    from fastapi.testclient import TestClient
+
+    def made(add: Callable[[Any], None], logged_in: bool = True) -> Any:
+        app = fastapi.FastAPI()
+
+        @app.get("/login_check")  # as gradio's app asks whether somebody is logged in
+        def login_check() -> None:
+            if not logged_in:
+                raise fastapi.HTTPException(401)
+
+        add(app)
+        return TestClient(app, raise_server_exceptions=False)
+
+    return made

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studio_line import alone
 
 import lora_runtime
 from lora_runtime import LoraCatalog, read_infotext
 from lora_runtime.demo.scene_pipeline import LORAS
 from lora_runtime.demo.scene_pipeline import paint as painted_by_hand
 from lora_runtime.demo.sheet import weights_hash
+from lora_runtime.studio.canvas import Commission, Step, canvases_of
 from lora_runtime.studio.faults import CancelledError, StudioError
-from lora_runtime.studio.painting import Step, paint
+from lora_runtime.studio.painting import paint
 from lora_runtime.studio.preview import Previews
 from lora_runtime.studio.samplers import OWN, SAMPLERS, called, fields_of, fitting, sampling
 from lora_runtime.studio.settings import Settings
@@ -38,29 +40,29 @@ def test_a_tag_changes_the_picture_and_without_it_every_byte_is_as_before(
     pipe: Any, loras: LoraCatalog, asked: Settings
 ) -> None:
     tagged = replace(asked, prompt="a red circle <lora:stripes:1>")
-    before, with_tag, after = (paint(pipe, each, loras).pictures[0].png for each in (asked, tagged, asked))
+    before, with_tag, after = (alone(pipe, each, loras).pictures[0].png for each in (asked, tagged, asked))
     assert abs(pixels(before) - pixels(with_tag)).mean() > 5  # of 255
     assert before == after
 
 
 def test_a_picture_is_what_the_library_paints_by_hand(pipe: Any, loras: LoraCatalog, asked: Settings) -> None:
-    found = paint(pipe, replace(asked, prompt="a red circle <lora:heart:0.7>"), loras)
+    found = alone(pipe, replace(asked, prompt="a red circle <lora:heart:0.7>"), loras)
     with lora_runtime.apply(pipe, "a red circle <lora:heart:0.7>", loras=LORAS) as applied:
         [by_hand] = painted_by_hand(pipe, [applied.prompt], seeds=[4], steps=2)
     assert np.array_equal(pixels(found.pictures[0].png), np.asarray(by_hand).astype(int))
-    [said] = found.report.loras
+    [said] = found.pictures[0].report.loras
     assert (said.name, said.te, said.unet) == ("heart", 0.7, 0.7)
 
 
 def test_a_seed_gives_the_same_bytes_alone_and_among_others(pipe: Any, loras: LoraCatalog, asked: Settings) -> None:
-    several = paint(pipe, replace(asked, seed=3, pictures=2), loras).pictures
+    several = alone(pipe, replace(asked, seed=3, pictures=2), loras).pictures
     assert [each.seed for each in several] == [3, 4]
-    assert several[1].png == paint(pipe, asked, loras).pictures[0].png != several[0].png
+    assert several[1].png == alone(pipe, asked, loras).pictures[0].png != several[0].png
 
 
 def test_the_text_in_the_png_is_what_the_webui_writes(pipe: Any, loras: LoraCatalog, asked: Settings) -> None:
     wanted = replace(asked, prompt="a boat <lora:night:0.5>", negative="people", sampler="DPM++ 2M Karras")
-    png = paint(pipe, wanted, loras, model="embedded").pictures[0].png
+    png = alone(pipe, wanted, loras, model="embedded").pictures[0].png
     with Image.open(io.BytesIO(png)) as opened:
         text = opened.info["parameters"]
         said = read_infotext(opened, LORAS)
@@ -75,31 +77,32 @@ def test_the_text_in_the_png_is_what_the_webui_writes(pipe: Any, loras: LoraCata
 def test_each_step_is_told_and_an_end_at_one_leaves_every_weight_as_it_was(
     pipe: Any, loras: LoraCatalog, asked: Settings
 ) -> None:
-    before, told = weights_hash(pipe), []
-
-    def stop(step: Step) -> None:
-        told.append((step.step, step.steps, step.picture, step.pictures))
-        if len(told) == 3:
-            raise CancelledError("cancelled")
-
-    with pytest.raises(CancelledError):
-        paint(pipe, replace(asked, prompt="a <lora:night:1>", pictures=2), loras, on_step=stop)
-    assert told == [(1, 2, 1, 2), (2, 2, 1, 2), (1, 2, 2, 2)]
+    before = weights_hash(pipe)
+    told: list[Step] = []
+    commission = Commission(3, told.append, lambda: len(told) == 3)
+    canvases = canvases_of([replace(asked, prompt="a <lora:night:1>", pictures=3)], "", commission)
+    found = [outcome for part in (canvases[:1], canvases[1:]) for outcome in paint(pipe, part, loras)]
+    assert [type(outcome) for outcome in found[1:]] == [CancelledError] * 2
+    assert [(each.step, each.steps, each.done, each.now, each.total) for each in told] == [
+        (1, 2, 0, 1, 3),
+        (2, 2, 0, 1, 3),
+        (1, 2, 1, 2, 3),
+    ]
     lora_runtime.restore(pipe)
     assert weights_hash(pipe) == before
 
 
 def test_what_cannot_be_found_costs_only_itself_and_is_said(pipe: Any, loras: LoraCatalog, asked: Settings) -> None:
-    found = paint(pipe, replace(asked, prompt="a red circle<lora:hart:1>"), loras)
+    found = alone(pipe, replace(asked, prompt="a red circle<lora:hart:1>"), loras)
     [said] = found.diagnostics
     assert "Did you mean" in said.message
     assert '"heart"' in said.message
-    assert np.array_equal(pixels(found.pictures[0].png), pixels(paint(pipe, asked, loras).pictures[0].png))
+    assert np.array_equal(pixels(found.pictures[0].png), pixels(alone(pipe, asked, loras).pictures[0].png))
 
 
 def test_weighted_words_count_as_in_the_webui(pipe: Any, loras: LoraCatalog, asked: Settings) -> None:
     plain, heavy, same = (
-        pixels(paint(pipe, replace(asked, prompt=prompt), loras).pictures[0].png)
+        pixels(alone(pipe, replace(asked, prompt=prompt), loras).pictures[0].png)
         for prompt in ("a red circle", "a red (circle:1.4)", "a red (circle:1)")
     )
     assert not np.array_equal(plain, heavy)
@@ -110,7 +113,7 @@ def test_a_painting_that_begins_with_a_picture_stays_near_it(pipe: Any, loras: L
     source = Image.new("RGB", (96, 96), (200, 40, 40))
     begun = replace(asked, prompt="a blue circle", steps=4, source=source)
     near, far = (
-        abs(pixels(paint(pipe, replace(begun, strength=strength), loras).pictures[0].png) - (200, 40, 40)).mean()
+        abs(pixels(alone(pipe, replace(begun, strength=strength), loras).pictures[0].png) - (200, 40, 40)).mean()
         for strength in (0.25, 1.0)
     )
     assert near < far / 2
@@ -122,7 +125,7 @@ def test_a_picture_without_numbers_is_refused_with_advice(pipe: Any, loras: Lora
     weight.data = torch.full_like(kept, float("nan"))
     try:
         with pytest.raises(StudioError, match=r"after step 1 .*NaN.*lower strengths"):
-            paint(pipe, asked, loras)
+            alone(pipe, asked, loras)
     finally:
         weight.data = kept
 
@@ -144,14 +147,14 @@ def test_a_model_that_flows_is_sampled_by_its_own_alone() -> None:
 def test_previews_take_a_fifth_of_the_time_at_most(pipe: Any) -> None:
     now = iter([0.0, 1.0, 3.0, 5.9, 11.0, 12.0]).__next__  # made; started, ended; too early; started, ended
     previews = Previews(pipe, clock=now)
-    latents = torch.zeros(1, 4, 12, 12)
-    found = previews.of(latents)
+    latents = torch.zeros(3, 4, 12, 12)
+    found = previews.of(latents, [0, 2])
     assert found is not None
-    assert found.size == (48, 48)
-    assert previews.of(latents) is None  # 8 s after 2 s of work
-    assert previews.of(latents) is not None
+    assert [each.size for each in found] == [(48, 48), (48, 48)]
+    assert previews.of(latents, [0]) is None  # 8 s after 2 s of work
+    assert previews.of(latents, [0]) is not None
 
 
 def test_latents_that_the_decoder_does_not_take_have_no_preview(pipe: Any) -> None:
-    assert Previews(pipe).of(torch.zeros(1, 36, 16)) is None
-    assert Previews(pipe).of(torch.zeros(1, 16, 12, 12)) is None
+    assert Previews(pipe).of(torch.zeros(1, 36, 16), [0]) is None
+    assert Previews(pipe).of(torch.zeros(1, 16, 12, 12), [0]) is None

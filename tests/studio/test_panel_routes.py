@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,6 @@ POSTED = bodies(
 )
 
 
-def client(folder: Path, logged_in: bool = True) -> Any:
-    """Return a client of an app with a question about logins, as gradio's has one."""
-    app = fastapi.FastAPI()
-
-    @app.get("/login_check")
-    def login_check() -> None:
-        if not logged_in:
-            raise fastapi.HTTPException(401)
-
-    add_panel(app, questions(folder))
-    return TestClient(app, raise_server_exceptions=False)
-
-
 def questions(folder: Path) -> Questions:
     catalog = LoraCatalog(folder)
     library = CatalogLibrary(catalog)
@@ -58,50 +47,48 @@ def questions(folder: Path) -> Questions:
 
 
 @pytest.fixture
-def loras(tmp_path: Path) -> Path:
-    tiny.write_kohya_lora(tmp_path / "ink.safetensors", tiny.unet("sd1"), components=("unet",))
-    return tmp_path
+def ask(client: Callable[..., Any], folder: Path) -> Any:
+    """Return a client of a page with the panel."""
+    return client(partial(add_panel, questions=questions(folder)))
 
 
-def test_half_of_a_character_costs_no_answer(loras: Path) -> None:
-    page = client(loras)
+def test_half_of_a_character_costs_no_answer(ask: Any) -> None:
     prompt = f"{HALF} <lora:ink:0.5> <lora:{HALF}:1>"
     sent = json.dumps({"prompt": prompt})  # in ASCII, as no client sends it by itself
-    rows = page.post("/lora-runtime/tags", content=sent, headers={"Content-Type": "application/json"})
+    rows = ask.post("/lora-runtime/tags", content=sent, headers={"Content-Type": "application/json"})
     assert rows.status_code == 200
     assert [row["name"] for row in rows.json()["tags"]] == ["ink", HALF]
     sent = json.dumps({"prompt": prompt, "tag": 0, "field": "strength", "value": 0.7})
-    changed = page.post("/lora-runtime/edit", content=sent, headers={"Content-Type": "application/json"}).json()
+    changed = ask.post("/lora-runtime/edit", content=sent, headers={"Content-Type": "application/json"}).json()
     assert changed["text"] == "<lora:ink:0.7>"
 
 
-def test_nobody_is_answered_without_the_pages_login(loras: Path) -> None:
-    page = client(loras, logged_in=False)
+def test_nobody_is_answered_without_the_pages_login(client: Callable[..., Any], folder: Path) -> None:
+    page = client(partial(add_panel, questions=questions(folder)), logged_in=False)
     assert page.post("/lora-runtime/tags", json={"prompt": "a"}).status_code == 401
     assert page.get(f"/lora-runtime/web/{web_hash()}/stack.js").status_code == 401
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_a_page_of_another_site_cannot_have_a_browser_write(loras: Path, kind: str | None) -> None:
+def test_a_page_of_another_site_cannot_have_a_browser_write(ask: Any, folder: Path, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
     sent = json.dumps({"name": "sea", "text": "<lora:ink>"}).encode()
-    assert client(loras).post("/lora-runtime/save-set", content=sent, headers=headers).status_code in (415, 422)
-    assert not (loras / "sea.set.txt").exists()
+    assert ask.post("/lora-runtime/save-set", content=sent, headers=headers).status_code in (415, 422)
+    assert not (folder / "sea.set.txt").exists()
 
 
-def test_a_page_without_logins_of_its_own_is_refused(loras: Path) -> None:
+def test_a_page_without_logins_of_its_own_is_refused(folder: Path) -> None:
     with pytest.raises(StudioError, match="keeps its logins elsewhere"):
-        add_panel(fastapi.FastAPI(), questions(loras))
+        add_panel(fastapi.FastAPI(), questions(folder))
 
 
-def test_no_body_brings_a_route_down(loras: Path) -> None:
-    page = client(loras)
+def test_no_body_brings_a_route_down(ask: Any) -> None:
     posted = sorted(path for path in (f"/lora-runtime/{name}" for name in QUESTIONS))
 
     @many(400)
     @given(st.sampled_from(posted), POSTED)
     def check(path: str, body: bytes) -> None:
-        answer = page.post(path, content=body, headers={"Content-Type": "application/json"})
+        answer = ask.post(path, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code < 500, (path, body[:200], answer.text)
         answer.json()
 
@@ -111,8 +98,8 @@ def test_no_body_brings_a_route_down(loras: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["sets", "masks", "mask", "mask?name=%00", "mask?name=../x", "web", "web/x/y", "web/x/%2e"]
 )
-def test_what_is_fetched_is_answered_whatever_is_asked(loras: Path, path: str) -> None:
-    answer = client(loras).get(f"/lora-runtime/{path}")
+def test_what_is_fetched_is_answered_whatever_is_asked(ask: Any, path: str) -> None:
+    answer = ask.get(f"/lora-runtime/{path}")
     assert answer.status_code in (200, 404)
 
 

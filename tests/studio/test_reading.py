@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from studio_line import alone
 
 from lora_runtime import LoraCatalog
 from lora_runtime.studio.faults import StudioError
-from lora_runtime.studio.painting import paint
 from lora_runtime.studio.reading import read_picture, settings_in
 from lora_runtime.studio.settings import Settings
 
@@ -24,11 +24,11 @@ pytestmark = [
 
 def test_what_a_picture_says_paints_it_again(pipe: Any, loras: LoraCatalog, asked: Settings, tmp_path: Path) -> None:
     wanted = Settings(**{**vars(asked), "prompt": "a <lora:heart:0.5>", "negative": "sea", "sampler": "Euler a"})
-    picture = paint(pipe, wanted, loras).pictures[0]
+    picture = alone(pipe, wanted, loras).pictures[0]
     (tmp_path / "one.png").write_bytes(picture.png)
     again = Settings(**read_picture(tmp_path / "one.png", loras))
     assert again == wanted
-    assert paint(pipe, again, loras).pictures[0].png == picture.png
+    assert alone(pipe, again, loras).pictures[0].png == picture.png
 
 
 def test_a_file_that_has_another_name_here_is_known_by_its_hash(loras: LoraCatalog, tmp_path: Path) -> None:

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from studio_line import alone
 
 from lora_runtime import LoraCatalog, parse_prompt
+from lora_runtime.studio.canvas import Step
 from lora_runtime.studio.faults import CancelledError, StudioError
 from lora_runtime.studio.models import EMBEDDED, Models
-from lora_runtime.studio.painting import Step, paint
 from lora_runtime.studio.settings import Settings
 from lora_runtime.studio.workshop import Workshop, grid_of, strength_points, without
-
-
-def test_two_users_at_once_get_their_own_pictures_with_their_own_tags(
-    shop: Workshop, pipe: Any, loras: LoraCatalog, asked: Settings
-) -> None:
-    wishes = {"anna": replace(asked, prompt="a <lora:stripes:1>"), "ben": replace(asked, prompt="a <lora:night:1>")}
-    found: dict[str, bytes] = {}
-    both = threading.Barrier(2)
-
-    def user(name: str) -> None:
-        both.wait()
-        *_, [painted] = shop.paint([wishes[name]], EMBEDDED, name)
-        found[name] = painted.pictures[0].png
-
-    threads = [threading.Thread(target=user, args=[name]) for name in wishes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    alone = {name: paint(pipe, wish, loras, model=EMBEDDED).pictures[0].png for name, wish in wishes.items()}
-    assert found == alone
-    assert found["anna"] != found["ben"]
 
 
 def test_one_user_cancels_only_what_is_their_own(shop: Workshop, asked: Settings) -> None:
@@ -53,8 +31,9 @@ def test_one_user_cancels_only_what_is_their_own(shop: Workshop, asked: Settings
 
 
 def test_the_steps_of_several_settings_are_counted_as_one_painting(shop: Workshop, asked: Settings) -> None:
-    *steps, painted = shop.paint([asked, replace(asked, pictures=2)], EMBEDDED, "anna")
-    assert [(each.picture, each.pictures) for each in steps] == [(n, 3) for n in (1, 1, 2, 2, 3, 3)]
+    *steps, painted = shop.paint([asked, replace(asked, steps=3, pictures=2)], EMBEDDED, "anna")
+    counted = [(each.step, each.done, each.now, each.total) for each in steps]
+    assert counted == [(1, 0, 1, 3), (2, 0, 1, 3), (1, 1, 2, 3), (2, 1, 2, 3), (3, 1, 2, 3)]
     assert [len(each.pictures) for each in painted] == [1, 2]
 
 
@@ -68,7 +47,7 @@ def test_pictures_are_numbered_and_a_copy_is_left_where_it_was_asked_for(
 ) -> None:
     (tmp_path / "00001-7.png").write_bytes(b"of another day")
     shop = Workshop(Models(load=lambda model: pipe), loras, tmp_path)
-    picture = paint(pipe, asked, loras).pictures[0]
+    picture = alone(pipe, asked, loras).pictures[0]
     path = shop.save(picture)
     assert (path.name, path.read_bytes()) == ("00002-4.png", picture.png)
     assert (tmp_path / "00002-4.png").read_bytes() == picture.png

@@ -109,6 +109,20 @@ def test_a_sweep_has_the_bits_of_painting_one_by_one(pipe: Any, loras: Path, swe
     assert any(not np.array_equal(found["r3"], each) for key, each in found.items() if key != "r9")
 
 
+def test_a_word_that_a_file_brings_along_is_known_to_its_own_row_only(
+    pipe: Any, loras: Path, swept: Callable[..., Swept]
+) -> None:
+    width = pipe.text_encoder.get_input_embeddings().embedding_dim
+    save_file({"bundle_emb.zqx.emb_params": torch.randn(1, width)}, loras / "word.safetensors")
+    rows = [
+        {"name": "with", "prompt": "a zqx boat <lora:word>", "seed": 1, **SIZE},
+        {"name": "without", "prompt": "a zqx boat", "seed": 1, **SIZE},
+    ]
+    found = pictures(swept(rows, batch=2).out)
+    assert all(np.array_equal(found[row["name"]], by_hand(pipe, loras, row)) for row in rows)
+    assert not np.array_equal(found["with"], found["without"])
+
+
 def test_a_batch_with_loras_of_their_own_is_the_same_within_a_level(
     pipe: Any, loras: Path, swept: Callable[..., Swept]
 ) -> None:

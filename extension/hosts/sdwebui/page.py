@@ -13,8 +13,6 @@ the loaded model's.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import functools
 import html
 import json
 import os
@@ -30,10 +28,12 @@ from modules import shared, ui_extra_networks
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import LoraError, UnknownLoraError
 from lora_runtime.families import UNKNOWN
+from lora_runtime.panel.covers import Covers, find_cover
+from lora_runtime.panel.filing import Filing
+from lora_runtime.panel.patterns import has_one, in_folders
 from lora_runtime.panel.sidecars import FILMS, film_beside, origin_of, words_of
 
-from ...library.filing import Filing
-from ...library.pictures import Covers, find_cover, find_preview
+from ...library.pictures import find_preview
 from ...library.shelf import Shelf
 from ...library.sidecar import Sidecar, find_description
 from ...panel.cards import Card, Look, card_html, dirs_html, files_html, refused_html, tree_html
@@ -182,14 +182,18 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             active = opts.extra_networks_card_order_field == field
             name = "path" if key == "default" else key
             values[f"sort_{name}_active"] = " extra-network-control--enabled" if active else ""
+        folders = "" if empty else self.folders_html(tabname)
         if opts.extra_networks_tree_view_style == "Tree":
-            folders = "" if empty else self.create_tree_view_html(tabname)
             values["pane_content"] = self.pane_content_tree_tpl.format(**values, tree_html=folders)
         else:
-            folders = "" if empty else self.create_dirs_view_html(tabname)
             values["pane_content"] = self.pane_content_dirs_tpl.format(**values, dirs_html=folders)
         # The mark by which the script knows our page from the built-in's, which has the same ids.
         return '<div class="lora-runtime-page" hidden></div>' + self.pane_tpl.format(**values)
+
+    def folders_html(self, tabname: str) -> str:
+        """Return the folders beside the cards, as the options want them: a tree, or buttons."""
+        is_tree = shared.opts.extra_networks_tree_view_style == "Tree"
+        return self.create_tree_view_html(tabname) if is_tree else self.create_dirs_view_html(tabname)
 
     def create_tree_view_html(self, tabname: str) -> str:
         """Return the folders as a tree; the files in them are fetched when one is opened."""
@@ -264,15 +268,18 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         found = self.shelf.count(family)
         return dict(sorted(found.items(), key=lambda item: item[0] == UNKNOWN))
 
-    def details(self, name: str) -> dict[str, Any] | None:
-        """Return what there is to know of a file, as JSON can hold it; None where it is gone."""
+    def details(self, name: str, _: str = "") -> dict[str, Any] | None:
+        """Return what there is to know of a file, as JSON can hold it; None where it is gone.
+
+        It is about the checkpoint that is loaded, whichever the page names.
+        """
         entry = self.shelf.entry(name)
         if entry is None:
             return None
         files = self.shelf.notes.neighbours(entry)
         card, mark = self.card(entry), self.shelf.mark_of(entry)
         noted = [word.strip() for word in card.activation_text.split(",") if word.strip()]
-        return {
+        found: dict[str, Any] = {
             "name": name,
             "stem": entry.path.stem,
             "place": card.place,
@@ -288,6 +295,8 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             "allowed": self.filing.allowed(),
             **(self.filing.folders(entry) if self.filing.allowed() else {}),
         }
+        told: dict[str, Any] = whole(found)
+        return told
 
     def star(self, name: str, favourite: bool) -> dict[str, Any]:
         """Make a file a favourite, or no more; raises LoraError or OSError."""
@@ -296,6 +305,16 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
             raise UnknownLoraError(f'there is no LoRA "{name}" any more; refresh the page', name)
         self.shelf.star(entry, favourite)
         return {"favourite": favourite}
+
+    def bin(self) -> dict[str, Any]:
+        """Return what is in the bins, and whether files may be changed."""
+        found: dict[str, Any] = whole({"bin": self.filing.bin(), "allowed": self.filing.allowed()})
+        return found
+
+    def change(self, action: object, given: Mapping[str, object]) -> dict[str, Any]:
+        """Give a file another name or place, as `Filing.do`; raises LoraError or OSError."""
+        answer: dict[str, Any] = whole(self.filing.do(action, given))
+        return answer
 
     def film(self, name: str) -> tuple[Path, str] | None:
         """Return the film beside a file and its media type, or None."""
@@ -442,18 +461,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
 
     def _hides(self) -> Callable[[str], bool]:
         """Return whether a folder, or one that it is in, is among those that the settings hide now."""
-        patterns = self.settings.hidden_folders
-
-        @functools.cache
-        def hides(folder: str) -> bool:
-            while patterns and folder:
-                above, _, name = folder.rpartition("/")
-                if any(fnmatch.fnmatchcase(text.lower(), pattern) for pattern in patterns for text in (folder, name)):
-                    return True
-                folder = above
-            return False
-
-        return hides
+        return in_folders(self.settings.hidden_folders)
 
     def _shown(self) -> Callable[[Entry, Sidecar | None], bool]:
         """Return whether a file has a card, as the settings are now."""
@@ -469,8 +477,7 @@ class LoraPage(ui_extra_networks.ExtraNetworksPage):
         if not patterns:
             return False
         told = (notes.description, notes.activation_text, notes.notes) if notes else ()
-        text = "\n".join((self.shelf.place_of(entry), entry.alias or "", *told)).lower()
-        return any(fnmatch.fnmatchcase(text, f"*{pattern}*") for pattern in patterns)
+        return has_one(patterns, (self.shelf.place_of(entry), entry.alias or "", *told))
 
     def _film_url(self, entry: Entry, files: Collection[str]) -> str:
         found = film_beside(entry.path, files)

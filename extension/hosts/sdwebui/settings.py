@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lora_runtime.panel.patterns import patterns_of
 from lora_runtime.prompt.tags import Scope
 
 # What the settings page shows, and what it means.
@@ -70,12 +71,12 @@ class Settings:
     @property
     def hidden_folders(self) -> list[str]:
         """The folders whose files are not shown: names or paths, with * and ? as signs for more."""
-        return _patterns(self._get("lora_runtime_hide_folders", ""))
+        return patterns_of(str(self._get("lora_runtime_hide_folders", "")))
 
     @property
     def blurred(self) -> list[str]:
         """What a card has in its path or its notes whose picture is blurred."""
-        return _patterns(self._get("lora_runtime_blur", ""))
+        return patterns_of(str(self._get("lora_runtime_blur", "")))
 
     @property
     def changes_files(self) -> bool:
@@ -127,8 +128,3 @@ class Settings:
     def warn_in_popup(self) -> bool:
         """Whether errors open a popup too."""
         return bool(self._get("lora_not_found_gradio_warning", False))
-
-
-def _patterns(text: object) -> list[str]:
-    """Return what is written with commas between, in lower case."""
-    return [part.strip().strip("/").lower() for part in str(text).split(",") if part.strip().strip("/")]

@@ -41,18 +41,21 @@ class LoraStack extends HTMLElement {
         const root = this.attachShadow({mode: "open"});
         root.append(make("link", {rel: "stylesheet", href: STYLE}), this.body, this.live);
         this.completion = new Completion(this, root);
+        this.onFiles = () => this.refresh();
     }
 
     connectedCallback() {
         this.sets.opener.hidden = !this.hasAttribute("sets");
         this.prompt.start();
         this.completion.start();
+        document.addEventListener("lora-files-changed", this.onFiles); // by the cards beside it
         this.watch = setInterval(() => document.hidden || this.rows.forEach((row) => row.opened.region.look()), PICTURE_MS);
     }
 
     disconnectedCallback() {
         this.prompt.stop();
         this.completion.stop();
+        document.removeEventListener("lora-files-changed", this.onFiles);
         clearInterval(this.watch);
     }
 

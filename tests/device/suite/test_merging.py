@@ -13,6 +13,7 @@ from torch import nn
 import lora_runtime
 from benchmarks.judges import JUDGES, Judge, judged
 from lora_runtime.merge import Term, merge_into
+from lora_runtime.uploads import Sent, Uploads
 
 WANTED = [torch.float32, torch.float16, torch.bfloat16]
 # Operations that some backend does not have.
@@ -44,6 +45,14 @@ def test_every_adapter_makes_the_bits_that_it_makes_on_the_cpu(
             result = merged(weight.to(pretend.device), terms)
         assert log.kinds["d2h"] == 0
         assert torch.equal(result.cpu(), merged(weight, terms)), dtype
+    weight = made.weight.to(pretend.device)
+    uploads = Uploads(Sent(), {pretend.device: None})
+    sent, _ = uploads.send([each.for_shape(weight.shape) for each in made.adapters], pretend.device, torch.float32)
+    uploads.wait()
+    with pretend.logged() as log:
+        result = merged(weight, [Term(upload.adapter, 0.7) for upload in sent])
+    assert log.kinds["h2d"] + log.kinds["h2d async"] == 0
+    assert torch.equal(result.cpu(), merged(made.weight, terms))
 
 
 @pytest.mark.parametrize("judge", JUDGES, ids=lambda judge: judge.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,46 @@ def test_each_weight_has_one_upload_and_a_change_of_strength_none(
         lora_runtime.apply(layers, "<lora:wash:0.2>", **options)
         lora_runtime.apply(layers, "<lora:ink:0.1>", **options)
     assert uploads(log) == 2 * originals  # what is not asked for stays too, where there is room
+
+
+CONFIGURED: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
+    "fourierft": ({"random_loc_seed": 7, "scaling": 40.0}, {"fourierft_spectrum": torch.arange(1.0, 10)}),
+    "waveft": (
+        {"random_loc_seed": 7, "scaling": 4.0, "use_idwt": True, "wavelet_family": "db2"},
+        {"waveft_spectrum": torch.arange(1.0, 10)},
+    ),
+    "trainable_tokens": ({"token_indices": [5, 2, 60]}, {"trainable_tokens_delta": torch.ones(3, IN)}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", CONFIGURED)
+def test_places_that_no_file_has_go_up_with_it(
+    pretend: Pretend, layers: nn.Module, tmp_path: Path, kind: str, mode: Any
+) -> None:
+    """Which elements the numbers are for is in a configuration, or drawn for the size of the weight."""
+    config, tensors = CONFIGURED[kind]
+    (tmp_path / "ink").mkdir()
+    said = {"peft_type": kind.upper(), "base_model_name_or_path": "", **config}
+    (tmp_path / "ink/adapter_config.json").write_text(json.dumps(said))
+    named = {f"base_model.model.{layer}.{key}": value for layer in range(LAYERS) for key, value in tensors.items()}
+    save_file({key: value.clone() for key, value in named.items()}, tmp_path / "ink/adapter_model.safetensors")
+    options: dict[str, Any] = {"loras": tmp_path, "originals": mode}
+    before = bits(layers)
+    with pretend.logged() as log:
+        applied = lora_runtime.apply(layers, "<lora:ink:0.3>", **options)
+    assert applied.report.live == 0
+    assert uploads(log) == LAYERS
+    with pretend.logged() as log:
+        lora_runtime.apply(layers, "<lora:ink:0.7>", **options)
+    assert uploads(log) == (LAYERS if mode == "host" else 0)
+    shown = bits(layers)
+    layers.to("cpu")
+    lora_runtime.restore(layers)
+    assert equal(bits(layers), before)
+    lora_runtime.apply(layers, "<lora:ink:0.7>", loras=tmp_path)
+    assert equal(bits(layers), shown)
+    lora_runtime.restore(layers)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

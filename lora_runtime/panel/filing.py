@@ -1,32 +1,53 @@
-"""Files of a shelf renamed, moved, thrown away and brought back, with what to say, and what to ask for to undo it."""
+"""LoRA files renamed, moved, thrown away and brought back from a page: what to say, and what to ask for to undo it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lora_runtime.catalog import Entry
 from lora_runtime.errors import CatalogError, UnknownLoraError
+from lora_runtime.panel.marks import Marks
 from lora_runtime.panel.moving import binned, folders_in, move_lora, rename_lora, restore_lora, throw_away
 
-from .shelf import Shelf
-
-__all__ = ["Filing"]
+__all__ = ["Files", "Filing"]
 
 _OFF = "files are not changed from this page: a setting forbids it"
 
 
+class Files(Protocol):
+    """The files of a page, by the names that its cards have."""
+
+    @property
+    def marks(self) -> Marks:
+        """The stars and dates of use."""
+        ...
+
+    @property
+    def bins(self) -> Sequence[Path]:
+        """The folders that may have a bin in them."""
+        ...
+
+    def entry(self, name: str) -> Entry | None:
+        """Return the file of a card, None where it is gone."""
+        ...
+
+    def name_at(self, path: Path) -> str:
+        """Return the name of the card of a file, "" where it has none."""
+        ...
+
+
 class Filing:
-    """What may be done with the files of a shelf, where `allowed`; `refresh` is called after each change.
+    """What may be done with the files of a page, where `allowed`; `refresh` is called after each change.
 
     Each answer is {"said", "name", "undo"}: what was done, the file's name by now, "" for none, and what to ask for
     that it is undone. Raises CatalogError or OSError where nothing was done.
     """
 
-    def __init__(self, shelf: Shelf, refresh: Callable[[], None], allowed: Callable[[], bool]) -> None:
-        self._shelf, self._refresh, self.allowed = shelf, refresh, allowed
+    def __init__(self, files: Files, refresh: Callable[[], None], allowed: Callable[[], bool]) -> None:
+        self._files, self._refresh, self.allowed = files, refresh, allowed
 
     def do(self, action: object, given: Mapping[str, object]) -> dict[str, Any]:
         """Do "rename" (name, to), "move" (name, to), "bin" (name) or "restore" (token)."""
@@ -44,7 +65,7 @@ class Filing:
 
     def bin(self) -> list[dict[str, Any]]:
         """Return what is in the bins, the latest first: token, place, when it came there, and how many files it is."""
-        found = binned([*self._shelf.folders, *self._shelf.roots])
+        found = binned(self._files.bins)
         return [{"token": one.token, "place": one.place, "when": one.when, "files": len(one.files)} for one in found]
 
     def folders(self, entry: Entry) -> dict[str, Any]:
@@ -70,7 +91,7 @@ class Filing:
         return {"said": f"Put {entry.path.stem}{beside} into the bin.", "name": "", "undo": undo}
 
     def _restore(self, token: str) -> dict[str, Any]:
-        path = restore_lora([*self._shelf.folders, *self._shelf.roots], token)
+        path = restore_lora(self._files.bins, token)
         self._refresh()
         now = self._name_at(path)
         return {"said": f"Put {path.stem} back.", "name": now, "undo": {"action": "bin", "name": now}}
@@ -78,15 +99,15 @@ class Filing:
     def _moved(self, entry: Entry, path: Path) -> str:
         """Return the name of a file that has another place now; its star goes along."""
         with suppress(OSError):  # the file is where it was asked to be, and its hash may still tell
-            self._shelf.marks.moved(entry.path, path)
+            self._files.marks.moved(entry.path, path)
         self._refresh()
         return self._name_at(path)
 
     def _name_at(self, path: Path) -> str:
-        return self._shelf.name_at(path) or path.stem
+        return self._files.name_at(path) or path.stem
 
     def _entry(self, name: str) -> Entry:
-        entry = self._shelf.entry(name)
+        entry = self._files.entry(name)
         if entry is None:
             raise UnknownLoraError(f'there is no LoRA "{name}" any more; refresh the page', name)
         return entry

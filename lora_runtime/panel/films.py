@@ -1,6 +1,6 @@
 """A film over HTTP, whole or in parts: Safari plays none that it cannot ask for in parts.
 
-Newer versions of Starlette answer in parts by themselves; the WebUI's does not.
+Newer versions of Starlette answer in parts by themselves; that of the WebUI does not.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-
-from fastapi.responses import FileResponse, Response
 
 __all__ = ["film_response"]
 
@@ -19,6 +17,8 @@ _MOST_BYTES = 4 << 20  # in one part: who wants more asks again
 
 def film_response(path: Path, media_type: str, asked: str) -> Any:
     """Return a film, or the part that a Range header asks for; 404 where it is gone, 416 where it has no such part."""
+    from fastapi.responses import FileResponse, Response
+
     headers = {
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=86400",
