@@ -197,7 +197,10 @@ def stored_bytes(tensor: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "dora", "loha", "lokr", "oft", "ia3", "hra", "full difference"])
-@pytest.mark.parametrize("backend", BACKENDS)
+# For four bits quanto builds a kernel in C++ first, for a minute and more.
+@pytest.mark.parametrize(
+    "backend", [pytest.param(each, marks=[pytest.mark.slow] * (each == "quanto int4")) for each in BACKENDS]
+)
 def test_an_adapter_on_a_quantised_layer_changes_what_it_changes_on_the_same_values(
     backend: str, algorithm: str, tmp_path: Path
 ) -> None:
