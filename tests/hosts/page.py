@@ -75,6 +75,8 @@ class Page(PanelTab):
     def __init__(self, driver: Any, url: str) -> None:
         super().__init__(driver)
         driver.get(url)
+        # What a click writes is with the program's settings, which its page asks for last.
+        self.until(lambda: self.run("return typeof opts === 'object' && 'extra_networks_default_multiplier' in opts"))
         self.until(lambda: self.run(f"return {CARDS.replace('.filter(c => c.offsetParent)', '')}.length"))
         self.run(TAB, "Lora")
         self.until(self.names)
