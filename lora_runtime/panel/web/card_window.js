@@ -1,6 +1,6 @@
 // The window of a card, in the studio and in the WebUI: a large picture, the words, the file's name and place, and the bin.
 // What a server or a file says becomes text, never markup.
-import {make, t} from "./dom.js";
+import {make, t, typeInto} from "./dom.js";
 import {changeOfWord, spanOfWord} from "./words.js";
 
 const STYLE = new URL("card_window.css", import.meta.url).href;
@@ -145,20 +145,12 @@ export class CardWindow {
     }
 
     /** Put a text into the place of a span of a prompt as if it had been typed; `chip`, in the window, keeps the focus. */
-    write(area, [start, end], text, chip) {
-        const wanted = area.value.slice(0, start) + text + area.value.slice(end);
+    write(area, span, text, chip) {
         const {box} = this;
         const {scrollTop} = area;
         const scrolled = [box, box.firstElementChild].map((each) => [each, each.scrollTop]);
         box.close(); // below a window that is open nothing takes the focus
-        area.focus({preventScroll: true});
-        area.setSelectionRange(start, end);
-        // The only way that leaves the area's own undo whole; all browsers have it, though it is called obsolete.
-        if (document.activeElement === area) document.execCommand(text ? "insertText" : "delete", false, text);
-        if (area.value !== wanted) {
-            area.value = wanted;
-            area.dispatchEvent(new Event("input", {bubbles: true}));
-        }
+        typeInto(area, span, text);
         area.scrollTop = scrollTop;
         box.showModal();
         chip.focus({preventScroll: true});

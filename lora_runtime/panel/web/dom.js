@@ -92,3 +92,16 @@ export function options(field, wanted, value) {
     }
     field.value = value;
 }
+
+/** Put a text into the place of a span of a text area, as if it had been typed; the area has the focus then. */
+export function typeInto(area, [start, end], text) {
+    const wanted = area.value.slice(0, start) + text + area.value.slice(end);
+    area.focus({preventScroll: true});
+    area.setSelectionRange(start, end);
+    // The only way that leaves the area's own undo whole; all browsers have it, though it is called obsolete.
+    if (document.activeElement === area) document.execCommand(text ? "insertText" : "delete", false, text);
+    if (area.value !== wanted) {
+        area.value = wanted;
+        area.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+}

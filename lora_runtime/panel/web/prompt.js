@@ -1,4 +1,5 @@
 // The prompt's text area: found anew whenever the page has replaced it, watched, and changed so that undo works.
+import {typeInto} from "./dom.js";
 import {isUnfinished, moved} from "./text.js";
 
 const LOOK_MS = 400;
@@ -60,20 +61,10 @@ export class PromptArea {
     /** Put a text into the place of a span, as if it had been typed; cursor, scrolling and focus stay where they are. */
     replace(span, text) {
         const area = this.area;
-        const [start, end] = span;
-        const before = area.value;
-        const wanted = before.slice(0, start) + text + before.slice(end);
-        if (wanted === before) return;
+        if (area.value.slice(...span) === text) return;
         const focused = deepestFocus();
         const {selectionStart, selectionEnd, selectionDirection, scrollTop} = area;
-        area.focus({preventScroll: true});
-        area.setSelectionRange(start, end);
-        // The only way that leaves the area's own undo whole; all browsers have it, though it is called obsolete.
-        if (document.activeElement === area) document.execCommand(text ? "insertText" : "delete", false, text);
-        if (area.value !== wanted) {
-            area.value = wanted;
-            area.dispatchEvent(new Event("input", {bubbles: true}));
-        }
+        typeInto(area, span, text);
         area.setSelectionRange(moved(selectionStart, span, text.length), moved(selectionEnd, span, text.length), selectionDirection);
         area.scrollTop = scrollTop;
         if (focused !== area) {
