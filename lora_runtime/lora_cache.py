@@ -56,9 +56,8 @@ class LoraCache:
 
     def _shared(self, lora: Lora) -> Lora:
         """Return a file just read with the tensors of one of the same content, where there is one."""
-        alike = (
-            known for _, known in self._loras.values() if known.nbytes == lora.nbytes
-        )  # to ask for a hash may be to wait
+        # To ask for a hash may be to wait for it.
+        alike = (known for _, known in self._loras.values() if known.nbytes == lora.nbytes)
         same = next((known for known in alike if known.sha256 == lora.sha256), None)
         return lora if same is None else replace(same, name=lora.name, path=lora.path)
 

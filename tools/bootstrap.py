@@ -495,10 +495,9 @@ def install_versions(env: Environment, lines: Sequence[str]) -> None:
     if any(line.startswith("uv==") for line in locked) and not has_own_index(env):
         uv = [line for line in lines if line.startswith("uv==")]
         if not uv or try_run(env.python, "-m", "pip", "install", "--no-deps", *uv) == 0:
-            asked = ("--python", env.python, "--no-deps", "--requirement", env.requirements)
             # As pip does: what Python has to say of a package's code must not fail the test that imports it first.
             compiled = () if "PIP_NO_COMPILE" in os.environ else ("--compile-bytecode",)
-            if try_run(env.python, "-m", "uv", "pip", "install", *compiled, *asked) == 0:
+            if with_uv(env, *compiled, "--no-deps", "--requirement", env.requirements):
                 return
             say("uv could not install them: asking pip")
     pip(env, "install", "--no-deps", "--requirement", env.requirements, "--constraint", env.constraints)
@@ -616,9 +615,6 @@ def install_torch(env: Environment) -> None:
     exact = f"torch=={env.torch or TORCH}"
     others = () if env.torch else (f"torch>={TORCH_OLDEST}",)  # where the exact one was not built for this machine
 
-    def with_uv(*wanted: str) -> bool:
-        return try_run(env.python, "-m", "uv", "pip", "install", "--python", env.python, *wanted) == 0
-
     def ordinary() -> None:
         if try_run(env.python, "-m", "pip", "install", exact, lock, expect=NOT_THERE if others else ()):
             if not others:
@@ -636,10 +632,10 @@ def install_torch(env: Environment) -> None:
         return
     say("The CPU build is not among pip's own sources: asking uv for it")
     uv = try_run(env.python, "-m", "pip", "install", "uv", lock) == 0
-    if uv and any(wanted and with_uv("--torch-backend=cpu", *wanted) for wanted in ((exact, lock), others)):
+    if uv and any(wanted and with_uv(env, "--torch-backend=cpu", *wanted) for wanted in ((exact, lock), others)):
         return
     say("No CPU build could be had: installing the ordinary build. On Linux this is a download of several gigabytes.")
-    if not (uv and not has_own_index(env) and with_uv(exact, lock)):  # it fetches several at a time
+    if not (uv and not has_own_index(env) and with_uv(env, exact, lock)):  # it fetches several at a time
         ordinary()
 
 
@@ -750,6 +746,11 @@ def say(text: str) -> None:
 def pip(env: Environment, *arguments: str | Path) -> None:
     """Run an environment's pip, its progress in view."""
     run(env.python, "-m", "pip", *arguments)
+
+
+def with_uv(env: Environment, *wanted: str | Path) -> bool:
+    """Return whether uv, which is in the environment, could install something there."""
+    return try_run(env.python, "-m", "uv", "pip", "install", "--python", env.python, *wanted) == 0
 
 
 def run(*command: str | Path) -> None:
