@@ -38,6 +38,7 @@ class CardPage(Page):
         before = self.questions()
         self.tab("Lora")
         self.until(lambda: self.questions() > before and self.server.idle and self.names())
+        self.until(lambda: self.texts(".lora-runtime-count"))  # its bar waits for modules, and the cards do not
 
     def tab(self, name: str) -> None:
         """Choose a tab."""
