@@ -22,9 +22,9 @@ from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.errors import StrengthError
+from lora_runtime.products import block_bytes, product
 
 __all__ = [
-    "BLOCK_BYTES",
     "Piece",
     "Term",
     "Workspace",
@@ -38,11 +38,6 @@ __all__ = [
     "too_large",
 ]
 
-# Rows are summed in blocks, so that the float32 sum of a half-precision weight stays in the cache and never exists
-# as a whole. 4 MB was fastest on 2 CPU cores (2 MB 1.02, 1 MB 1.1 to 1.3 times that); whole-weight temporaries took
-# twice the time. On other devices a block only bounds the temporary.
-_BLOCK_BYTES = {"cpu": 4 << 20}
-BLOCK_BYTES = 64 << 20
 _FAST = {"tf32", "bf16"}  # what a host may have allowed inside float32 products
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
@@ -148,7 +143,7 @@ class Workspace:
 
     def blocks(self, rows: Tensor) -> Iterator[slice]:
         """Yield slices that cover the rows of a (rows, columns) tensor in blocks of about so many bytes as float32."""
-        budget = _BLOCK_BYTES.get((self._device or rows.device).type, BLOCK_BYTES)
+        budget = block_bytes(self._device or rows.device)
         step = max(_ROWS, budget // max(1, 4 * rows.shape[1]) // _ROWS * _ROWS)
         for start in range(0, rows.shape[0], step):
             yield slice(start, start + step)
@@ -217,9 +212,8 @@ class _Block:
             delta = self.dense[rows]
         else:
             up, down = self.low_rank
-            # torch.mm and not oneDNN: its private op took 0.9 of the time in one trial and 1.1 in another on the same
-            # machine, and the public way to it, to_mkldnn, 1.1 to 1.3.
-            delta = torch.mm(up[rows], down, out=self.workspace.take("delta", height, width, dtype, out.device))
+            take = partial(self.workspace.take, "delta", height, width, dtype, out.device)
+            delta = product(up[rows], down, take)
             if self.dense is not None:
                 delta.add_(self.dense[rows])
         if weight.dtype == dtype and weight.device == out.device:

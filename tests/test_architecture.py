@@ -48,6 +48,7 @@ LADDER = (
     "pipelines",
     "routes",
     "targets",
+    "products",
     "merge",
     "regions",
     "stage",

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def write_header(path: Path, tensors: Iterator[tuple[str, tuple[int, int]]]) -> 
 def request_for(path: Path) -> Request:
     """Return what a tag of a file asks for."""
     (tag,) = parse_prompt(f"<lora:{path.stem}:0.8>").tags
-    return request_of(tag, replace(outline(path), sha256=path.stem, nbytes=path.stat().st_size))
+    return request_of(tag, replace(outline(path), hashed=partial(str, path.stem), nbytes=path.stat().st_size))
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
