@@ -5,8 +5,11 @@ The environment is set before anything imports a library that reads it once, at 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 # A test that asks the network for a model must fail at once, not wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,7 +41,20 @@ def _own_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a folder that is not there yet, another one each time. `mktemp` looks at all that there are, thousands."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test an empty cache folder, so that none finds what another has written."""
-    monkeypatch.setenv("LORA_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache folder of its own, so that none finds what another has written."""
+    monkeypatch.setenv("LORA_RUNTIME_CACHE", str(next(_caches)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what stays to the end: modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
