@@ -9,8 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 help:
 	@echo "make demo     paint with the embedded pipeline: out/demo.png"
 	@echo "make studio   a page that paints, with the embedded pipeline (ARGS=\"--model DIR\" for one of yours)"
-	@echo "make test     lint, types, the test suite, and the extension's tests with the WebUI's versions"
-	@echo "make test-all     that and test-oldest, slow tests included: half an hour and more"
+	@echo "make test     lint, types, the test suite, and what can be tested of the WebUI's own stack, where a Python 3.10 is"
+	@echo "make test-all     that, slow tests included: half an hour and more"
 	@echo "make test-oldest  what can be tested with the WebUI's own Python, torch and libraries; needs a Python 3.10"
 	@echo "make test-newest  make test with the newest versions that there are, and what they break"
 	@echo "make test-webui   the extension in the installed WebUI that SD_WEBUI_DIR names"

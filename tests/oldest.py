@@ -1,7 +1,10 @@
-"""A plugin for pytest, for `make test-oldest` only: skips what cannot be judged on that stack, and nothing else.
+"""A plugin for pytest, for the oldest stack only: skips what cannot be judged there, and nothing else.
 
 There are neither diffusers nor PEFT nor LyCORIS for it, transformers has few language models, and torch has no
 arithmetic in half precision on a CPU. What fails within the library's own code, its demo aside, is never skipped.
+
+Of a test with several parameters, the cases in which no value is new count as slow: what a stack lacks, it lacks for a
+value, and the newer one runs them all.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import traceback
 from collections.abc import Generator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -26,9 +28,8 @@ LEFT_OUT = (
     TESTS / "cli" / "test_plan.py",
     TESTS / "test_memory_page.py",
 )
-# What comes to the same on any stack, and takes minutes: who imports whom, and what a browser does with our scripts in
-# the page of the same gradio, which the WebUI's own environment shows.
-ALIKE = (TESTS / "test_architecture.py", *(TESTS / "extension").rglob("test_*_browser.py"))
+# What comes to the same on any stack, and takes minutes: who imports whom.
+ALIKE = (TESTS / "test_architecture.py",)
 
 
 def reason(error: BaseException) -> str:
@@ -46,20 +47,24 @@ def reason(error: BaseException) -> str:
     return ""
 
 
-def pytest_sessionstart() -> None:
-    """Take a quarter of the examples that the newer stack has of any text and any file."""
-    hypothesis.settings.register_profile("oldest", parent=hypothesis.settings(), max_examples=25)
-    hypothesis.settings.load_profile("oldest")
-
-
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave out what cannot run."""
     return True if collection_path in (*LEFT_OUT, *ALIKE) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the extension's tests last: they keep the collector from what they made until the end."""
-    items.sort(key=lambda item: TESTS / "extension" in item.path.parents)
+    """Mark as slow the cases of a test all of whose values are in earlier ones."""
+    known: dict[str, set[tuple[str, int]]] = {}
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is None:
+            continue
+        values = {(name, id(value)) for name, value in given.params.items()}  # a value of several cases is one object
+        met = known.setdefault(item.nodeid.partition("[")[0], set())
+        if values <= met:
+            item.add_marker(pytest.mark.slow)
+        met |= values
 
 
 @pytest.hookimpl(wrapper=True)

@@ -125,6 +125,7 @@ def test_a_quick_run_writes_every_case_of_every_way(tmp_path: Path) -> None:
     assert found["apply", "floor"]["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_the_workbench_and_the_plain_loop_come_to_the_same_changes(tmp_path: Path) -> None:
     options = Options("cpu", "-", "", str(tmp_path), quick=True, rounds=1, seconds=1.0)
     for case, worker in (("merging", merging), ("extracting", extracting)):

@@ -222,10 +222,30 @@ WEBUI_PYTHON = pytest.mark.skipif(
 )
 
 
-@WEBUI_PYTHON
-def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
+def test_the_extension_is_tested_on_the_webui_s_own_stack_and_then_the_library(
     bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: "python3.10")
+    commands = asked()
+    there = {"python": "3.10.13", "pip": "24.0", "torch": "2.1.2+cpu"}
+    monkeypatch.setattr(
+        bootstrap, "probe", lambda env: there if env == bootstrap.OLDEST else there | {"torch": "2.13.0"}
+    )
+    bootstrap.test([])
+    plain = "-m pytest -n auto --maxprocesses=4 --dist=worksteal"
+    gate = "--cov --cov-config=tests/extension/coverage.ini --cov-fail-under=95"
+    assert [command for command in commands if "-m pytest" in command] == [
+        f"{plain} --cov --cov-branch --cov-fail-under=95 -m not slow",
+        f"{plain} -p oldest tests/extension {gate} -m not slow",
+        f"{plain} -p oldest --ignore=tests/extension -m not slow",
+    ]
+
+
+@WEBUI_PYTHON
+def test_without_the_webui_s_python_its_libraries_will_do(
+    bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: None)
     commands = asked()
     bootstrap.test([])
     assert commands[-1].startswith("-m pytest -n auto --maxprocesses=4 --dist=worksteal tests/extension ")
@@ -239,6 +259,8 @@ def test_the_extension_is_tested_last_and_with_the_webui_s_own_versions(
 def test_only_test_all_runs_the_slow_ones(
     bootstrap: ModuleType, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bootstrap, "find_python", lambda wanted: None)
+    monkeypatch.delenv("CI", raising=False)
     commands = asked()
     for command, left_out in ((bootstrap.test, True), (bootstrap.test_all, False)):
         commands.clear()

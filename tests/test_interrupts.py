@@ -80,6 +80,7 @@ WAYS: dict[str, Callable[[Pipeline], Callable[[], Any]]] = {
     "block": _whole_block,
 }
 SLOW = ("apply", "block")  # whose moments are those of "change", and of the others
+PARTS = 3  # of the moments, each an own test
 
 
 def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.Module, ...], Pipeline]:
@@ -97,15 +98,16 @@ def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.M
     return interrupt, modules, pipe
 
 
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 @pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS])
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str) -> None:
+def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str, part: int) -> None:
     _interrupted(way, None)  # what is looked up once
     moments = _interrupted(way, None)[0].moments
-    assert moments
+    assert len(moments) > PARTS
     plain = [module.state_dict() for module in networks()]
     wrong = []
-    for moment in moments:
+    for moment in moments[part::PARTS]:
         _, modules, pipe = _interrupted(way, moment)
         where = f"{Path(moment[0]).name}:{moment[1]} ({moment[2]})"
         done = threading.Event()

@@ -521,6 +521,7 @@ def test_a_fault_at_any_module_leaves_no_module_patched(
     assert_untouched(pipe, before)
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_shows_the_patch_without_compiling_again(pipe: Any, folder: Path) -> None:
     plain = paint(pipe, "a cat")
     with lora_runtime.apply(pipe, "<lora:ink>", loras=folder):

@@ -5,7 +5,7 @@ train-demo, docs, wheel, release, format, lock, venv, clean.
 
 What is installed stands in `locks/`, version by version; `lock` writes these files from the ranges in `pyproject.toml`.
 Only torch is chosen here, by the machine. Further environments: `.venv-webui` has the versions that the AUTOMATIC1111
-WebUI pins, and the tests of its extension run there; `.venv-oldest` has these with the WebUI's own Python and torch;
+WebUI pins, for the tests of its extension; `.venv-oldest` has these with the WebUI's own Python and torch;
 `.venv-newest` has the newest versions within the ranges. `.venv-docs` and `.venv-wheel` have tools that only read the
 project.
 
@@ -196,18 +196,23 @@ def studio(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """Lint, types, tests, then the extension's tests with the WebUI's versions; stops at the first that fails.
+    """Lint, types, tests, then those of the WebUI's own stack; stops at the first that fails.
 
     pytest's summary is the last line. Tests that are marked as slow are left out. With arguments for pytest, only the
     tests in `.venv` are run, slow ones too.
     """
     test_in_main(arguments or QUICK)
-    if not arguments:
+    if arguments:
+        return
+    if find_python(OLDEST.pythons[0]):
+        test_oldest([])
+    else:
+        say("No Python 3.10, which the WebUI has: its extension is tested with the WebUI's libraries on this Python")
         test_extension(QUICK)
 
 
 def test_all(arguments: list[str]) -> None:
-    """Do what `test` and `test-oldest` do, slow tests included."""
+    """Do what `test` does, slow tests included, and test the extension on this Python and torch too."""
     test_in_main(arguments)
     test_extension(arguments)
     test_oldest(arguments or ["-m", "slow or not slow"])
@@ -222,6 +227,10 @@ def test_in_main(arguments: Sequence[str]) -> None:
     run(*(MAIN.python, "-m", "pytest", *WORKERS, "--cov", "--cov-branch", "--cov-fail-under=95"), *arguments)
 
 
+# The tests of the WebUI's extension, with a gate of their own.
+EXTENSION = ("tests/extension", "--cov", "--cov-config=tests/extension/coverage.ini", "--cov-fail-under=95")
+
+
 def test_extension(arguments: Sequence[str]) -> None:
     """Run the tests of the WebUI's extension with the WebUI's versions, where these can be had."""
     if sys.version_info[:2] not in WEBUI.pythons:
@@ -230,12 +239,15 @@ def test_extension(arguments: Sequence[str]) -> None:
     # Half a minute less, as few of the modules are ever imported here; pip wants a falsy value to switch this on.
     os.environ["PIP_NO_COMPILE"] = "0"
     install("webui", WEBUI)
-    gate = ("--cov", "--cov-config=tests/extension/coverage.ini", "--cov-fail-under=95")
-    run(WEBUI.python, "-m", "pytest", *WORKERS, "tests/extension", *gate, *arguments)
+    run(WEBUI.python, "-m", "pytest", *WORKERS, *EXTENSION, *arguments)
 
 
 def test_oldest(arguments: list[str]) -> None:
-    """Run the tests on the oldest stack that is supported, those whose judges are there; needs a Python 3.10."""
+    """Run the tests on the oldest stack that is supported, those whose judges are there; needs a Python 3.10.
+
+    It is the WebUI's own. Those of the extension come first, with their gate; with arguments for pytest, which say
+    themselves what is run, there is none.
+    """
     python = find_python(OLDEST.pythons[0])
     if python is None:
         lacking = "the tests on the oldest stack need a Python 3.10. PYTHON310=/path/to/python3.10 names one"
@@ -246,7 +258,12 @@ def test_oldest(arguments: list[str]) -> None:
     os.environ["PIP_NO_COMPILE"] = "0"  # as in test_extension
     install("oldest", OLDEST, python)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
-    run(OLDEST.python, "-m", "pytest", *WORKERS, "-p", "oldest", *(arguments or QUICK))
+    pytest = (OLDEST.python, "-m", "pytest", *WORKERS, "-p", "oldest")
+    if arguments:
+        run(*pytest, *arguments)
+    else:
+        run(*pytest, *EXTENSION, *QUICK)
+        run(*pytest, "--ignore=tests/extension", *QUICK)
 
 
 def find_python(wanted: tuple[int, int]) -> str | None:

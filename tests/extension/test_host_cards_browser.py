@@ -92,13 +92,14 @@ class CardPage(Page):
         script = "const c = document.activeElement.closest('.card'); return c ? c.dataset.name : ''"
         return str(self.run(script))
 
-    def all_loaded(self, number: int) -> None:
-        """Scroll until the last card is there."""
+    def loaded(self, number: int) -> None:
+        """Scroll down until so many cards were there."""
         script = "const box = document.querySelector(arguments[0]); box.scrollTop = box.scrollHeight"
 
         def there() -> bool:
             self.run(script, CARDS)
-            return self.texts(".lora-runtime-count") == [f"{number:,}"]
+            [count] = self.texts(".lora-runtime-count")
+            return int(count.split()[0].replace(",", "")) >= number
 
         self.until(there)
 
@@ -139,6 +140,7 @@ def page(driver: Any, program: tuple[WebUI, Served]) -> Iterator[CardPage]:
 LONGEST = "const found = Math.round(window.longest); window.longest = 0; return found"
 
 
+@pytest.mark.slow
 def test_of_thousands_of_cards_only_some_are_in_the_page_and_only_those_in_sight_are_laid_out(page: CardPage) -> None:
     """The longest tasks are printed, for whoever asks with `-s`: where others use the machine they say little."""
     page.run(
@@ -146,7 +148,7 @@ def test_of_thousands_of_cards_only_some_are_in_the_page_and_only_those_in_sight
         " window.longest = Math.max(window.longest, task.duration); }).observe({type: 'longtask'})"
     )
     first = page.names()
-    page.all_loaded(NUMBER)
+    page.loaded(NUMBER)
     assert 300 < len(page.names()) < 700
     assert page.names()[-1] == f"lora {NUMBER - 1:04}"  # the last of the last folder
     loading = page.run(LONGEST)
@@ -182,7 +184,8 @@ def test_of_thousands_of_cards_only_some_are_in_the_page_and_only_those_in_sight
 
 
 def test_what_is_seen_stays_where_it_is_while_cards_come_and_go(page: CardPage) -> None:
-    page.all_loaded(NUMBER)
+    page.loaded(NUMBER // 3)
+    assert 300 < len(page.names()) < 700
     place = "const {left, top} = document.querySelector(arguments[0]).getBoundingClientRect(); return [left, top]"
     seen = (
         "const box = document.querySelector(arguments[0]), top = box.getBoundingClientRect().top;"

@@ -67,7 +67,14 @@ def test_reload_ui_changes_nothing_of_that(start: Callable[..., WebUI], order: s
     assert webui.paste("a <lora:ink:1>")["Prompt"] == "a <lora:ink:1>"
 
 
-@pytest.mark.parametrize("folder", ["lora_runtime", "0-first", "zzz last", "Lora runtime (copy)", "lora", "日本"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "lora_runtime",
+        "Lora runtime (copy)",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("0-first", "zzz last", "lora", "日本")),
+    ],
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_the_folder_may_have_any_name(start: Callable[..., WebUI], tmp_path: Path, folder: str, first: bool) -> None:
     from double.webui import install_copy

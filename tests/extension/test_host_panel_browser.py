@@ -453,7 +453,7 @@ def test_under_a_finger_everything_that_is_pressed_is_large_enough(page: Page) -
 
 
 @pytest.mark.skipif(AXE is None, reason="axe-core is not there: pip install axe-core-python, or AXE_CORE=…/axe.min.js")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing(loaded: Page, theme: str) -> None:
     loaded.load(theme)
     loaded.until(lambda: loaded.run("return Boolean(document.querySelector(arguments[0])?.shadowRoot)", STACK))
@@ -470,8 +470,14 @@ def test_axe_finds_nothing(loaded: Page, theme: str) -> None:
     assert loaded.violations(cast("Path", AXE), STACK) == []
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (400, "dark"),
+        (1400, "light"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((400, "light"), (1400, "dark"))),
+    ],
+)
 def test_it_is_as_wide_as_the_page_and_as_dark(loaded: Page, theme: str, width: int) -> None:
     loaded.driver.set_window_size(width, 1100)
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from soak.sequence import drawn, fault, shortened
 
-SEQUENCES, PARTS, QUICK = 2000, 20, 4
+SEQUENCES, PARTS, QUICK = 2000, 20, 2
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_sets_and_presets_are_kept_beside_the_loras(driver: Any, served: Any, tm
 
 
 @pytest.mark.skipif(AXE is None, reason="axe-core is not there: pip install axe-core-python, or AXE_CORE=…/axe.min.js")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing(fresh: Page, theme: str) -> None:
     fresh.load(theme)
     fresh.write("a <lora:stripes:1:box=0,0,0.5,1> <lora:stripes:-0.5> <lora:hart:1>")
@@ -251,8 +251,14 @@ def test_axe_finds_nothing(fresh: Page, theme: str) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (400, "dark"),
+        (1400, "light"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((400, "light"), (1400, "dark"))),
+    ],
+)
 def test_the_panel_is_as_wide_as_its_place(fresh: Page, theme: str, width: int) -> None:
     fresh.resize(width, 1100)
     fresh.load(theme)

@@ -312,6 +312,7 @@ def title(index: int) -> str:
 LONGEST = "const found = Math.round(window.longest); window.longest = 0; return found"
 
 
+@pytest.mark.slow
 def test_of_thousands_of_cards_those_in_sight_are_in_the_page(many: Cards) -> None:
     """The longest tasks are printed, for whoever asks with `-s`: where others use the machine they say little."""
     many.run(
@@ -389,7 +390,7 @@ def test_one_of_thousands_is_renamed_and_stays_in_sight(many: Cards, library: Pa
 
 
 @pytest.mark.skipif(AXE is None, reason="axe-core is not there: pip install axe-core-python, or AXE_CORE=…/axe.min.js")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing(page: Cards, theme: str) -> None:
     page.load(theme)
     page.run("document.querySelector('.lr-wishes summary').click()")

@@ -99,6 +99,7 @@ def test_where_no_worker_gets_a_pipeline_it_says_why(loras: Path, tmp_path: Path
         sweep(ROWS[:2], make, tmp_path / "out", loras=loras, workers=2)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_deleted_meanwhile_costs_its_rows(loras: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(loras, tmp_path / "loras"))
 

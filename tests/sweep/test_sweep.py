@@ -262,7 +262,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_bad_row_fails_alone_with_its_reason(pipe: Any, loras: Path, swept: Callable[..., Swept], batch: int) -> None:
     (loras / "torn.safetensors").write_bytes((loras / "ink.safetensors").read_bytes()[:-100])
     save_file(

@@ -433,7 +433,13 @@ def test_another_text_encoder_in_the_same_pipeline(sdnext: SDNext) -> None:
 # --- offloading ---
 
 
-@pytest.mark.parametrize("room", [1_000_000, 30], ids=["all on the device", "most in a map"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(1_000_000, id="all on the device"),
+        pytest.param(30, id="most in a map", marks=pytest.mark.slow),
+    ],
+)
 def test_balanced_offloading(sdnext: SDNext, room: int) -> None:
     """Parameters are replaced at each call, and with little memory placeholders; bits are the same throughout."""
     plain, one = sdnext.paint("a cat"), sdnext.paint(ONE)
