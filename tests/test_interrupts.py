@@ -103,7 +103,7 @@ def _interrupted(way: str, wanted: Moment | None) -> tuple[Interrupt, tuple[nn.M
 @pytest.mark.filterwarnings("ignore")
 def test_an_interrupt_leaves_a_model_that_can_be_restored(way: str, part: int) -> None:
     _interrupted(way, None)  # what is looked up once
-    moments = _interrupted(way, None)[0].moments
+    moments = list(_interrupted(way, None)[0].moments)
     assert len(moments) > PARTS
     plain = [module.state_dict() for module in networks()]
     wrong = []

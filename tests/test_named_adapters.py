@@ -42,6 +42,7 @@ def shown(pipe: Any, folder: Path, *args: Any, **options: Any) -> list[Tensor]:
         return weights(pipe)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("value", "tag"),
     [
@@ -75,6 +76,7 @@ def test_names_act_for_every_prompt_of_a_batch(pipe: Any, folder: Path) -> None:
         assert equal(weights(pipe), shown(tiny.pipeline("sd1"), folder, "<lora:ink:0.5>"))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", ["a: b", 'say "ink"', "back\\slash", "<ink>", "te=1", " ink ", "odd;name"])
 def test_any_name_can_be_asked_for(pipe: Any, folder: Path, name: str) -> None:
     applied = lora_runtime.apply(pipe, adapters={name: 0.5}, loras=folder)

@@ -156,6 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.quick(20)
 @pytest.mark.parametrize("seed", range(60))
 def test_every_weight_shows_what_the_topmost_apply_asks(folder: Path, seed: int) -> None:
     chance = random.Random(seed)

@@ -142,6 +142,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.skipif(torch.__version__ < "2.5", reason="its compiler does not tell modules apart")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_model_is_right_and_only_the_touched_one_is_made_anew(way: Callable[..., nn.Module]) -> None:
@@ -167,6 +168,7 @@ def test_a_compiled_model_is_right_and_only_the_touched_one_is_made_anew(way: Ca
     assert not any("forward" in vars(block.up) for block in net.blocks)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_and_regions_in_compiled_code(way: Callable[..., nn.Module]) -> None:
     net, inputs = Net(), rand(2, 8, 8)

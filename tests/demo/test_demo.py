@@ -56,6 +56,7 @@ def test_a_seed_gives_the_same_picture_alone_and_in_a_batch(pipe: Any) -> None:
     assert distance(pictures(pipe, ""), np.concatenate([pictures(pipe, "", PROMPTS[:1]), pictures(pipe, "")[1:]])) < 1
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_effect_grows_with_strength(pipe: Any, name: str) -> None:
     plain = pictures(pipe, "")
@@ -70,6 +71,7 @@ def test_two_loras_together_show_both(pipe: Any) -> None:
     assert distance(both, night) > 0.5 * distance(outline, plain)  # and the outlines show in the night
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_paints_the_same_with_these_files(pipe: Any, name: str) -> None:
     ours = pictures(pipe, f"<lora:{name}:0.8>")
@@ -81,6 +83,7 @@ def test_diffusers_paints_the_same_with_these_files(pipe: Any, name: str) -> Non
     assert distance(ours, np.stack([np.asarray(picture, dtype=np.float64) for picture in theirs])) < 0.05
 
 
+@pytest.mark.slow
 def test_the_sheet_has_a_picture_for_each_prompt_and_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pipe: Any
 ) -> None:

@@ -145,6 +145,7 @@ def test_files_that_diffusers_saves(kind: tiny.Kind, tmp_path: Path) -> None:
     assert_same_change(kind, tmp_path / "a.safetensors", keys=sum(map(len, layers.values())))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"alpha_pattern": {"attn1.to_q": 3}}])
 def test_the_alpha_in_the_metadata_of_diffusers(settings: dict[str, Any], tmp_path: Path) -> None:
     unet = copy.deepcopy(tiny.unet())

@@ -108,6 +108,7 @@ def report_on(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> LoraRep
     return made.report.loras[0]
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_the_keys_of_a_real_file_find_their_places(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = json.loads(path.read_text(encoding="utf-8"))

@@ -250,6 +250,7 @@ def test_a_request_that_fails_is_said_and_asked_again_only_by_a_click(
     assert page.texts(failed) == []
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_lines_under_the_picture_have_the_text_and_the_colour_of_what_they_say(page: CardPage, theme: str) -> None:
     page.open(theme)

@@ -236,6 +236,7 @@ def test_reload_ui_forgets_the_words(webui: WebUI) -> None:
 # --- memory ---
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("limit", "again"), [(1, ["f2", "f1", "f0"]), (2, ["f1", "f0"]), (3, ["f0"]), (0, [])])
 def test_no_more_files_stay_in_memory_than_the_settings_say(
     webui: WebUI, monkeypatch: pytest.MonkeyPatch, limit: int, again: list[str]
@@ -272,6 +273,7 @@ def equal(one: Any, other: Any) -> bool:
     return same and texts[0] == texts[1]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("setting", "value", "field"),
     [

@@ -23,6 +23,7 @@ def shows(webui: WebUI, file: loras.File, strength: float, index: int = 0) -> bo
 # --- tags that cannot be used ---
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("bad", "column", "about"),
     [

@@ -58,6 +58,7 @@ def test_everything_is_owned_in_every_order_of_loading(start: Callable[..., WebU
         assert reached_the_builtin(webui) == []
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("order", ORDERS)
 def test_reload_ui_changes_nothing_of_that(start: Callable[..., WebUI], order: str) -> None:
     webui = start(extensions=ORDERS[order])
@@ -191,6 +192,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("order", ["after the built-in", "before the built-in"])
 @pytest.mark.parametrize("fault", [(module, name) for module in FAULTS for name in FAULTS[module]])
 def test_whichever_step_fails_all_others_are_undone(
@@ -305,6 +307,7 @@ def test_why_it_cannot_start_is_said_on_any_console(
 # --- options ---
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_user_s_values_stay(start: Callable[..., WebUI], order: str) -> None:
     values = {"sd_lora": "ink", "lora_preferred_name": "Filename", "lora_add_hashes_to_infotext": False}
@@ -408,6 +411,7 @@ def test_an_axis_of_loras_offers_the_files_and_refuses_others(webui: WebUI) -> N
         axis.confirm(None, ["imk"])
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("prompt", ["a", "a <lora:ink:0.9>"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_which_by_strength_has_each_lora_at_each_strength(webui: WebUI, prompt: str, turned: bool) -> None:

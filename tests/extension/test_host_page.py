@@ -383,6 +383,7 @@ def test_a_file_whose_name_cannot_be_written_and_that_is_gone_has_a_card_all_the
 # --- several at once ---
 
 
+@pytest.mark.slow
 def test_many_browsers_at_once_get_the_same_answers(webui: WebUI) -> None:
     """Each route runs in a thread of its own; some look while the folders are looked through again."""
     webui.generate("a")

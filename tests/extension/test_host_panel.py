@@ -87,6 +87,7 @@ def test_the_modules_are_there_under_their_hash_for_ever_and_no_other_file(webui
         assert client.get(f"/lora-runtime/web/{path}").status_code == 404
 
 
+@pytest.mark.slow
 def test_prompts_wait_in_line_and_are_turned_away_before_they_take_all_threads(
     webui: WebUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_where_nothing_varies_nothing_runs_beside(webui: WebUI, ink: loras.File)
     assert hooks(webui.model) == 0
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "event",
     [
@@ -376,6 +377,7 @@ def test_presets_that_cannot_be_read_are_said_in_the_console(
     assert capsys.readouterr().out.count("lora_runtime_presets.txt: line 1") == 1
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("mask", ["../secret.png", "/etc/secret.png", "nowhere.png", "\0", "x" * 5000])
 def test_a_mask_is_a_file_among_the_loras(webui: WebUI, ink: loras.File, mask: str) -> None:
     done = webui.generate(f"a <lora:ink:0.5:mask={mask}> <lora:ink:0.25>")

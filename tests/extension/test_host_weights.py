@@ -48,6 +48,7 @@ def test_half_precision_is_rounded_once(start: Callable[..., WebUI]) -> None:
     assert webui.not_whole() == []
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     ("tag", "te", "unet", "dyn"),
     [
@@ -100,6 +101,7 @@ def is_whole_without_tags(webui: WebUI) -> None:
     assert webui.changed(done.passes[-1].weights) == webui.not_whole() == []
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("other", ["b", "sd2", "sdxl", "sd3"])
 @pytest.mark.parametrize("limit", [1, 2])
 def test_another_checkpoint_is_chosen(webui: WebUI, ink: loras.File, other: str, limit: int) -> None:
@@ -119,6 +121,7 @@ def test_another_checkpoint_is_chosen(webui: WebUI, ink: loras.File, other: str,
     assert webui.errors == []
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("fault", ["unreadable", "misfit"])
 @pytest.mark.parametrize("limit", [1, 2])
 def test_another_checkpoint_cannot_be_loaded(webui: WebUI, ink: loras.File, fault: str, limit: int) -> None:
@@ -135,6 +138,7 @@ def test_another_checkpoint_cannot_be_loaded(webui: WebUI, ink: loras.File, faul
     is_whole_without_tags(webui)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize(("refiner", "half"), [("b", False), ("b", True), ("refiner", False)])
 def test_the_refiner_is_patched_and_both_are_whole_afterwards(
@@ -189,6 +193,7 @@ def test_the_hires_pass_follows_its_own_prompt(webui: WebUI, ink: loras.File, hi
     is_whole_without_tags(webui)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("where", ["first", "refiner", "hires", "hires refiner"])
 def test_a_generation_that_ends_with_an_error(webui: WebUI, ink: loras.File, where: str) -> None:
     """The program calls nobody then; the next picture without tags must be whole all the same."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from double.webui import WebUI
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_a_merged_file_does_what_its_parents_do_by_the_formula(start: Callable[..., WebUI], kind: str) -> None:
     name = "a" if kind == "sd1" else kind

@@ -30,6 +30,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.quick(18)
 @pytest.mark.parametrize("spot", SAMPLE, ids=", ".join)
 @pytest.mark.filterwarnings("ignore")
 def test_a_lora_acts_to_the_figure_or_is_refused(spot: Spot) -> None:

@@ -143,6 +143,7 @@ def weights_of(pipe: Any, name: str, key: str) -> Tensor:
     return own[key] if key in own else own[key.removeprefix("text_model.")]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
 def test_a_file_does_to_the_original_model_what_it_does_to_the_pipeline(kind: tiny.Kind, tmp_path: Path) -> None:
     pipe, model = tiny.pipeline(kind), tiny_ldm.model(kind)

@@ -151,6 +151,7 @@ def test_two_at_once_get_their_own_pictures_with_their_own_tags(page: Page, driv
     assert abs(pixels(page.painted()) - pixels(other.painted())).mean() > 5
 
 
+@pytest.mark.slow
 def test_a_picture_is_laid_over_itself_without_its_loras_and_strengths_are_painted_on_one_sheet(page: Page) -> None:
     page.write("a red circle <lora:stripes:1>")
     page.paint()
@@ -198,6 +199,7 @@ def test_a_box_is_drawn_over_the_picture_and_the_lora_acts_there_alone(fresh: Pa
     assert changed[12:24].mean() > 3 * changed[36:].mean()
 
 
+@pytest.mark.slow
 def test_two_loras_are_compared_by_their_files(fresh: Page) -> None:
     fresh.write("a <lora:stripes:1> <lora:stripes:-0.5>")
     fresh.button("Conflicts").click()
@@ -206,6 +208,7 @@ def test_two_loras_are_compared_by_their_files(fresh: Page) -> None:
     assert {cell.text for cell in fresh.parts(".heat td.against")} == {"-1.00"}
 
 
+@pytest.mark.slow
 def test_sets_and_presets_are_kept_beside_the_loras(driver: Any, served: Any, tmp_path: Path) -> None:
     for name in ("night.safetensors", "stripes.safetensors"):
         (tmp_path / name).write_bytes((LORAS / name).read_bytes())

@@ -146,6 +146,7 @@ def test_stars_families_and_what_was_used_last_choose_the_cards(page: Cards) -> 
     assert film.startswith("lora-runtime/film?name=0%2Fbig.safetensors")
 
 
+@pytest.mark.slow
 def test_what_fits_the_model_is_asked_for_and_folders_are_hidden_and_pictures_blurred(page: Cards) -> None:
     page.filter("Fits this model")
     page.until(lambda: page.names() == ["heart", "night", "stripes"])
@@ -217,6 +218,7 @@ def test_a_renamed_file_keeps_its_tag_in_the_prompt_and_paints_as_before(page: C
     page.until(lambda: page.value() == "a boat <lora:stripes:0.5>" and "stripes" in page.names())
 
 
+@pytest.mark.slow
 def test_a_tag_of_a_file_that_is_gone_is_said_in_its_row_at_once(page: Cards, folder: Path) -> None:
     page.write("a boat <lora:stripes:0.5>")
     page.until(lambda: page.said(".name") == ["stripes"])
@@ -232,6 +234,7 @@ def test_a_tag_of_a_file_that_is_gone_is_said_in_its_row_at_once(page: Cards, fo
     assert not (folder / ".lora-bin").exists()
 
 
+@pytest.mark.slow
 def test_cards_are_walked_through_chosen_and_starred_by_the_keyboard(page: Cards) -> None:
     page.write("")
     page.until(lambda: page.names() == ALL)
@@ -264,6 +267,7 @@ def test_cards_are_walked_through_chosen_and_starred_by_the_keyboard(page: Cards
     assert page.run("return document.querySelectorAll('.lr-cell [tabindex=\"0\"]').length") == 3
 
 
+@pytest.mark.slow
 def test_another_users_stars_and_files_are_there_at_the_next_question(page: Cards, folder: Path) -> None:
     page.until(lambda: page.names() == ALL)
     write(folder / "new.safetensors")
@@ -343,6 +347,7 @@ def test_of_thousands_of_cards_those_in_sight_are_in_the_page(many: Cards) -> No
     print(f"\nlongest tasks in ms: scrolling {scrolling}, filtering {filtering}")
 
 
+@pytest.mark.slow
 def test_home_and_end_lead_to_the_first_and_the_last_of_all(many: Cards) -> None:
     many.run("scrollTo(0, document.querySelector('.lr-cards').getBoundingClientRect().top + scrollY)")
     many.until(lambda: title(0) in many.names())
@@ -373,6 +378,7 @@ def test_the_focus_stays_where_it_is_when_its_card_is_scrolled_away(many: Cards)
     many.until(lambda: many.focused() == title(1))
 
 
+@pytest.mark.slow
 def test_one_of_thousands_is_renamed_and_stays_in_sight(many: Cards, library: Path) -> None:
     many.type("#lr-search", "")
     many.run("scrollTo(0, document.querySelector('.lr-cards').getBoundingClientRect().top + scrollY)")
@@ -412,6 +418,7 @@ def test_axe_finds_nothing(page: Cards, theme: str) -> None:
     assert page.violations(cast("Path", AXE), WINDOW) == []
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_is_wider_than_the_page(many: Cards, theme: str, width: int) -> None:
@@ -441,6 +448,7 @@ def finger(driver: Any) -> Iterator[None]:
     driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
+@pytest.mark.slow
 def test_what_a_finger_points_at_is_44_pixels_large(page: Cards, driver: Any, finger: None) -> None:
     screen = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)

@@ -123,6 +123,7 @@ def test_a_word_that_a_file_brings_along_is_known_to_its_own_row_only(
     assert not np.array_equal(found["with"], found["without"])
 
 
+@pytest.mark.slow
 def test_a_batch_with_loras_of_their_own_is_the_same_within_a_level(
     pipe: Any, loras: Path, swept: Callable[..., Swept]
 ) -> None:

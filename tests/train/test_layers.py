@@ -63,6 +63,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("kind", "over"), KINDS, ids=lambda value: value if isinstance(value, str) else "-".join(value)
 )
@@ -85,6 +86,7 @@ LYCORIS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("kind", "over"), DIFFUSERS, ids=titled)
 def test_a_file_does_the_same_in_diffusers(kind: str, over: dict[str, Any], tmp_path: Path) -> None:
     pipe = pipeline(kind)
@@ -94,6 +96,7 @@ def test_a_file_does_the_same_in_diffusers(kind: str, over: dict[str, Any], tmp_
     torch.testing.assert_close(painted(pipe), inside, rtol=0, atol=1e-3 * change + 2e-6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("over", LYCORIS, ids=lambda over: over.get("network_module", "dora"))
 def test_a_file_does_the_same_in_lycoris(over: dict[str, Any], tmp_path: Path) -> None:
     from lycoris.wrapper import create_lycoris_from_weights

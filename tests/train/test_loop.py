@@ -67,6 +67,7 @@ def test_a_lora_learns_on_quantised_weights_which_stay_as_they_are(quantize: str
         assert not applied.report.loras[0].unused
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
 def test_every_kind_of_model_learns(kind: str, tmp_path: Path) -> None:
     told = config(

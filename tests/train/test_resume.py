@@ -62,6 +62,7 @@ def same(one: Trained, other: Trained) -> bool:
     )
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("over", "breaks"),
     [

@@ -36,6 +36,7 @@ def loras(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_it_is_to_the_bit_what_apply_makes(dtype: torch.dtype, loras: Path, tmp_path: Path) -> None:
     model = tiny_ldm.model("sd1", hijacked=False).to(dtype)

@@ -36,6 +36,7 @@ def kohya(path: Path, alpha: float | None = 2.0, dtype: torch.dtype = torch.floa
     return path
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("to", ["diffusers", "peft", "comfy"])
 def test_there_and_back_is_equal_bit_for_bit(to: Any, folder: Path) -> None:
     components = ["unet", "text_encoder"] if to == "diffusers" else ["unet"]

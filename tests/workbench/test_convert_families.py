@@ -151,6 +151,7 @@ def few_rows(state: Mapping[str, Tensor]) -> State:
     return {name: (tensor[::32] if len(tensor) % 32 == 0 else tensor).clone() for name, tensor in state.items()}
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("name", CASES)
 def test_through_all_spellings_and_back_is_bit_equal(name: str, tmp_path: Path) -> None:
     case = CASES[name]

@@ -77,6 +77,7 @@ def stems(path: Path) -> set[str]:
     return {key.partition(".lora_")[0] for key in load_file(path) if not key.endswith(".alpha")}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("version", FAMILIES)
 def test_every_spelling_is_that_of_the_familys_files_and_leads_back(version: str, tmp_path: Path) -> None:
     path, families = kohyas(tmp_path / "a.safetensors", version), FAMILIES[version]

@@ -54,6 +54,7 @@ def test_extracting_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) 
     assert taken(f"extract({str(tuned)!r}, {str(base)!r}, {str(out)!r}, rank=8)") < 4 * LARGEST + factors
 
 
+@pytest.mark.slow
 def test_baking_takes_four_times_the_largest_tensor_at_most(tmp_path: Path) -> None:
     source = model(tmp_path / "model.safetensors", 1)
     tensors = {

@@ -316,6 +316,7 @@ def test_peft_merges_its_adapters_to_the_same(kind: str, tmp_path: Path, out: Pa
     torch.testing.assert_close(delta(found, stem, torch.Size((20, 12))), judged, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_diffusers_reads_the_merged_file_as_both(tmp_path: Path, out: Path) -> None:
     for seed, name in enumerate(("ink", "wash"), 1):
         tiny.write_kohya_lora(tmp_path / f"{name}.safetensors", tiny.unet(), rank=2, seed=seed, components=["unet"])

@@ -458,6 +458,7 @@ def test_balanced_offloading(sdnext: SDNext, room: int) -> None:
     assert torch.equal(sdnext.paint("a cat"), plain)
 
 
+@pytest.mark.slow
 def test_sequential_offloading(sdnext: SDNext) -> None:
     plain, one = sdnext.paint("a cat"), sdnext.paint(ONE)
     sdnext.options.diffusers_offload_mode = "sequential"
