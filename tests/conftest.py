@@ -20,6 +20,7 @@ os.environ.pop("LORA_RUNTIME_PATH", None)
 
 import hypothesis
 import pytest
+from cases import repeated
 
 # The first example often pays for an import or a grammar, so no deadline. In CI the same examples each time: a failure
 # there is the change's own. A person's run looks further each time.
@@ -58,13 +59,16 @@ def _own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow the cases of a test that come after its quick ones."""
+    marked = [(item, quick.args) for item in items if (quick := item.get_closest_marker("quick")) is not None]
+    slow = list(repeated(item for item, most in marked if not most))
     cases: Counter[str] = Counter()
-    for item in items:
-        if (quick := item.get_closest_marker("quick")) is not None:
-            name = item.nodeid.partition("[")[0]
-            cases[name] += 1
-            if cases[name] > quick.args[0]:
-                item.add_marker(pytest.mark.slow)
+    for item, most in marked:
+        name = item.nodeid.partition("[")[0]
+        cases[name] += 1
+        if most and cases[name] > most[0]:
+            slow.append(item)
+    for item in slow:
+        item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from cases import repeated
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -59,16 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The extension's tests come last: they keep the collector from what was there before them until the end.
     """
     items.sort(key=lambda item: TESTS / "extension" in item.path.parents)
-    known: dict[str, set[tuple[str, int]]] = {}
-    for item in items:
-        given = getattr(item, "callspec", None)
-        if given is None:
-            continue
-        values = {(name, id(value)) for name, value in given.params.items()}  # a value of several cases is one object
-        met = known.setdefault(item.nodeid.partition("[")[0], set())
-        if values <= met:
-            item.add_marker(pytest.mark.slow)
-        met |= values
+    for item in list(repeated(items)):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

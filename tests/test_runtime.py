@@ -503,7 +503,7 @@ def test_a_module_replaced_between_applies_is_seen(pipe: Any, folder: Path) -> N
     assert torch.equal(block.to_q.weight, fresh)
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick
 @pytest.mark.parametrize("originals", ["device", "host"])
 @pytest.mark.parametrize("failing", [0, 1, 150, 293])
 def test_a_fault_at_any_module_leaves_no_module_patched(

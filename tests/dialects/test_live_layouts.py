@@ -78,7 +78,7 @@ def converted_unet(kind: str, unet: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", UNETS)
 @pytest.mark.parametrize("prefix", ["lora_unet_", "unet.", "", "base_model.model.unet."])
 def test_a_live_original_unet_answers_to_the_names_of_diffusers(kind: str, prefix: str) -> None:
@@ -89,7 +89,7 @@ def test_a_live_original_unet_answers_to_the_names_of_diffusers(kind: str, prefi
     assert_all_found(Targets(view(model)), prefix, converted)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", UNETS)
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model.", "model.diffusion_model.", "oft_unet_"])
 def test_a_live_original_unet_answers_to_its_own_names(kind: str, prefix: str) -> None:

@@ -192,7 +192,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick
 @pytest.mark.parametrize("order", ["after the built-in", "before the built-in"])
 @pytest.mark.parametrize("fault", [(module, name) for module in FAULTS for name in FAULTS[module]])
 def test_whichever_step_fails_all_others_are_undone(
@@ -411,7 +411,7 @@ def test_an_axis_of_loras_offers_the_files_and_refuses_others(webui: WebUI) -> N
         axis.confirm(None, ["imk"])
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.parametrize("prompt", ["a", "a <lora:ink:0.9>"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_which_by_strength_has_each_lora_at_each_strength(webui: WebUI, prompt: str, turned: bool) -> None:

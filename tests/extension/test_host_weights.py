@@ -101,7 +101,7 @@ def is_whole_without_tags(webui: WebUI) -> None:
     assert webui.changed(done.passes[-1].weights) == webui.not_whole() == []
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick
 @pytest.mark.parametrize("other", ["b", "sd2", "sdxl", "sd3"])
 @pytest.mark.parametrize("limit", [1, 2])
 def test_another_checkpoint_is_chosen(webui: WebUI, ink: loras.File, other: str, limit: int) -> None:
@@ -121,7 +121,7 @@ def test_another_checkpoint_is_chosen(webui: WebUI, ink: loras.File, other: str,
     assert webui.errors == []
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.parametrize("fault", ["unreadable", "misfit"])
 @pytest.mark.parametrize("limit", [1, 2])
 def test_another_checkpoint_cannot_be_loaded(webui: WebUI, ink: loras.File, fault: str, limit: int) -> None:
@@ -138,7 +138,7 @@ def test_another_checkpoint_cannot_be_loaded(webui: WebUI, ink: loras.File, faul
     is_whole_without_tags(webui)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize(("refiner", "half"), [("b", False), ("b", True), ("refiner", False)])
 def test_the_refiner_is_patched_and_both_are_whole_afterwards(

@@ -116,7 +116,7 @@ def test_a_lora_acts_on_fused_projections_as_on_separate_ones(kind: str, strengt
             torch.testing.assert_close(call(model), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick
 @pytest.mark.parametrize("originals", ["device", "host"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_fusing_within_a_block_leaves_nothing_behind(kind: str, originals: Any, tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def test_axe_finds_nothing(page: Cards, theme: str) -> None:
     assert page.violations(cast("Path", AXE), WINDOW) == []
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_is_wider_than_the_page(many: Cards, theme: str, width: int) -> None:

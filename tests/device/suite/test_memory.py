@@ -48,7 +48,7 @@ BEGINNINGS = [("", "device"), ("", "host"), ("<lora:wash>", "device"), ("<lora:w
 TEXTS = ["<lora:ink:0.7>", "<lora:ink:0@0,1@1><lora:wash>"]
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.parametrize("text", TEXTS, ids=["constant", "live"])
 @pytest.mark.parametrize(
     ("first", "mode"), [pytest.param(*each, marks=pytest.mark.slow if each[0] else []) for each in BEGINNINGS]

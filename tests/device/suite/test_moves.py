@@ -55,7 +55,7 @@ def conversion(flag: str) -> Iterator[None]:
         setting(False)
 
 
-@pytest.mark.quick(14)
+@pytest.mark.quick
 @pytest.mark.parametrize("fixed", [False, True], ids=["data moves", "data stays"])
 @pytest.mark.parametrize("mode", ["device", "host", "inplace"])
 @pytest.mark.parametrize("moves", MOVES)

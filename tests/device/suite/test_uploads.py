@@ -155,7 +155,7 @@ def test_places_that_no_file_has_go_up_with_it(
     lora_runtime.restore(layers)
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bits_are_the_cpus_however_long_factors_stay(
