@@ -9,11 +9,9 @@ An adapter for a part of a weight (q of a fused q, k and v) sees that part as it
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from lora_runtime.adapters import Adapter, Factors, no_autocast
 from lora_runtime.adapters.base import sum_dtype
 from lora_runtime.dialects import WHOLE, Part
 from lora_runtime.errors import StrengthError
+from lora_runtime.precision import full_precision
 from lora_runtime.products import block_bytes, product
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Term",
     "Workspace",
     "delta_of",
-    "full_precision",
     "may_overflow",
     "merge_into",
     "region_of",
@@ -38,7 +36,6 @@ __all__ = [
     "too_large",
 ]
 
-_FAST = {"tf32", "bf16"}  # what a host may have allowed inside float32 products
 _ROWS = 16  # blocks are multiples of this: GEMM kernels work on tiles of rows
 
 
@@ -90,7 +87,7 @@ def delta_of(weight: Tensor, adapter: Adapter, dyn: int | None = None, part: Par
         if factors is None:
             delta = _delta(adapter, _swap(here, part)).to(sum_dtype(weight))
         else:
-            up, down = (f.to(weight.device, sum_dtype(weight)) for f in (factors.up[:, :dyn], factors.down[:dyn]))
+            up, down = (f.to(weight.device, sum_dtype(weight)) for f in _of_ranks(factors, dyn))
             delta = (up @ down).mul_(factors.scale).reshape(here.shape)
         if part == WHOLE:
             return delta
@@ -139,14 +136,18 @@ class Workspace:
             buffer = None
             self._buffers.pop(key, None)  # first: a device may have no room for both
             buffer = self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
-        return buffer[:size].view(rows, columns)
+        return buffer.as_strided((rows, columns), (columns, 1))
 
     def blocks(self, rows: Tensor) -> Iterator[slice]:
         """Yield slices that cover the rows of a (rows, columns) tensor in blocks of about so many bytes as float32."""
-        budget = block_bytes(self._device or rows.device)
-        step = max(_ROWS, budget // max(1, 4 * rows.shape[1]) // _ROWS * _ROWS)
+        step = self.height(rows.shape[1], rows.device)
         for start in range(0, rows.shape[0], step):
-            yield slice(start, start + step)
+            yield slice(start, min(start + step, rows.shape[0]))
+
+    def height(self, columns: int, device: torch.device) -> int:
+        """Return how many rows of so many columns a block has."""
+        budget = block_bytes(self._device or device)
+        return max(_ROWS, budget // max(1, 4 * columns) // _ROWS * _ROWS)
 
 
 def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Workspace | None = None) -> None:
@@ -170,8 +171,13 @@ def sum_into(
     It reads no value back, so that the meta device can tell what memory it takes.
     """
     factors = [_factored(term, out) for term in terms]
-    joined = [(t, f) for t, f in factors if f is not None and t.part == WHOLE]
-    others = [(t, f) for t, f in factors if f is None or t.part != WHOLE]
+    joined: list[tuple[Term, Factors]] = []
+    others: list[tuple[Term, Factors | None]] = []
+    for term, own in factors:
+        if own is not None and (term.part is WHOLE or term.part == WHOLE):
+            joined.append((term, own))
+        else:
+            others.append((term, own))
     order = _storage_order(weight)
     block = _Block(
         _as_rows(out, order),
@@ -182,7 +188,7 @@ def sum_into(
     )
     for rows in workspace.blocks(block.out):
         block.merge(rows)
-    if block.out.untyped_storage()._cdata != out.untyped_storage()._cdata:
+    if block.out is not out and block.out.untyped_storage()._cdata != out.untyped_storage()._cdata:
         # Strides that no permutation makes contiguous: what was filled is a copy.
         out.permute(order).copy_(block.out.view(out.permute(order).shape))
     return factors, block.dense
@@ -194,7 +200,7 @@ class _Block:
 
     out: Tensor
     weight: Tensor
-    low_rank: tuple[Tensor, Tensor] | None  # (rows, R) and (R, columns)
+    low_rank: _LowRank | None
     dense: Tensor | None
     workspace: Workspace
 
@@ -211,9 +217,8 @@ class _Block:
             assert self.dense is not None
             delta = self.dense[rows]
         else:
-            up, down = self.low_rank
             take = partial(self.workspace.take, "delta", height, width, dtype, out.device)
-            delta = product(up[rows], down, take)
+            delta = product(self.low_rank.up(rows, self.workspace), self.low_rank.down, take)
             if self.dense is not None:
                 delta.add_(self.dense[rows])
         if weight.dtype == dtype and weight.device == out.device:
@@ -297,26 +302,55 @@ def _is_finite(tensor: Tensor) -> bool:
     return math.isfinite(float(least)) and math.isfinite(float(most))
 
 
+@dataclass(slots=True)
+class _LowRank:
+    """All low-rank terms of a weight as one product of summed rank R, [U₁ … Uₙ]·[s₁D₁; …; sₙDₙ]."""
+
+    ups: list[Tensor]  # (rows, rank) each, as their files have them
+    ranks: list[int]
+    down: Tensor  # (R, columns)
+    joined: Tensor | None = None  # the rows from `start` of [U₁ … Uₙ]
+    start: int = 0
+
+    def up(self, rows: slice, workspace: Workspace) -> Tensor:
+        """Return these rows of [U₁ … Uₙ], (rows, R), which follow on those asked for last.
+
+        They are joined some at a time: whole they were 4 MB for SD1.5, 0.8 % of its touched weights in bfloat16.
+        """
+        joined = self.joined
+        if joined is None or rows.stop > self.start + joined.shape[0]:
+            joined = self._join(rows, workspace)
+        if rows.stop - rows.start == joined.shape[0]:
+            return joined
+        return joined[rows.start - self.start : rows.stop - self.start]
+
+    def _join(self, rows: slice, workspace: Workspace) -> Tensor:
+        total, (rank, _), down = self.ups[0].shape[0], self.down.shape, self.down
+        stop = min(total, rows.start + max(rows.stop - rows.start, workspace.height(2 * rank, down.device)))
+        joined = workspace.take("up", stop - rows.start, rank, down.dtype, down.device)
+        for own, up in zip(joined.split_with_sizes(self.ranks, 1), self.ups, strict=True):
+            own.copy_(up if joined.shape[0] == total else up[rows.start : stop])
+        self.joined, self.start = joined, rows.start
+        return joined
+
+
 def _concatenate(
     terms: Sequence[tuple[Term, Factors]], out: Tensor, order: tuple[int, ...], workspace: Workspace
-) -> tuple[Tensor, Tensor] | None:
-    """Return [U₁ … Uₙ], (rows, R), and [s₁D₁; …; sₙDₙ], (R, columns), or None without any terms."""
+) -> _LowRank | None:
+    """Return the factors of all terms, joined and scaled, or None without any terms."""
     if not terms:
         return None
-    dtype, device = sum_dtype(out), out.device
-    pairs = [
-        (term.strength * factors.scale, factors.up[:, : term.dyn], factors.down[: term.dyn]) for term, factors in terms
-    ]
-    rank = sum(up.shape[1] for _, up, _ in pairs)
-    ups = workspace.take("up", out.shape[0], rank, dtype, device)
-    downs = workspace.take("down", rank, pairs[0][2].shape[1], dtype, device)
-    start = 0
-    for scale, up, down in pairs:
-        ranks = slice(start, start + up.shape[1])
-        ups[:, ranks].copy_(up)
-        downs[ranks].copy_(_reorder_columns(down, out.shape, order)).mul_(scale)
-        start = ranks.stop
-    return ups, downs
+    pairs = [(term.strength * factors.scale, *_of_ranks(factors, term.dyn)) for term, factors in terms]
+    ranks = [up.shape[1] for _, up, _ in pairs]
+    downs = workspace.take("down", sum(ranks), pairs[0][2].shape[1], sum_dtype(out), out.device)
+    for (scale, _, down), own in zip(pairs, downs.split_with_sizes(ranks), strict=True):
+        own.copy_(_reorder_columns(down, out.shape, order)).mul_(scale)
+    return _LowRank([up for _, up, _ in pairs], ranks, downs)
+
+
+def _of_ranks(factors: Factors, dyn: int | None) -> tuple[Tensor, Tensor]:
+    """Return the two factors, of their first `dyn` ranks only where that is not None."""
+    return (factors.up, factors.down) if dyn is None else (factors.up[:, :dyn], factors.down[:dyn])
 
 
 def _dense(
@@ -330,7 +364,7 @@ def _dense(
         if factors is None:
             delta = _delta(term.adapter, _swap(here.to(out.device), term.part)).to(dtype)
         else:
-            up, down = factors.up[:, : term.dyn], factors.down[: term.dyn]
+            up, down = _of_ranks(factors, term.dyn)
             delta = (up.to(out.device, dtype) @ down.to(out.device, dtype)).mul_(factors.scale).reshape(here.shape)
         if total is None and term.part == WHOLE:
             total = delta * term.strength
@@ -352,7 +386,7 @@ def _storage_order(weight: Tensor) -> tuple[int, ...]:
 
 def _as_rows(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     """Return `tensor` as (dimension 0, all others in `order`): a view where its strides allow, else a copy."""
-    return tensor.permute(order).reshape(tensor.shape[0], -1)
+    return tensor if tensor.dim() == 2 else tensor.permute(order).reshape(tensor.shape[0], -1)
 
 
 def _reorder_columns(down: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
@@ -360,55 +394,3 @@ def _reorder_columns(down: Tensor, shape: torch.Size, order: tuple[int, ...]) ->
     if order == tuple(range(len(shape))):
         return down
     return down.view(down.shape[0], *shape[1:]).permute(order).reshape(down.shape[0], -1)
-
-
-class _FullPrecision:
-    """Forbids TF32 and bfloat16 inside float32 products: they would cost 13 bits of a delta.
-
-    The switches are process-wide, and several threads may merge at once: the first in turns them, the last out turns
-    them back. They are left alone where no host turned them before.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._turned: list[tuple[Callable[[str], None], str]] = []
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            self._turned += _turn_to_full()  # also what a host has turned since the first came in
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                turned, self._turned = self._turned, []
-                for turn, before in reversed(turned):
-                    turn(before)
-
-
-_FULL_PRECISION = _FullPrecision()
-
-
-def full_precision() -> _FullPrecision:
-    """Return the one guard of this process: within it float32 products have all their digits."""
-    return _FULL_PRECISION
-
-
-def _turn_to_full() -> list[tuple[Callable[[str], None], str]]:
-    """Turn what is fast to full precision; return how to turn each back, and to what."""
-    # torch >= 2.9 has a setting per backend, and reading the older process-wide one raises once those were used.
-    if hasattr(torch.backends, "fp32_precision"):
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-        before = [backend.fp32_precision for backend in backends]
-        inherited = torch.backends.fp32_precision
-        fast = [(b, p) for b, p in zip(backends, before, strict=True) if (inherited if p == "none" else p) in _FAST]
-        for backend, _ in fast:
-            backend.fp32_precision = "ieee"
-        return [(partial(setattr, backend, "fp32_precision"), precision) for backend, precision in fast]
-    precision = torch.get_float32_matmul_precision()
-    if precision == "highest":
-        return []
-    torch.set_float32_matmul_precision("highest")
-    return [(torch.set_float32_matmul_precision, precision)]

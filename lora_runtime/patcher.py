@@ -29,6 +29,7 @@ from lora_runtime.memory import OutOfMemory
 from lora_runtime.memory_policy import Merging, Originals, Policy
 from lora_runtime.merge import Workspace, merge_into, too_large
 from lora_runtime.plan import Assignment, Plan
+from lora_runtime.precision import full_precision
 from lora_runtime.report import Report
 from lora_runtime.settling import same_layout, settle, warn_of
 from lora_runtime.uploads import Uploads
@@ -142,9 +143,11 @@ class Patcher(WeightTable):
             stale = {id(w.parameter) for a, w, step in todo if not self._is_current(a, w, step, written, auto=auto)}
             changed = [found for found in todo if not stale.isdisjoint(_reads(found[0]))] if stale else []
             if changed:
+                changed.sort(key=lambda found: -found[1].parameter.numel())  # no scratch memory is outgrown then
                 uploads = self._factors.prepare([(a, w) for a, w, _ in changed], steps, among)
                 tools = _Tools(Workspace(), Copies((w, step) for _, w, step in changed if w.original is None), uploads)
-                bindings = [(a, w, self._filled(a, w, step, tools)) for a, w, step in changed]
+                with full_precision():
+                    bindings = [(a, w, self._filled(a, w, step, tools)) for a, w, step in changed]
                 tools.copies.wait()
                 uploads.wait()
                 for assignment, weight, value in bindings:

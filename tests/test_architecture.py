@@ -48,6 +48,7 @@ LADDER = (
     "pipelines",
     "routes",
     "targets",
+    "precision",
     "products",
     "merge",
     "regions",

@@ -11,7 +11,6 @@ import torch
 from formula import DTYPES, Dense, LowRank, assert_rounded_once, random_terms, reference, ulp
 from torch import Tensor
 
-from lora_runtime import merge as merge_module
 from lora_runtime.adapters import ALGORITHMS, Group, no_autocast
 from lora_runtime.dialects import Part
 from lora_runtime.merge import Term, merge_into
@@ -247,21 +246,6 @@ def test_a_bias_is_merged_like_a_weight(dtype: torch.dtype) -> None:
     merged = torch.empty_like(bias)
     merge_into(merged, bias, terms)
     assert_rounded_once(merged[:, None], bias[:, None], terms)
-
-
-def test_threads_that_merge_at_once_all_have_full_precision_and_leave_the_hosts_setting() -> None:
-    """The switch is process-wide: who is done first must not turn it back under the others."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        first, second = merge_module.full_precision(), merge_module.full_precision()
-        with first:
-            with second:
-                pass
-            assert merge_module._turn_to_full() == []  # nothing is fast
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

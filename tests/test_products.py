@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_runtime import products
-from lora_runtime.merge import Workspace, full_precision
+from lora_runtime.merge import Workspace
+from lora_runtime.precision import full_precision
 from lora_runtime.products import block_bytes, onednn_is_faster, product
 
 CPU = torch.device("cpu")

@@ -16,7 +16,8 @@ from lora_runtime.beside.numbers import Numbers, computing
 from lora_runtime.beside.parts import Adding, Dense, Mapped, Products, TableProducts
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
 from lora_runtime.dialects import WHOLE, Part
-from lora_runtime.merge import Piece, delta_of, full_precision, rows_of
+from lora_runtime.merge import Piece, delta_of, rows_of
+from lora_runtime.precision import full_precision
 from lora_runtime.routes import layer_shape
 from lora_runtime.stage import Varying
 
