@@ -256,9 +256,11 @@ class Patcher(WeightTable):
 
     def _restore_with_room(self, weight: Weight, written: list[Weight]) -> None:
         """Do `_restore`, once more without factors on devices where there is no memory for it."""
+        shown = weight.shown
         try:
             self._restore(weight, written)
         except OutOfMemory:
+            weight.shown = shown  # still: it had no room for anything else
             if not self.give_up_factors():
                 raise
             self._restore(weight, written)
@@ -269,11 +271,12 @@ class Patcher(WeightTable):
             return
         parameter, original = weight.parameter, weight.original
         assert original is not None
-        weight.buffer = None
+        weight.buffer = weight.shown = None  # shown: an interrupt must not take W₀ for values that somebody wrote
         if weight.can_bind():
             # A device's allocator has the memory again at once; fresh memory of the host costs page faults.
-            weight.buffer = parameter.data if original.is_cpu else None
+            value = parameter.data
             parameter.data = original
+            weight.buffer = value if original.is_cpu and value.data_ptr() != original.data_ptr() else None
         elif parameter.is_meta:
             pass  # it has no values
         elif weight.in_place:
