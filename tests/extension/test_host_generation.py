@@ -10,6 +10,8 @@ import torch
 from double import loras
 from double.loras import plain
 
+from lora_runtime.wildcards import draw_name
+
 if TYPE_CHECKING:
     from double.webui import WebUI
 
@@ -159,6 +161,15 @@ def test_the_hires_pass_adds_its_files(webui: WebUI, ink: loras.File) -> None:
     done = webui.generate("a <lora:ink>", enable_hr=True, hr_prompt="b <lora:wash>", n_iter=2)
     ours, theirs = sha256_of_tensors(ink.path), sha256_of_tensors(wash.path)
     assert done.extra_generation_params["Lora hashes"] == f"ink: {ours}, wash: {theirs}"
+
+
+def test_of_a_wildcard_the_files_that_the_batch_has_drawn_have_their_hashes(webui: WebUI) -> None:
+    files = {f"style/{name}": loras.write(webui.loras / "style" / f"{name}.safetensors", plain()) for name in "abcd"}
+    drawn = dict.fromkeys(draw_name("style/*", files, seed) for seed in (5, 6, 7))
+    assert 1 < len(drawn) < len(files)
+    done = webui.generate("a <lora:style/*:0.7> <lora:nowhere/*>", seed=5, batch_size=3)
+    expected = ", ".join(f"{name}: {sha256_of_tensors(files[name].path)}" for name in drawn)
+    assert done.extra_generation_params["Lora hashes"] == expected
 
 
 def test_without_loras_or_where_the_settings_say_so_there_are_no_hashes(webui: WebUI, ink: loras.File) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lora_runtime.blocks import blocks_in
 from lora_runtime.errors import LoraError
 from lora_runtime.infotext import HASHES_FIELD, format_hashes
 from lora_runtime.panel import PromptFacts
-from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
+from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
 from lora_runtime.report import Report
 from lora_runtime.requests import Request, of_batch
 from lora_runtime.stage import Side
@@ -267,7 +267,8 @@ class TagOwner(extra_networks.ExtraNetwork):
         shown, said = self.show(p, requests, batch.text_of)
         notices += said
         self._note_use(shown)
-        self._write_hashes(p, tags, hires, patience)
+        names = [*self._names(batch.prompts, seeds), *self._names(batch.negatives, seeds)]
+        self._write_hashes(p, dict.fromkeys(names), hires, patience)
         if tags or batches.has_tags(p, hires):
             p.extra_generation_params.update(self.settings.in_infotext())
         return list(shown)
@@ -340,20 +341,29 @@ class TagOwner(extra_networks.ExtraNetwork):
                 self._told_of_marks = True
                 say(f"when LoRAs were used last is not kept: {error}")
 
-    def _write_hashes(self, p: Any, tags: Iterable[LoraTag], hires: bool, patience: Patience) -> None:
+    def _names(self, prompts: Sequence[Prompt], seeds: Sequence[int | None]) -> Iterator[str]:
+        """Yield the names of the files that the tags of a batch mean; of a wildcard those that its seeds have drawn."""
+        for prompt, seed in zip(prompts, seeds, strict=False):
+            for tag in prompt.tags:
+                try:
+                    yield self.loader.shelf.drawn(tag.name, seed) if is_wildcard(tag.name) else tag.name
+                except LoraError:
+                    continue  # said already
+
+    def _write_hashes(self, p: Any, names: Iterable[str], hires: bool, patience: Patience) -> None:
         """Write name and hash of each file that is used into the picture's parameters."""
         if not self.settings.hashes_in_infotext:
             return
         if not (hires and hasattr(p, "lora_hashes")):
             p.lora_hashes = {}  # of this batch: both its passes add to it
-        for tag in tags:
+        for name in names:
             try:
-                entry, _ = self.loader.shelf.find(tag.name, patience)
-                p.lora_hashes[tag.name] = self.loader.shelf.hashes.short(entry)
+                entry, _ = self.loader.shelf.find(name, patience)
+                p.lora_hashes[name] = self.loader.shelf.hashes.short(entry)
             except LoraError:
                 continue  # said already
             except Exception:  # the picture has its LoRAs, and is worth more than this line
-                self.report(f'no hash of "{tag.name}" for the infotext')
+                self.report(f'no hash of "{name}" for the infotext')
         p.extra_generation_params.pop(HASHES_FIELD, None)
         if p.lora_hashes:
             p.extra_generation_params[HASHES_FIELD] = format_hashes(p.lora_hashes)
