@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from lora_runtime.plan import Assignment
     from lora_runtime.uploads import Upload
 
-__all__ = ["Weight", "is_shared", "plain_data", "same_form", "serial", "tell_autograd"]
+__all__ = ["Weight", "alike", "is_shared", "plain_data", "same_form", "serial", "tell_autograd"]
 
 _serials = count()
 _SPOT = 32  # bytes of a sample, at the start and in the middle
-# What a cast and back may have gone through: a float32 weight that was half for a while is no other weight.
-_ROUNDINGS = (None, torch.float16, torch.bfloat16)
+# What casts and back may have gone through: a float32 weight that was half for a while is no other weight.
+_ROUNDINGS = (None, torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def serial() -> int:
@@ -207,10 +207,12 @@ class Weight:
             other = None if module is None else module._parameters.get(name)
             if other is None or other is self.parameter:
                 continue
-            if other.shape == self.parameter.shape and not self.parameter.is_meta and not other.is_meta:
-                mine, theirs = _elements(self.parameter.data), _elements(other.data)
-                if _alike(mine, theirs):
-                    return other
+            if type(other.data) is not Tensor or other.shape != self.parameter.shape:
+                continue  # quantised, say
+            if self.parameter.is_meta or other.is_meta:
+                continue
+            if alike(_elements(self.parameter.data), _elements(other.data)):
+                return other
         return None
 
     def in_place_of(self, other: nn.Parameter) -> None:
@@ -241,7 +243,7 @@ class Weight:
         else:
             indices = _indices(data.numel(), data.shape, strides, _size(dtype))
             now_values = torch.stack([data[index].cpu() for index in indices])
-        return _alike(then, now_values)
+        return alike(then, now_values)
 
 
 def _mover(
@@ -407,12 +409,15 @@ def _elements(data: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 64)][:64].cpu()
 
 
-def _alike(then: Tensor, now: Tensor) -> bool:
-    """Return whether `now` is `then`, or what casts have left of it."""
-    for rounding in _ROUNDINGS:
-        rounded = then if rounding is None else then.to(rounding)
-        if torch.equal(_bits(rounded.to(now.dtype)), _bits(now)):
-            return True
+def alike(then: Tensor, now: Tensor) -> bool:
+    """Return whether `now` is `then`, or what casts (up to three, the last to its own dtype) have left of it."""
+    bits = _bits(now)
+    for first in _ROUNDINGS:
+        once = then if first is None else then.to(first)
+        for second in _ROUNDINGS:
+            twice = once if second is None else once.to(second)
+            if torch.equal(_bits(twice.to(now.dtype)), bits):
+                return True
     return False
 
 
