@@ -91,23 +91,29 @@ class Sides:
     # ---- one call for all ---------------------------------------------------------------------------------------
 
     def _sides(self, stacked: tuple[Side, ...], reading: Reading) -> tuple[Side, ...] | None:
-        if isinstance(reading.text, (list, tuple)) and reading.text and self._is_guided() is not False:
+        guided = self._is_guided()
+        if isinstance(reading.text, (list, tuple)) and reading.text and guided is not False:
             several = len({id(text) for text in reading.text})  # each image of a prompt is given the same object
             if several > self._images:
                 return stacked if several == len(stacked) * self._images else None
-            return _ALL if several == self._images else None
+            alone = guided is None or self._is_alone(stacked, reading)
+            return _ALL if several == self._images and alone else None
         again: tuple[Side, ...] = ("positive",) if self._is_disturbed() else ()
         stacked += again  # a disturbed copy of the prompt's side comes last
-        guided = self._is_guided()
         if guided is None:
             guided = self._looks_guided(len(stacked), reading)
         if guided is None:
             return None
-        if guided and reading.rows * len(stacked) == self._most:
-            return _ALL  # a call for the prompt's side alone, among those for both
-        if guided and reading.rows % (len(stacked) * self._images) == 0:
-            return stacked
-        return (*_ALL, *again)
+        if not guided:
+            return (*_ALL, *again)
+        if self._is_alone(stacked, reading):
+            return _ALL
+        # Other rows than the images have copies: other prompts than it was applied for, or a side in a call of its own.
+        return stacked if reading.rows % (len(stacked) * self._images) == 0 else None
+
+    def _is_alone(self, stacked: tuple[Side, ...], reading: Reading) -> bool:
+        """Return whether a call of a guided pipeline is for the prompt's side alone, among those for both."""
+        return reading.rows * len(stacked) == self._most
 
     def _part(self, reading: Reading) -> tuple[Row, ...] | None:
         """Return the rows of a call that is given a part of an earlier call's text."""

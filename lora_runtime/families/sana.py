@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from lora_runtime.families.base import Family
+from lora_runtime.families.base import IN_TWO_CALLS, Family
 from lora_runtime.families.dialect import Dialect
 from lora_runtime.families.layout import Layout, inside
 from lora_runtime.families.pixart import ATTENTIONS, CAPTION, EMBEDDER
@@ -46,6 +46,8 @@ SANA = Family(
     titles=("sana",),
     read=patched(),
     no_place=r"caption_projection|time_embed|guidance_embedder",
+    # The scale of these is an input of the model: they have one side, in one call.
+    pipelines=MappingProxyType({"SanaSprintPipeline": IN_TWO_CALLS, "SanaSprintImg2ImgPipeline": IN_TWO_CALLS}),
     dialects=(SANA_NAMES,),
 )
 SANA_VIDEO = Family(
