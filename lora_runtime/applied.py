@@ -156,7 +156,7 @@ class Applied(Generic[Text]):
         return self.report.of_image(image)
 
     @property
-    def _said_in_calls(self) -> Mapping[str, Literal["rows", "places"]]:
+    def _said_in_calls(self) -> Mapping[str, Literal["rows", "places", "steps"]]:
         """What calls of the model have shown so far."""
         return {} if self._clock is None else self._clock.said
 

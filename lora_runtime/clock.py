@@ -2,7 +2,8 @@
 
 No callback has to be passed to a pipeline, and nothing of it is wrapped. The step is asked for: the time step that the
 denoiser is given is an element of the scheduler's own tensor of them, and its place there is the step's; else the
-scheduler has counted. A value is read from the device only where neither tells. The model family's record says what the
+scheduler has counted. An element of another tensor of time steps is the step of another pipeline with the same
+denoiser. A value is read from the device only where none of these tells. The model family's record says what the
 rows are, and where the picture lies in the layers (`families/`).
 """
 
@@ -30,6 +31,7 @@ from lora_runtime.texts import Texts
 __all__ = ["Clock", "is_told_steps"]
 
 _WITH_AN_END = ("DDPMWuerstchenScheduler",)  # whose last time is where it arrives, at which no denoiser is called
+_OTHERS = 8  # runs of other pipelines that are remembered
 _TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
@@ -47,12 +49,13 @@ class Clock:
         self._images = images
         self._texts = texts or Texts(model.ask)
         self._stages = stages
-        self.said: dict[str, Literal["rows", "places"]] = {}
+        self.said: dict[str, Literal["rows", "places", "steps"]] = {}
         """What could not be told in the calls so far, and of which strengths."""
         for stage in stages.values():
             stage.said = self.said
         self._said: Moment | None = None  # by `at`
         self._runs: dict[str, _Run] = {}  # by the name of the scheduler
+        self._others: list[_Run] = []  # the latest, of pipelines with the same denoiser and schedulers of their own
         self._endings: Endings = []
 
     def start(self, model: ModelView) -> None:
@@ -70,6 +73,7 @@ class Clock:
         """Watch no more."""
         end_all(self._endings)
         self._runs.clear()
+        self._others.clear()
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 
@@ -80,14 +84,24 @@ class Clock:
             rows = () if side is None else tuple(Row(image, side) for image in range(self._images))
             stage.begin(Call(rows=rows))
 
-    def run_of(self, name: str) -> _Run:
-        """Return the run of the scheduler that a denoiser is stepped by; a pipeline may have one for its prior too."""
+    def run_of(self, name: str, time: Any) -> _Run:
+        """Return the run that a call with this time step is of.
+
+        That of the scheduler that the denoiser is stepped by; a pipeline may have one for its prior too. Where the time
+        step is one of another tensor's, it is the run of another pipeline, which may paint while this one does.
+        """
         self._texts.painting()
         scheduler = self._model.ask(key := self._scheduler_of(name))
         run = self._runs.get(key)
         if run is None or run.scheduler() is not scheduler:
             run = self._runs[key] = _Run(scheduler)
-        return run
+        if run.has(time) or not isinstance(getattr(scheduler, "timesteps", None), Tensor):
+            return run
+        other = next((other for other in self._others if other.has(time)), None)
+        if other is None and (times := _all_times(time)) is not None:
+            other = _Run(_Unseen(times, scheduler))
+            self._others = [other, *self._others[: _OTHERS - 1]]
+        return other or run
 
     def _scheduler_of(self, name: str) -> str:
         """Return the name of a component's scheduler: `prior_scheduler` for `prior` and `prior_prior`, else the one."""
@@ -113,7 +127,7 @@ class _Denoiser:
     def __call__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
         time = next((arguments[key] for key in _TIMES if arguments.get(key) is not None), None)
-        run = self._clock.run_of(name)
+        run = self._clock.run_of(name, time)
         moment = run.moment(time)
         if self._seen is not run.number:
             self._sides.forget()
@@ -124,15 +138,16 @@ class _Denoiser:
         if stage is None:
             return
         moment = self._clock._said or moment
+        is_told, moment = moment is not None, moment or Moment(0, 1)
         reading = None if self._family is None or self._family.read is None else self._read(arguments)
         if reading is None:
-            stage.begin(Call(moment, ()))
+            stage.begin(Call(moment, (), is_told=is_told))
             return
         rows = self._sides.rows(reading, first) or ()
         grid = reading.grid
         place = None if grid is None else (grid.height, grid.width)
         frames = 1 if grid is None else grid.frames
-        stage.begin(Call(moment, rows, place, 0, frames, reading.sequences, self._sides.disturbed))
+        stage.begin(Call(moment, rows, place, 0, frames, reading.sequences, self._sides.disturbed, is_told))
 
     def _read(self, arguments: Mapping[str, Any]) -> Any:
         assert self._family is not None and self._family.read is not None
@@ -154,6 +169,21 @@ def _named(watch: Callable[..., None], name: str) -> Callable[..., None]:
         watch(name, args, kwargs)
 
     return before
+
+
+class _Unseen:
+    """A scheduler of which nothing is seen but its time steps; for the rest it is taken for a copy of a known one."""
+
+    __slots__ = ("alphas_cumprod", "order", "sigmas", "timesteps")  # no __weakref__: its run is all that holds it
+
+    def __init__(self, timesteps: Tensor, known: Any) -> None:
+        self.timesteps = timesteps
+        self.order = getattr(known, "order", 1)
+        self.alphas_cumprod = getattr(known, "alphas_cumprod", None)
+        levels, times = getattr(known, "sigmas", None), timesteps.tolist()
+        pairs = () if levels is None else zip(known.timesteps.tolist(), torch.as_tensor(levels).tolist(), strict=False)
+        found = dict(pairs)
+        self.sigmas = [found[time] for time in times] if found.keys() >= set(times) else None
 
 
 class _Run:
@@ -181,8 +211,13 @@ class _Run:
         self._time: Any = None  # of the last call
         self._value: float | None = None  # of that, where it was read
 
-    def moment(self, time: Any) -> Moment:
-        """Return the step of a call that is given this time step."""
+    def has(self, time: Any) -> bool:
+        """Return whether a time step is one of the scheduler's own, or of those that the run began with."""
+        times = getattr(self.scheduler(), "timesteps", None)
+        return any(_place_in(own, time) is not None for own in (times, self._original) if isinstance(own, Tensor))
+
+    def moment(self, time: Any) -> Moment | None:
+        """Return the step of a call that is given this time step, or None where it cannot be told."""
         scheduler = self.scheduler()
         tensor = getattr(scheduler, "timesteps", None)
         if not isinstance(tensor, Tensor):
@@ -191,6 +226,8 @@ class _Run:
         if fresh:
             self._read(scheduler, tensor)
         index = self._find(scheduler, time)
+        if index is None:
+            return None
         begin = getattr(scheduler, "begin_index", None)
         # Fresh tensors at the step where the last run began are a run too: that one was broken off there.
         if index < self.index or self.index < 0 or (fresh and index in (0, begin, self._first)):
@@ -219,8 +256,8 @@ class _Run:
             chosen = (known[min(max(0, int(time)), len(known) - 1)] for time in times)
             self._sigmas += [math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf for alpha in chosen]
 
-    def _find(self, scheduler: Any, time: Any) -> int:
-        """Return which of the time steps a call is given."""
+    def _find(self, scheduler: Any, time: Any) -> int | None:
+        """Return which of the time steps a call is given, or None where it cannot be told."""
         own = getattr(scheduler, "_step_index", None)  # its own count, None before it has begun
         self._counts = self._counts or (self._called and own != self._own)
         place = _place_in(self._tensor, time)
@@ -231,11 +268,14 @@ class _Run:
         if place is None:
             place = self._counted(scheduler, own, time)
         self._own, self._time, self._called = own, time, True
-        return min(place, len(self._times) - 1)
+        return None if place is None else min(place, len(self._times) - 1)
 
-    def _counted(self, scheduler: Any, own: Any, time: Any) -> int:
+    def _counted(self, scheduler: Any, own: Any, time: Any) -> int | None:
         """Return the step as the scheduler counts; where it is not what is stepped, by the value of the time step."""
         if not self._called or self._counts:
+            if isinstance(own, int) and own >= len(self._times):  # it has arrived: somebody else's call
+                place = self._by_value(time, -1)
+                return None if place < 0 else place
             begin = own if isinstance(own, int) else getattr(scheduler, "begin_index", None)
             return begin if isinstance(begin, int) else self._by_value(time, 0)
         if time is self._time or time is None:
@@ -277,6 +317,18 @@ def _place_in(times: Tensor | None, time: Any) -> int | None:
         return None
     place, rest = divmod(int(time.storage_offset()) - int(times.storage_offset()), times.stride(0) or 1)
     return place if not rest and 0 <= place < len(times) else None
+
+
+def _all_times(time: Any) -> Tensor | None:
+    """Return the tensor of falling or rising time steps that a tensor shows one of, None where it shows none such."""
+    if not isinstance(time, Tensor) or not time.numel():
+        return None
+    whole = time.detach().as_strided((time.untyped_storage().nbytes() // time.element_size(),), (1,), 0)
+    if len(whole) == 1 or _place_in(whole, time) is None:
+        return None
+    values = whole.tolist()
+    ordered = sorted(values)
+    return whole if ordered[0] != ordered[-1] and ordered in (values, values[::-1]) else None
 
 
 def _value_of(time: Any) -> float | None:

@@ -118,12 +118,15 @@ class Problems:
 
 
 def found_in_calls(said: Mapping[str, str], requests: Iterable[Request]) -> Iterator[Diagnostic]:
-    """Yield what calls of a model have shown of strengths that differ by row, or by place, once for each tag."""
+    """Yield what calls of a model have shown of strengths that differ by row, place or step, once for each tag."""
     for request in requests:
-        by_row = request.images is not None or request.side is not None or request.conditions.part is not None
-        by_place = request.place is not None
+        differs = {
+            "rows": request.images is not None or request.side is not None or request.conditions.part is not None,
+            "places": request.place is not None,
+            "steps": request.by_step,
+        }
         for message, of in said.items():
-            if by_row if of == "rows" else by_place:
+            if differs[of]:
                 yield Diagnostic("warning", request.span, f'"{request.lora.name}": {message}')
 
 

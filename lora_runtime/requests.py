@@ -35,6 +35,13 @@ class Request:
     place: Place | None = None
     seed: int | None = None
 
+    @property
+    def by_step(self) -> bool:
+        """Whether the strength for some module of the denoiser may change from step to step."""
+        rules = () if self.conditions.blocks is None else self.conditions.blocks.rules
+        parts = (self.unet, *(rule.ratio for rule in rules))
+        return bool(self.conditions.when) or any(isinstance(part, Curve) for part in parts)
+
     def scheduled(self, component: str, path: str) -> bool:
         """Return whether the strength for a module is asked to change from step to step."""
         blocks = self.conditions.blocks

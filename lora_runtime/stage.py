@@ -58,6 +58,11 @@ class Varying:
         """Whether it differs between the rows of a call."""
         return self.images is not None or self.side is not None or self.part is not None
 
+    @property
+    def by_step(self) -> bool:
+        """Whether it may differ between the steps."""
+        return bool(self.curves or self.when)
+
 
 _ONLY = Moment(0, 1)
 _PLACED_BY = ("grid", "text", "frames", "sequences")  # fields of a Call that tell where a region lies
@@ -71,7 +76,8 @@ class Call:
     and width of the latents in the units of the finest layer, None where they are not known; `text`: how many tokens
     of text stand before those of the picture in some layers. `sequences`: of a model whose layers do not halve the
     grid, all the sequences that they see. `disturbed`: how many rows at the end are copies whose attention is
-    disturbed: such an attention has them and the others in calls of its layers apart.
+    disturbed: such an attention has them and the others in calls of its layers apart. `is_told`: whether it can be told
+    which step it is in.
     """
 
     moment: Moment = _ONLY
@@ -81,6 +87,7 @@ class Call:
     frames: int = 1
     sequences: tuple[Sequence, ...] | None = None
     disturbed: int = 0
+    is_told: bool = True
 
 
 class Run(NamedTuple):
@@ -104,8 +111,8 @@ class Stage:
         self._known: dict[Any, Any] = {}
         self._placed: dict[Any, Tensor | float] = {}  # masks on the device, the same for all steps of a picture
         self._masks: dict[tuple[Place, int, int], Tensor] = {}
-        # What could not be told in a call, each once, and of which strengths: of rows, or of places.
-        self.said: dict[str, Literal["rows", "places"]] = {}
+        # What could not be told in a call, each once, and of which strengths: of rows, places or steps.
+        self.said: dict[str, Literal["rows", "places", "steps"]] = {}
 
     def begin(self, call: Call) -> None:
         """Say what the next call is about."""
@@ -121,6 +128,12 @@ class Stage:
         """Return which rows of a batch need which terms; rows that need none are left out."""
         key = "runs", profile, batch
         if key not in self._known:
+            if not self.call.is_told and any(varying.by_step for varying in profile):
+                self._say(
+                    "which step this call is in cannot be told: the scheduler has arrived, and has no such time step; "
+                    "what changes from step to step acts as at the first",
+                    "steps",
+                )
             values = [varying.at(self.call.moment) for varying in profile]
             rows = self._rows(batch) if any(varying.by_row for varying in profile) else [None] * batch
             active = [
@@ -224,7 +237,7 @@ class Stage:
             self._masks[key] = place.mask(height, width)
         return self._masks[key]
 
-    def _say(self, message: str, of: Literal["rows", "places"] = "rows") -> None:
+    def _say(self, message: str, of: Literal["rows", "places", "steps"] = "rows") -> None:
         if message not in self.said:
             self.said[message] = of
             logger.warning("%s", message)

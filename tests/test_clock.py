@@ -262,6 +262,63 @@ def test_a_copy_of_the_scheduler_steps_by_itself(pipe: Any) -> None:
         assert (twin.step_index, pipe.scheduler.step_index) == (1, None)
 
 
+def twin_of(pipe: Any) -> Any:
+    """Return another pipeline of the same components, with a copy of the scheduler."""
+    twin = copy.copy(pipe)
+    twin.scheduler = copy.deepcopy(pipe.scheduler)
+    return twin
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize("painted", [False, True])
+def test_another_pipeline_of_the_same_model_steps_by_its_own_scheduler(pipe: Any, name: str, painted: bool) -> None:
+    count, options = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, name)(**options)
+    pipe.scheduler.set_timesteps(STEPS)
+    twin = twin_of(pipe)
+    with watched(twin) as calls:
+        paint(twin, num_inference_steps=7)
+        expected = [call.moment for call in calls]
+    with watched(pipe) as calls:
+        if painted:
+            paint(pipe)
+            calls.clear()
+        paint(twin, num_inference_steps=7)
+        assert steps_of(calls) == [(moment.step, moment.steps) for moment in expected]
+        assert [call.moment.sigma for call in calls] == pytest.approx([moment.sigma for moment in expected], rel=1e-2)
+        calls.clear()
+        paint(pipe)
+    assert steps_of(calls) == [(step, len(count)) for step, times in enumerate(count) for _ in range(times)]
+
+
+@pytest.mark.parametrize("steps", [2, STEPS, 7])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_preview_by_another_pipeline_leaves_the_steps_of_the_picture(pipe: Any, steps: int, after: int) -> None:
+    pipe.scheduler = diffusers.EulerDiscreteScheduler()
+    twin = twin_of(pipe)
+
+    def preview(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        if step == after:
+            paint(twin, num_inference_steps=steps)
+        return {}
+
+    with watched(pipe) as calls:
+        paint(pipe, callback_on_step_end=preview)
+    whole = [(step, STEPS) for step in range(STEPS)]
+    assert steps_of(calls) == [*whole[: after + 1], *((step, steps) for step in range(steps)), *whole[after + 1 :]]
+
+
+def test_who_calls_after_the_scheduler_has_arrived_is_told_by_the_value_or_not_at_all() -> None:
+    """Another pipeline of the same Flux, which divides its time steps by a thousand."""
+    scheduler = flow(3)
+    with told(own(flux(), scheduler=scheduler)) as (module, seen):
+        for steps in (3, 3, 5):
+            run(module, scheduler if not seen else flow(steps), lambda _: [{"encoder_hidden_states": PROMPT}])
+    told_ = [(call.moment.step, call.moment.steps) if call.is_told else None for call in seen]
+    assert told_[:6] == [(0, 3), (1, 3), (2, 3)] * 2
+    assert told_[7] is told_[9] is None  # 800 and 400 of 1000 are no time steps of the known scheduler
+
+
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -476,10 +533,43 @@ def test_a_list_of_texts_tells_its_copies() -> None:
     one, two, none = (torch.randn(32, 8) for _ in range(3))
     pictures = [torch.zeros(4, 1, 6, 8)] * 4
     with told(own(module, do_classifier_free_guidance=True), images=2) as (module, seen):
-        module(pictures[:2], 1, [one, two])
         module(pictures, 1, [one, two, none, none.clone()])
+        module(pictures[:2], 1, [one, two])
+    assert rows_of(seen) == ["p0 p1 n0 n1", "p0 p1"]
+    with told(own(module), images=2) as (module, seen):
         module(pictures, 1, [one, one, two, two])
-    assert rows_of(seen) == ["p0 p1", "p0 p1 n0 n1", "p0 p0 p1 p1"]
+    assert rows_of(seen) == ["p0 p0 p1 p1"]
+
+
+@pytest.mark.parametrize("title", ["UNet2DConditionModel", "ZImageTransformer2DModel"])
+@pytest.mark.parametrize("says", [{"do_classifier_free_guidance": True}, {"_guidance_scale": 7.5}])
+@pytest.mark.parametrize(("images", "batch"), [
+    (2, 2),  # both sides of one of the prompts
+    (2, 6),  # those of three
+    (3, 3),  # a side in a call of its own
+    (1, 1),
+])  # fmt: skip
+def test_guided_calls_with_other_rows_than_both_sides_of_the_images_are_not_told(
+    title: str, says: dict[str, Any], images: int, batch: int
+) -> None:
+    if title == "UNet2DConditionModel":
+        module = denoiser(title, "sample", "timestep", "encoder_hidden_states")
+        given: tuple[Any, ...] = torch.zeros(batch, 4, 4, 4), 1, torch.randn(batch, 5, 8)
+    else:
+        module = denoiser(title, "x", "t", "cap_feats")
+        given = [torch.zeros(4, 1, 6, 8)] * batch, 1, [torch.randn(32, 8) for _ in range(batch)]
+    with told(own(module, **says), images) as (module, seen):
+        module(*given)
+    assert rows_of(seen) == [""]
+
+
+def test_a_scale_that_is_an_input_of_the_model_is_no_guidance() -> None:
+    """Sana Sprint's: one side, in one call."""
+    module = denoiser("SanaTransformer2DModel", *SD3_CALL, patch_size=1)
+    view_ = own(module, titles=("SanaSprintPipeline", "DiffusionPipeline"), _guidance_scale=4.5)
+    with told(view_, images=2) as (module, seen):
+        module(torch.randn(2, 4, 4, 4), torch.randn(2, 5, 8), timestep=torch.ones(2))
+    assert rows_of(seen) == ["p0 p1"]
 
 
 # ---- schedulers that are not stepped themselves, or not in order -----------------------------------------------------

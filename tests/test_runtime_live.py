@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import tiny
 import torch
@@ -292,3 +294,88 @@ def test_a_schedule_of_a_text_encoder_is_noted_where_it_would_change_anything(
     with lora_runtime.apply(pipe, f"a <lora:ink:te={te}:unet=0.5>", loras=folder) as applied:
         said = [d for d in applied.diagnostics if "runs once, before the first step" in d.message]
     assert [d.severity for d in said] == ["info"] * notes
+
+
+# ---- calls that are not those of the pipeline and its prompts --------------------------------------------------------
+
+
+def plain(pipe: Any, tensors: dict[str, Tensor], strengths: tuple[float, ...]) -> Tensor:
+    """Return the picture of the pipeline with W₀ + strength · delta in its UNet, set before each step."""
+    unet = copy.deepcopy(pipe.unet)
+    deltas = []
+    for path, module in unet.named_modules():
+        stem = f"lora_unet_{path.replace('.', '_')}"
+        if f"{stem}.lora_up.weight" in tensors:
+            up, down = (tensors[f"{stem}.lora_{part}.weight"].double() for part in ("up", "down"))
+            scale = float(tensors.get(f"{stem}.alpha", down.shape[0])) / len(down)
+            weight = module.weight.detach().double()
+            deltas.append((module, weight, (up.flatten(1) @ down.flatten(1)).view(weight.shape) * scale))
+    left = iter(strengths)
+
+    def before(*_: Any) -> None:
+        strength = next(left)
+        for module, weight, delta in deltas:
+            module.weight.data = (weight + strength * delta).float()
+
+    unet.register_forward_pre_hook(before)
+    other = copy.copy(pipe)
+    other.unet = unet
+    return paint(other, "a")
+
+
+def test_a_preview_by_another_pipeline_leaves_the_strengths_of_the_picture(pipe: Any, tmp_path: Path) -> None:
+    tensors = tiny.write_kohya_lora(tmp_path / "ink.safetensors", pipe, rank=3, std=0.3, components=("unet",))
+    expected, on = plain(pipe, tensors, (1, 0, 0, 0)), plain(pipe, tensors, (1, 1, 0, 0))
+    assert not torch.allclose(expected, on)
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    previews = []
+
+    def preview(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        if step == 0:
+            previews.append(paint(other, "a"))
+        return {}
+
+    with lora_runtime.apply(pipe, "a<lora:ink:1:stop=1>", loras=tmp_path):
+        close(paint(pipe, "a", callback_on_step_end=preview), expected)
+        previews.append(paint(other, "a"))
+    for preview_ in previews:
+        close(preview_, expected)
+
+
+CANNOT = "cannot be told"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_prompts_than_those_of_apply_are_left_alone_and_that_is_said(pipe: Any, folder: Path, count: int) -> None:
+    prompts, seeds = ["a", "b", "c"][:count], list(range(count))
+    expected = paint(pipe, prompts, seeds)
+    with lora_runtime.apply(pipe, ["a<lora:ink:te=0:unet=1>", "b"], loras=folder) as applied:
+        assert not applied.diagnostics
+        assert torch.equal(paint(pipe, prompts, seeds), expected)
+        assert [CANNOT in diagnostic.message for diagnostic in applied.diagnostics] == [True]
+
+
+def test_sides_in_calls_that_the_pipeline_does_not_make_are_said_not_to_be_told(pipe: Any, folder: Path) -> None:
+    """A program that halves the batch of a guided pipeline."""
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, tiny.WIDTH["sd1"])
+    pipe._guidance_scale = 3.0  # as within a call
+    with (
+        torch.no_grad(),
+        lora_runtime.apply(pipe, "a", negative_prompt="<lora:ink>", negative_tags="apply", loras=folder) as applied,
+    ):
+        for half in (slice(0, 1), slice(1, 2)):
+            pipe.unet(latents[half], torch.tensor(500), text[half])
+        assert [CANNOT in diagnostic.message for diagnostic in applied.diagnostics] == [True]
+
+
+def test_a_step_that_cannot_be_told_is_said_where_strengths_follow_steps(pipe: Any, folder: Path) -> None:
+    pipe = copy.copy(pipe)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler()
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, tiny.WIDTH["sd1"])
+    for prompts, said in ((["a<lora:ink:1:stop=2>"], [True]), (["a<lora:ink>", "b"], [])):
+        with lora_runtime.apply(pipe, prompts, loras=folder) as applied, torch.no_grad():
+            paint(pipe, applied.prompt, [0, 1][: len(prompts)])
+            assert not applied.diagnostics
+            pipe.unet(latents.repeat(2 * len(prompts), 1, 1, 1), torch.tensor(3.5), text.repeat(2 * len(prompts), 1, 1))
+            assert [CANNOT in diagnostic.message for diagnostic in applied.diagnostics] == said
