@@ -35,7 +35,7 @@ class Row:
     """A picture to be painted; None leaves a value to the pipeline.
 
     `key` is the name of its file without the suffix. `columns` are those that have no meaning here, kept for the
-    manifest. `fault` says why it cannot be painted, "" where it can.
+    manifest, and cells that cannot be read, as they were given. `fault` says why it cannot be painted, "" where it can.
     """
 
     key: str
@@ -66,6 +66,7 @@ class Row:
         """The SHA-256, as hex digits, of all that the row says but its name."""
         said = [self.prompt, self.negative, self.seed, self.width, self.height, self.steps, self.guidance_scale]
         said += [["model", self.model]] if self.model else []
+        said += [["fault", self.fault]] if self.fault else []  # else it would pass for the row that its defaults make
         text = json.dumps([*said, sorted(self.columns.items())], default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -81,14 +82,16 @@ def read_row(given: Mapping[str, Any]) -> Row:
     for column, reader in _READERS.items():
         if column in cells:
             try:
-                read[column] = reader(cells.pop(column))
+                read[column] = reader(cells[column])
             except ValueError as error:
-                fault = fault or f"{column} is {str(given.get(column))[:80]!r}: {error}"
-    if not fault and not isinstance(given.get("prompt"), str):
+                fault = fault or f"{column} is {str(cells[column])[:80]!r}: {error}"
+            else:
+                del cells[column]
+    if not fault and "prompt" not in read:
         fault = "it has no prompt: give the column `prompt`"
     if not fault and None in cells:
         fault = f"it has more cells than there are columns: {str(cells[None])[:80]}"  # type: ignore[index]
-    columns = {str(column): value for column, value in cells.items() if column is not None}
+    columns = {"" if column is None else str(column): value for column, value in cells.items()}
     row = Row("", **{"prompt": "", **read}, columns=columns, fault=fault)
     return replace(row, key=_safe(name) if name else row.digest[:_DIGITS])
 
@@ -122,6 +125,8 @@ def checked_rows(given: Iterable[Row | Mapping[str, Any]]) -> tuple[list[Row], l
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("give a text")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("it has half of a character, or a NUL, in it")  # which tokenizers and PNGs do not take
     return value
 
 

@@ -49,6 +49,9 @@ def test_names_that_a_pipeline_has_for_columns_mean_the_same() -> None:
     ("given", "reason"),
     [
         ({}, "it has no prompt"),
+        ({"prompt": ""}, "it has no prompt"),
+        ({"prompt": "a\ud800"}, "it has half of a character, or a NUL"),
+        ({"prompt": "a", "negative_prompt": "b\0"}, r"negative is 'b\\x00': it has half of a character, or a NUL"),
         ({"prompt": 3}, "prompt is '3': give a text"),
         ({"prompt": "a", "seed": "-1"}, "seed is '-1': give a whole number from 0 to"),
         ({"prompt": "a", "seed": 1 << 64}, "seed is .*: give a whole number"),
@@ -102,6 +105,29 @@ def test_a_row_that_is_there_twice_is_painted_once() -> None:
     rows, notes = checked_rows([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}])
     assert [row.prompt for row in rows] == ["a", "b"]
     assert notes == ["1 row says the same as another: painted once"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"prompt": "a", "seed": "x"}, {"prompt": "a", "seed": 0}],
+        [{"prompt": "a", "seed": 0}, {"prompt": "a", "seed": "x"}],
+        [{"prompt": "a", "seed": "x"}, {"prompt": "a", "seed": "y"}, {"prompt": "a", "seed": -1}],
+        [{"prompt": "a", "guidance_scale": "nan"}, {"prompt": "a"}],
+        [{"prompt": 5}, {"prompt": None}],
+        [{"prompt": "a", None: ["b"]}, {"prompt": "a"}, {"prompt": "a", None: ["c"]}],
+        [{"name": "x", "prompt": "a", "seed": "x"}, {"name": "x", "prompt": "a"}],
+        [Row("x", "a", fault="torn"), Row("x", "a")],
+    ],
+)
+def test_a_bad_row_passes_for_no_other(given: list[Any]) -> None:
+    rows, notes = checked_rows(given)
+    assert len(rows) == len({row.key for row in rows}) == len({row.digest for row in rows}) == len(given)
+    assert not any("painted once" in note for note in notes)
+
+
+def test_cells_that_cannot_be_read_are_kept_as_they_were_given() -> None:
+    assert read_row({"prompt": "a", "seed": "x", "steps": "many", "width": 8}).columns == {"seed": "x", "steps": "many"}
 
 
 def test_a_name_of_two_rows_is_made_two_names() -> None:
@@ -176,6 +202,26 @@ def test_a_grid_over_loras_puts_each_in_the_place_of_the_first() -> None:
         "a ",
     ]
     assert len({row.key for row in rows}) == 6
+
+
+def test_the_axes_of_a_grid_reach_the_loras_of_a_set(tmp_path: Path) -> None:
+    (tmp_path / "both.set.txt").write_text("<lora:ink:1> <lora:oil:0.5>", encoding="utf-8")
+    path = tmp_path / "jobs.toml"
+    path.write_text('[grid]\nprompt = "a <set:both:0.5>"\nstrengths = "0.3, ink: 0.6"\n', encoding="utf-8")
+    assert [(row.prompt, row.fault) for row in read_jobs(path, loras=tmp_path)] == [
+        ("a <lora:ink:0.3><lora:oil:0.3>", ""),
+        ("a <lora:ink:0.6><lora:oil:0.25>", ""),
+    ]
+    rows = grid_rows({"prompt": "a <set:both>", "loras": ["wash"]}, tmp_path)
+    assert [row.prompt for row in rows] == ["a <lora:wash:1><lora:oil:0.5>"]
+
+
+def test_a_grid_of_a_set_that_is_not_there_fails_and_costs_only_its_rows(tmp_path: Path) -> None:
+    lost, found = grid_rows({"prompts": ["a <set:none>", "a <lora:ink:1>"], "strengths": "0.3"}, tmp_path)
+    assert lost.fault.startswith("<set:none>: no such set")
+    assert (found.prompt, found.fault) == ("a <lora:ink:0.3>", "")
+    (plain,) = grid_rows({"prompts": ["a <set:none>"], "seeds": [1]}, tmp_path)
+    assert (plain.prompt, plain.fault) == ("a <set:none>", "")  # which the sweep says
 
 
 @pytest.mark.parametrize(
