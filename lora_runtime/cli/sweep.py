@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_runtime.sweep import loaders, read_jobs
 
     grid = None if arguments.grid is None else checked_out(arguments.grid, (".png", ".jpg", ".webp"), option="--grid")
-    rows = read_jobs(arguments.jobs)
+    rows = read_jobs(arguments.jobs, arguments.loras)
     models = loaders(arguments.model, arguments.device, arguments.dtype)
     say_by_oneself()
     with needs_extra():

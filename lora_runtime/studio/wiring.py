@@ -200,7 +200,7 @@ class _Bench:
         try:
             settings, model = self._asked(asked)
             axes = {"strengths": strengths, "loras": loras, "seeds": seeds}
-            painted = yield from self._painted(grid_of(settings, axes), model, request)
+            painted = yield from self._painted(grid_of(settings, axes, self._shop.loras), model, request)
         except Exception as error:
             yield self._failed(error)
             return

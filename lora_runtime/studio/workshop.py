@@ -203,11 +203,14 @@ def without(settings: Settings, tag: str | None = None) -> Settings:
     return replace(settings, prompt=prompt, pictures=1)
 
 
-def grid_of(settings: Settings, axes: Mapping[str, Any]) -> list[Settings]:
-    """Return settings for each combination of the axes: `strengths`, `loras` and `seeds`, as docs/sweep.md has them."""
+def grid_of(settings: Settings, axes: Mapping[str, Any], sources: LoraCatalog | None = None) -> list[Settings]:
+    """Return settings for each combination of the axes: `strengths`, `loras` and `seeds`, as docs/sweep.md has them.
+
+    `sources` has the folders with the sets that the prompt names.
+    """
     given = {axis: axes[axis] for axis in _AXES if axes.get(axis)}
     try:
-        rows = grid_rows({"prompt": settings.prompt, "seed": settings.seed, **given})
+        rows = grid_rows({"prompt": settings.prompt, "seed": settings.seed, **given}, sources)
     except SweepError as error:
         raise StudioError(str(error)) from error
     if len(rows) > MOST_CELLS:

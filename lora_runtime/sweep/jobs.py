@@ -10,11 +10,18 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lora_runtime.prompt import parse_prompt
 from lora_runtime.prompt.variations import strengths, with_lora, with_strength
+from lora_runtime.sets import Sets, read_sets, with_sets
 from lora_runtime.sweep.rows import Row, SweepError, read_row
+
+if TYPE_CHECKING:
+    from lora_runtime.lookup import Loras
 
 __all__ = ["grid_rows", "read_jobs"]
 
@@ -25,14 +32,14 @@ _MOST = 100_000  # rows of one grid: more is a typing error
 _STRENGTH = 1.0  # of a LoRA that an axis adds and no number is given for
 
 
-def read_jobs(path: str | os.PathLike[str]) -> list[Row]:
+def read_jobs(path: str | os.PathLike[str], loras: Loras = None) -> list[Row]:
     """Return the rows of a file, by its suffix; raises SweepError for a file that cannot be read as a whole.
 
     .csv: the first line has the names of the columns. .jsonl: an object in each line. .toml: `[[rows]]` and `[[grid]]`,
-    with what holds for all of them in `[defaults]`. UTF-8 all of them.
+    with what holds for all of them in `[defaults]`. UTF-8 all of them. `loras` is as for `grid_rows`.
     """
     path = Path(path)
-    readers = {".csv": _csv, ".jsonl": _json_lines, ".toml": _toml}
+    readers = {".csv": _csv, ".jsonl": _json_lines, ".toml": partial(_toml, loras=loras)}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise SweepError(f"{path}: rows are read from {', '.join(readers)}; give a file with such a name")
@@ -69,7 +76,7 @@ def _json_lines(text: str) -> Iterator[Row]:
             yield Row(f"line-{number}", "", columns={"line": line[:200]}, fault=fault)
 
 
-def _toml(text: str) -> Iterator[Row]:
+def _toml(text: str, loras: Loras) -> Iterator[Row]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -87,7 +94,7 @@ def _toml(text: str) -> Iterator[Row]:
     for given in _tables(table, "rows"):
         yield read_row({**defaults, **given})
     for given in _tables(table, "grid"):
-        yield from grid_rows({**defaults, **given})
+        yield from grid_rows({**defaults, **given}, loras)
 
 
 def _tables(table: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -98,12 +105,13 @@ def _tables(table: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return found
 
 
-def grid_rows(grid: Mapping[str, Any]) -> list[Row]:
+def grid_rows(grid: Mapping[str, Any], loras: Loras = None) -> list[Row]:
     """Return a row for each combination of the axes; all else in `grid` is the same for all of them.
 
     `models`, `prompts`, `seeds` and `loras` are lists, seeds also "1-4"; `loras` puts each in the place of the prompt's
     first one, "None" takes that away. `strengths` is "ink: 0-1(+0.25)", "ink: 0.3, 0.6", or numbers alone for all
-    LoRAs, as in the WebUI's XYZ plots. SweepError for an axis that cannot be.
+    LoRAs, as in the WebUI's XYZ plots. Those of a set in the prompt are LoRAs of it too; `loras`, as for `apply`, has
+    the folders with the sets. SweepError for an axis that cannot be.
     """
     given = dict(grid)
     axes = {axis: _values(axis, given.pop(axis)) for axis in _AXES if axis in given}
@@ -111,6 +119,7 @@ def grid_rows(grid: Mapping[str, Any]) -> list[Row]:
         raise SweepError(f"a grid without an axis: give it {', '.join(_AXES)}")
     if (size := math.prod(map(len, axes.values()))) > _MOST:
         raise SweepError(f"a grid of {size} rows: {_MOST} are the most; take fewer values, or several files")
+    sets = cache(lambda: _sets_of(loras))
     rows = []
     for values in itertools.product(*axes.values()):
         at = dict(zip(axes, values, strict=True))
@@ -119,17 +128,33 @@ def grid_rows(grid: Mapping[str, Any]) -> list[Row]:
             cells["name"] = "-".join([str(given["name"]), *map(str, values)])
         prompt = at.get("prompts", given.get("prompt"))
         try:
-            cells["prompt"] = _prompt(prompt, at.get("loras"), at.get("strengths"))
+            cells["prompt"] = _prompt(prompt, at.get("loras"), at.get("strengths"), sets)
         except ValueError as error:
             raise SweepError(f"the grid of {prompt!r} cannot be made: {error}") from error
-        rows.append(read_row(cells))
+        row = read_row(cells)
+        if at.keys() & {"loras", "strengths"} and not row.fault:
+            row = replace(row, fault=_left_of_sets(row.prompt))
+        rows.append(row)
     return rows
 
 
-def _prompt(prompt: Any, lora: str | None, strength: str | None) -> Any:
+def _sets_of(loras: Loras) -> Mapping[str, str]:
+    from lora_runtime.lookup import catalog_for  # which takes torch
+
+    return read_sets(*catalog_for(loras).folders)
+
+
+def _left_of_sets(prompt: str) -> str:
+    """Return why an axis of LoRAs or strengths means nothing of a prompt: it has a set that was not found; or ""."""
+    left = [other.raw for other in parse_prompt(prompt).others if other.kind == "set"]
+    return f"{', '.join(left)}: no such set, or it cannot be read, so that its LoRAs have no strengths" if left else ""
+
+
+def _prompt(prompt: Any, lora: str | None, strength: str | None, sets: Sets) -> Any:
     """Return the prompt with the LoRA and strength of this place in the grid."""
-    if not isinstance(prompt, str):
-        return prompt  # the row says what is wrong with it
+    if not isinstance(prompt, str) or (lora is None and strength is None):
+        return prompt  # what is wrong with it the row says, and its sets are what they are when it is painted
+    prompt = with_sets(prompt, sets)
     if lora is not None:
         prompt = with_lora(prompt, lora, _STRENGTH)
     if strength is not None:

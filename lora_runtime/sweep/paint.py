@@ -8,7 +8,7 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,12 +18,12 @@ from lora_runtime.batching.halving import Stopped, in_halves, reason_of
 from lora_runtime.errors import LoraError, MemoryBudgetError, ModelBusyError
 from lora_runtime.infotext import infotext_of
 from lora_runtime.lookup import Loras, catalog_for, files_read
-from lora_runtime.prompt import Diagnostic
+from lora_runtime.prompt import Diagnostic, parse_prompt, unparse
 from lora_runtime.runtime import apply
 from lora_runtime.sweep.manifest import Line, line_of
 from lora_runtime.sweep.pipes import MakePipe, pipes_of
 from lora_runtime.sweep.rows import Row
-from lora_runtime.tag_files import files_of
+from lora_runtime.tag_files import drawn_from, files_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -164,7 +164,7 @@ class Painter:
         parameters |= {name: self._defaults.get(name) for name, value in parameters.items() if value is None}
         parameters |= {"seed": row.seed, "width": picture.width, "height": picture.height}
         parameters |= {"Model": row.model} if row.model else {}
-        infotext = infotext_of(row.prompt, row.negative, parameters, hashes)
+        infotext = infotext_of(self._drawn(row), row.negative, parameters, hashes)
         notes, buffer = PngInfo(), io.BytesIO()
         notes.add_text("parameters", infotext)
         picture.save(buffer, "PNG", pnginfo=notes)
@@ -177,6 +177,15 @@ class Painter:
             **more,
         )
         return Painted(buffer.getvalue(), line)
+
+    def _drawn(self, row: Row) -> str:
+        """Return the prompt with the name of a file in each tag that has that of a folder.
+
+        So the picture can be made again, whatever comes into the folder; `applied.infotext` does the same.
+        """
+        prompt, catalog = parse_prompt(row.prompt), catalog_for(self._loras)
+        tags = tuple(drawn_from(catalog, tag, row.seed) for tag in prompt.tags)
+        return row.prompt if tags == prompt.tags else unparse(replace(prompt, tags=tags))
 
     def _files(self, row: Row, applied: Applied[Any]) -> tuple[dict[str, str], dict[str, str]]:
         """Return, by the names in the tags, the SHA-256 of the files that were applied and that of their tensors."""

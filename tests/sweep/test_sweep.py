@@ -168,8 +168,25 @@ def test_a_file_of_a_folder_is_drawn_by_the_seed_of_the_row(
     assert [list(by_key(done.out)[row["name"]]["files"]) for row in rows] == [[name] for name in drawn]
     for row, name in zip(rows, drawn, strict=True):
         meant = {**row, "prompt": f"a boat <lora:{name}:1>"}
+        written = by_key(done.out)[row["name"]]["infotext"]
+        assert written.splitlines()[0] == lora_runtime.read_infotext(written, loras=loras).prompt == meant["prompt"]
         assert np.array_equal(pictures(done.out)[row["name"]], by_hand(pipe, loras, meant))
     assert swept(rows, resume=True).kept == 4
+
+
+def test_a_bad_row_beside_a_good_one_that_it_is_alike_but_for_its_fault(
+    pipe: Any, loras: Path, swept: Callable[..., Swept]
+) -> None:
+    good = {"prompt": "a boat <lora:ink:1>", "seed": 0, **SIZE}
+    done = swept([{**good, "seed": "x"}, good, {**good, "seed": -1}, {**good, "prompt": "\ud800"}])
+    assert (done.painted, done.failed, done.notes) == (1, 3, ())
+    (picture,) = pictures(done.out).values()
+    assert np.array_equal(picture, by_hand(pipe, loras, good))
+    assert [line["columns"] for line in lines(done.out) if line["error"]] == [
+        {"seed": "x"},
+        {"seed": -1},
+        {"prompt": "\ud800"},
+    ]
 
 
 def test_the_weights_are_what_they_were(pipe: Any, swept: Callable[..., Swept]) -> None:
