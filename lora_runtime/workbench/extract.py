@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lora_runtime.errors import LoraFileError
-from lora_runtime.header import hashes
+from lora_runtime.header import hashes, shown
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, open_model
 from lora_runtime.workbench.changes import kernel
@@ -168,6 +168,9 @@ def _difference(pair: Pair, device: torch.device | None) -> Difference | str:
         return f"stored in 8 bits ({kind}), and what they stand for a scale may tell"
     if tensor.dtype == original.dtype and torch.equal(tensor, original):
         return ZERO
+    for stored, values in ((pair.tuned, tensor), (pair.base, original)):
+        if not bool(torch.isfinite(values).all()):
+            raise LoraFileError(f"{stored.path}: {shown(stored.key)} has NaN or infinity in it")
     if _is_matrix(pair):
         found = Difference(tensor.flatten(1), original.flatten(1), device)
     else:

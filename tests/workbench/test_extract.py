@@ -223,6 +223,21 @@ def read(pipe: Any, prompt: str) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("key", ["a.weight", "a.bias"])
+@pytest.mark.parametrize("role", ["tuned", "base"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_named(role: str, key: str, value: float, command: Command, tmp_path: Path) -> None:
+    tensors = {
+        "base": {"a.weight": rand(6, 6), "a.bias": rand(6)},
+        "tuned": {"a.weight": rand(6, 6), "a.bias": rand(6)},
+    }
+    tensors[role][key].view(-1)[1] = value
+    paths = {name: written(tmp_path / f"{name}.safetensors", each) for name, each in tensors.items()}
+    result = command("extract", paths["tuned"], paths["base"], "-o", tmp_path / "x.safetensors")
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
+    assert f"{paths[role]}: {key} has NaN or infinity in it" in result.err
+
+
 def test_new_words_come_along_and_mean_the_same(tmp_path: Path) -> None:
     pipe = tiny.pipeline()
     pipe.save_pretrained(tmp_path / "base")
