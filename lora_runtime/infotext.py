@@ -38,7 +38,7 @@ _NEGATIVE = "Negative prompt:"
 _TAG = re.compile(r"<(lora|lyco|loractl):([^:>]{1,255})(:[^>]{0,1024})?>")  # bounded: pictures are anybody's
 _MODEL = re.compile(r"(.*?)\s*\(([0-9a-fA-F]+)\)\s*$", re.DOTALL)  # "ink(0123456789ab)", as additional-networks writes
 _PAIR = re.compile(r'\s*(\w[\w \-/]{0,63}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
-_LEAST_PAIRS = 3  # a last line with fewer is the prompt's, as the WebUI reads it
+_LEAST_PAIRS = 3  # a last line with fewer is the prompt's, as the WebUI reads it, unless it is plainly ours
 _SHOWN_DIGITS = 12
 _NAMES = {  # a pipeline's names for what the WebUI has
     "num_inference_steps": "Steps",
@@ -47,6 +47,7 @@ _NAMES = {  # a pipeline's names for what the WebUI has
     "strength": "Denoising strength",
     "clip_skip": "Clip skip",
 }
+_PLAIN = frozenset({*_NAMES.values(), "Size", "Sampler", "Schedule type", "Model", "Model hash", "VAE", "Version"})
 _USER_COMMENT, _EXIF = 0x9286, 0x8769
 _ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}
 _LONGEST = 1 << 16  # characters of the last line
@@ -93,7 +94,10 @@ def read_infotext(picture: Any, loras: Any = None) -> Infotext:
 def infotext_of(
     prompt: str, negative_prompt: str, parameters: Mapping[str, Any], hashes: Mapping[str, str] | None = None
 ) -> str:
-    """Return the text. `parameters` have a pipeline's names, or the WebUI's with `_` for blanks."""
+    """Return the text. `parameters` have a pipeline's names, or the WebUI's with `_` for blanks.
+
+    The WebUI itself reads the last line only where it has three or more of them.
+    """
     fields: dict[str, Any] = {}
     width, height = parameters.get("width"), parameters.get("height")
     for key, value in parameters.items():
@@ -163,7 +167,7 @@ def _parts(text: str) -> tuple[str, str, dict[str, str]]:
     """Return prompt, negative prompt and the pairs of the last line."""
     *lines, last = text.strip().split("\n")
     pairs = {match[1].strip(): _unquoted(match[2]) for match in _PAIR.finditer(last[:_LONGEST])}
-    if len(pairs) < _LEAST_PAIRS:
+    if len(pairs) < _LEAST_PAIRS and not (pairs and (HASHES_FIELD in pairs or pairs.keys() <= _PLAIN)):
         lines, pairs = [*lines, last], {}
     start = next((index for index, line in enumerate(lines) if line.strip().startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:]).strip().removeprefix(_NEGATIVE)

@@ -84,6 +84,16 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("parameters", [{}, {"seed": 3}, {"seed": 3, "width": 8, "height": 16}, {"Odd": "x"}])
+def test_a_line_of_fewer_than_three_is_read_back_too(parameters: dict[str, Any], tmp_path: Path) -> None:
+    found = lora_runtime.read_infotext(infotext_of("a\nb", "c", parameters, {"ink": "0" * 64}), loras=tmp_path)
+    assert (found.prompt, found.negative_prompt) == ("a\nb", "c")
+    names = {"seed": "Seed", "width": "Size", "height": "Size", "Odd": "Odd"}
+    assert [*found.parameters] == [*dict.fromkeys([*map(names.__getitem__, parameters), "Lora hashes"])]
+    plain = lora_runtime.read_infotext(infotext_of("a\nb", "", {"seed": 3}))
+    assert (plain.prompt, plain.parameters) == ("a\nb", {"Seed": "3"})
+
+
 def test_a_prompt_alone_is_a_prompt() -> None:
     found = lora_runtime.read_infotext("a boat: red, and\nblue: sea")
     assert (found.prompt, found.parameters) == ("a boat: red, and\nblue: sea", {})
