@@ -44,7 +44,8 @@ def read_pipeline(folder: Path, storage: str) -> Outline:
     is that. CommandError where this is no such folder.
     """
     if not folder.is_dir():
-        raise CommandError(f"the model folder {folder} does not exist")
+        what = "is a file: give the folder of a pipeline as diffusers saves it" if folder.exists() else "does not exist"
+        raise CommandError(f"the model folder {folder} {what}")
     index = folder / "model_index.json"
     if not index.is_file():
         raise CommandError(f"{folder} has no model_index.json: give the folder of a pipeline as diffusers saves it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from lora_runtime.cli.console import (
     needs_extra,
     print_json,
     printable,
+    say_by_oneself,
     table,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lora_runtime.cli.outline import Outline
     from lora_runtime.lookup import Loras
     from lora_runtime.lora import Lora
+    from lora_runtime.prompt import Prompt
     from lora_runtime.requests import Request
 
 __all__ = ["Component", "Found", "Machine", "add_arguments", "foresee", "run"]
@@ -72,9 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(str(error)) from error
     outline = read_pipeline(Path(arguments.model), arguments.dtype)
-    requests = _requests(arguments.prompt, arguments.loras)
+    say_by_oneself()
+    prompt, requests = _requests(arguments.prompt, arguments.loras)
     machine = Machine(device_memory, host_memory, arguments.offload)
     found = foresee(outline, requests, machine, arguments.originals)
+    found = replace(found, notes=(*_said(prompt, requests, outline), *found.notes))
     if arguments.json:
         print_json(asdict(found))
     else:
@@ -82,10 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _requests(prompt: str, loras: Loras) -> list[Request]:
-    """Return what the tags ask for; of their files only the headers are read. Raises for the first that cannot be."""
-    from dataclasses import replace
+def _requests(prompt: str, loras: Loras) -> tuple[Prompt, list[Request]]:
+    """Return the prompt as it is read and what its tags ask for; raises for the first that cannot be.
 
+    Of their files only the headers are read.
+    """
     from lora_runtime.lookup import catalog_for
     from lora_runtime.lora import outline
     from lora_runtime.requests import request_of
@@ -103,7 +108,21 @@ def _requests(prompt: str, loras: Loras) -> list[Request]:
                 outline(entry.path), name=entry.name, hashed=partial(str, entry.path), nbytes=entry.size
             )
         found.append(request_of(tag, outlines[entry.path]))
-    return found
+    return read, found
+
+
+def _said(prompt: Prompt, requests: Sequence[Request], outline: Outline) -> Iterator[str]:
+    """Yield what `apply` would warn of before it applies anything."""
+    from lora_runtime.idle_blocks import warn_of_idle_blocks
+    from lora_runtime.pipelines import view
+    from lora_runtime.problems import Problems, warn_of_idle_files
+
+    looked_at, problems = view(outline.pipe), Problems(strict=False, prompts=[prompt])
+    warn_of_idle_files([], requests, looked_at, problems)
+    warn_of_idle_blocks([prompt], looked_at, problems)
+    for each in problems.diagnostics:
+        if each.severity != "info":
+            yield f"{each.message} ({each.hint})" if each.hint else each.message
 
 
 # ---- what will be ---------------------------------------------------------------------------------------------------

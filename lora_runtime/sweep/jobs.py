@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -39,7 +39,11 @@ def read_jobs(path: str | os.PathLike[str], loras: Loras = None) -> list[Row]:
     with what holds for all of them in `[defaults]`. UTF-8 all of them. `loras` is as for `grid_rows`.
     """
     path = Path(path)
-    readers = {".csv": _csv, ".jsonl": _json_lines, ".toml": partial(_toml, loras=loras)}
+    readers: dict[str, Callable[[str], Iterator[Row]]] = {
+        ".csv": _csv,
+        ".jsonl": _json_lines,
+        ".toml": partial(_toml, loras=loras),
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise SweepError(f"{path}: rows are read from {', '.join(readers)}; give a file with such a name")

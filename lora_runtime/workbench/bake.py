@@ -20,7 +20,7 @@ from lora_runtime.errors import LoraFileError, NoMatchError
 from lora_runtime.header import read_header
 from lora_runtime.hosted import HostKeeper, HostPatch, host_patches
 from lora_runtime.plan import make_plan
-from lora_runtime.requests import Request
+from lora_runtime.requests import Request, add_up
 from lora_runtime.routes.storage import how_stored, scale_of
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, Stored, open_model
@@ -28,11 +28,12 @@ from lora_runtime.workbench.codes import codes_in
 from lora_runtime.workbench.notes import MADE_FROM
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.requantise import Coding, Requantised
-from lora_runtime.workbench.sources import Source, asked_of, read_sources, strength_for
+from lora_runtime.workbench.sources import Source, asked_of, idle_of, read_sources, strength_for
 from lora_runtime.workbench.writing import Blank, check_free, write_stream
 
 __all__ = ["Baked", "Requantised", "bake"]
 
+_ASKED_FOR_NOTHING = "its strength is 0"
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
@@ -40,8 +41,9 @@ _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 class Baked:
     """A checkpoint that was written. `weights`: how many of its tensors the files changed.
 
-    `used`: by file, how many of its keys had a place, and of how many; `unused` maps the reasons why others had none to
-    their number. `requantised`: what rounding to codes has done, where weights are stored as codes.
+    `used`: by file, how many of its keys had a place and a strength, and of how many; `unused` maps the reasons why
+    others did nothing to their number. `requantised`: what rounding to codes has done, where weights are stored as
+    codes.
     """
 
     path: Path
@@ -80,7 +82,7 @@ def bake(
     source = Path(checkpoint)
     if source.is_dir():
         raise LoraFileError(f"{source}: this is a folder; give the one file with the weights, such as that in unet/")
-    requests = read_sources(sources, loras)
+    requests, of_tags = read_sources(sources, loras)
     if not requests:
         raise ValueError("there is nothing to bake: give a prompt with tags, or files")
     model = open_model(source, decoded=requantise)
@@ -115,8 +117,13 @@ def bake(
 
     file = write_stream(path, blanks, tensor_of, _notes(header.metadata, source, requests))
     unused = Counter(reason for report in plan.report.loras for reason in report.unused.values())
-    used = {report.name: (report.used, report.keys) for report in plan.report.loras}
-    said, done = (*_said(requests),), coding.done if coding.done.codes else None
+    used = {}
+    for request, report in zip(add_up(requests), plan.report.loras, strict=True):
+        idle = len(_idle_keys(request, model) - report.unused.keys())
+        unused += Counter({_ASKED_FOR_NOTHING: idle})
+        used[report.name] = report.used - idle, report.keys
+    said = (*of_tags, *idle_of(requests, model), *_said(requests))
+    done = coding.done if coding.done.codes else None
     return Baked(file.path, file.size, file.sha256, len(blanks), len(patches), used, dict(unused), said, done)
 
 
@@ -153,6 +160,12 @@ def _check(requests: Sequence[Request], model: BaseModel, requantise: bool) -> N
             f"{model}: {sum(stored.values()):,} of the weights that would change are stored in 8 bits or less "
             f"({kind}), {why}: bake into the model in 16 bits, or keep the tags{how}"
         )
+
+
+def _idle_keys(request: Request, model: BaseModel) -> set[str]:
+    """Return the keys of modules for which a request asks for nothing, whether they have a place or not."""
+    idle = [own for stem, own in request.lora.adapters.items() if strength_for(request, stem, model) == 0]
+    return {key for adapters in idle for adapter in adapters for key in adapter.keys}
 
 
 def _notes(metadata: Mapping[str, str], source: Path, requests: Sequence[Request]) -> dict[str, str]:

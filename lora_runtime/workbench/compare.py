@@ -58,13 +58,13 @@ def compare(
     `model`: a folder of diffusers or a checkpoint, for norms beside those of the weights, for names of two kinds, and
     for what depends on its weights. Raises LoraFileError where a file or the model cannot be read or is needed.
     """
-    requests = read_sources([first, second], loras)
+    requests, said = read_sources([first, second], loras)
     if len(requests) != 2:
         raise LoraFileError(f"{len(requests)} files: two are compared; give one file or tag for each")
     found = report(requests, model=model, progress=progress)
     blocks = {name: _meeting(block) for name, block in found.blocks.items()}
     one, other = found.names
-    return Compared((one, other), _meeting(found.total), blocks, found.suggestions)
+    return Compared((one, other), _meeting(found.total), blocks, (*said, *found.suggestions))
 
 
 def _meeting(block: Block) -> Meeting:

@@ -32,7 +32,7 @@ from lora_runtime.workbench.methods import DENSE, Settings, orthogonalised
 from lora_runtime.workbench.parallel import in_order
 from lora_runtime.workbench.progress import steps
 from lora_runtime.workbench.sizes import Limit, limit_of, spectrum_within
-from lora_runtime.workbench.sources import Source, asked_of, read_sources
+from lora_runtime.workbench.sources import Source, asked_of, idle_of, read_sources
 from lora_runtime.workbench.spelling import has_alpha
 from lora_runtime.workbench.writing import check_free
 
@@ -88,7 +88,7 @@ def merge(
         )
     settings = _checked(Settings(density, epsilon, seed), method)
     path, wanted = check_free(out, force=force), dtype_named(dtype)
-    requests = read_sources(sources, loras)
+    requests, said = read_sources(sources, loras)
     if not requests:
         raise ValueError("there is nothing to merge: give at least one file")
     base = None if model is None else open_model(model)
@@ -104,7 +104,7 @@ def merge(
     options = {"method": method, **{name: v for name, v in (("rank", rank), ("energy", energy)) if v is not None}}
     if method in DENSE:
         options |= {"density": density, "seed": seed} | ({"epsilon": epsilon} if method == "della" else {})
-    making.draft.tally.notes.extend(making.notes())
+    making.draft.tally.notes.extend([*said, *idle_of(requests, base), *making.notes()])
     return making.draft.write(path, [(request.lora, asked_of(request)) for request in requests], "merge", options)
 
 

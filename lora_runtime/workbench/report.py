@@ -17,7 +17,7 @@ from lora_runtime.workbench.kept import in_order
 from lora_runtime.workbench.matching import Module, matched_modules
 from lora_runtime.workbench.meetings import Met, Pair, balance_of, fights, met
 from lora_runtime.workbench.progress import steps
-from lora_runtime.workbench.sources import Source, read_sources
+from lora_runtime.workbench.sources import Source, idle_of, read_sources
 
 __all__ = ["Between", "Block", "Reported", "report"]
 
@@ -88,7 +88,7 @@ def report(
     Raises LoraFileError where a file or the model cannot be read or is needed, or no matrix is changed; TagSyntaxError
     and CatalogError for a source that cannot be read or found; ValueError where there is none; TimeoutError.
     """
-    requests = read_sources(sources, loras)
+    requests, of_tags = read_sources(sources, loras)
     if not requests:
         raise ValueError("there is nothing to report of: give a prompt with tags, or files")
     names = tuple(request.lora.name for request in requests)
@@ -113,7 +113,7 @@ def report(
         whole.add_all(sums)
     total = whole.block()
     balance = balance_of(total.norms, total.together)
-    said = [*_of_pairs(names, ordered), *_balanced(names, requests, balance)]
+    said = [*of_tags, *idle_of(requests, base), *_of_pairs(names, ordered), *_balanced(names, requests, balance)]
     return Reported(names, total, {block: sums.block() for block, sums in ordered.items()}, balance, tuple(said))
 
 

@@ -229,6 +229,8 @@ def test_what_is_no_pipeline_and_what_is_no_file_is_one_line(
 
     arguments = ("--prompt", "a")
     assert "does not exist" in failing(command("plan", "--model", tmp_path / "none", *arguments))
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    assert "is a file: give the folder" in failing(command("plan", "--model", tmp_path / "a.safetensors", *arguments))
     assert "has no model_index.json" in failing(command("plan", "--model", tmp_path, *arguments))
     (tmp_path / "model_index.json").write_text("[]", encoding="utf-8")
     assert "is no table of components" in failing(command("plan", "--model", tmp_path, *arguments))
@@ -238,6 +240,17 @@ def test_what_is_no_pipeline_and_what_is_no_file_is_one_line(
     assert "has no component" in failing(command("plan", "--model", tmp_path, *arguments))
     assert 'no LoRA named "inc"' in failing(plan(prompt="a <lora:inc>"))
     assert '"24GB"' in failing(plan("--device-memory", "lots"))
+
+
+def test_what_apply_warns_of_is_in_the_notes(plan: Callable[..., Result], pipe: Any, loras: Path) -> None:
+    prompt = "a <lora:ink:0.7:NOSUCH=0:D00=0:low>"
+    with lora_runtime.apply(pipe, prompt, loras=loras) as applied:
+        warned = [f"{each.message} ({each.hint})" for each in applied.diagnostics if each.severity == "warning"]
+    result = plan("--json", prompt=prompt)
+    notes = found_by(result)["notes"]
+    assert len(notes) == len(warned) == 3
+    assert sorted(note[:24] for note in notes) == sorted(warning[:24] for warning in warned)
+    assert not result.err
 
 
 def test_a_component_that_cannot_be_made_is_left_out_and_said(

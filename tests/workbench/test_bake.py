@@ -114,6 +114,35 @@ def test_what_cannot_be_baked_is_told_and_nothing_is_left(loras: Path, tmp_path:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".x", "x"))]
 
 
+@pytest.mark.parametrize("field", ["high", "low", "module=nosuch"])
+def test_keys_that_did_nothing_are_not_claimed(field: str, loras: Path, tmp_path: Path) -> None:
+    state = tiny_ldm.state(tiny_ldm.model("sd1", hijacked=False))
+    source = written(tmp_path / "model.safetensors", state)
+    baked = bake(source, [f"<lora:ink:te=0:unet=1:{field}>"], tmp_path / "x.safetensors", loras=[loras])
+    found = load_file(baked.path)
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    keys = len(load_file(loras / "ink.safetensors"))
+    assert (baked.weights, baked.used) == (0, {"ink": (0, keys)})
+    assert sum(baked.unused.values()) == keys
+    assert "its strength is 0" in baked.unused
+    assert [note.partition('"ink" is for the denoiser')[0] for note in baked.notes] == [""]
+
+
+def test_keys_of_blocks_at_0_did_nothing(loras: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "model.safetensors", tiny_ldm.state(tiny_ldm.model("sd1", hijacked=False)))
+    baked = bake(source, ["<lora:ink:te=0:unet=1:OUT=0:D00=0>"], tmp_path / "x.safetensors", loras=[loras])
+    keys = [*load_file(loras / "ink.safetensors")]
+    idle = [key for key in keys if key.startswith("lora_te") or "_up_blocks_" in key]
+    assert (baked.used["ink"], baked.unused["its strength is 0"]) == ((len(keys) - len(idle), len(keys)), len(idle))
+    assert baked.notes == ('"ink": no module of the file is meant by D00',)
+
+
+def test_a_region_is_refused_as_steps_are(loras: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "model.safetensors", tiny_ldm.state(tiny_ldm.model("sd1", hijacked=False)))
+    with pytest.raises(LoraFileError, match="depends on the step, the image or the place"):
+        bake(source, ["<lora:ink:1:box=0,0,0.5,1>"], tmp_path / "x.safetensors", loras=[loras])
+
+
 def test_words_of_a_file_have_no_place(loras: Path, tmp_path: Path) -> None:
     source = written(tmp_path / "model.safetensors", tiny_ldm.state(tiny_ldm.model("sd1", hijacked=False)))
     tensors = load_file(loras / "dora.safetensors") | {"bundle_emb.moss.clip_l": torch.ones(2, 12)}

@@ -56,3 +56,5 @@ def test_all_that_is_a_strength_is_scaled_and_nothing_else() -> None:
 def test_a_strength_that_varies_has_no_norm(folder: Path) -> None:
     with pytest.raises(LoraFileError, match="its strength depends on the step"):
         balanced("<lora:ink:0@0,1@1><lora:wash:1>", loras=[folder])
+    with pytest.raises(LoraFileError, match="or the place"):
+        balanced("<lora:ink:1:box=0,0,0.5,1><lora:wash:1>", loras=[folder])

@@ -404,6 +404,10 @@ def test_ranks_can_be_cut_by_a_tag(ink: Path, out: Path, tmp_path: Path) -> None
     ("source", "error", "message"),
     [
         ("<lora:ink:0@0,1@1>", LoraFileError, "its strength depends on the step, the image or the place"),
+        ("<lora:ink:1:box=0,0,0.5,1>", LoraFileError, "its strength depends on the step, the image or the place"),
+        ("ink:1@mask=left.png", LoraFileError, "its strength depends on the step, the image or the place"),
+        ("<lora:ink:1> <set:nosuch>", TagSyntaxError, "no set named"),
+        ("/nowhere/nothing.safetensors", LoraFileError, "there is no such file; correct the path"),
         ("<lora:ink:1:lbw=1,R,R,U,U,1,1,1,1,1,1,1>", LoraFileError, "its block weights are drawn at random"),
         ("<lora:inc:1>", CatalogError, 'Did you mean "ink"'),
         ("nothing:0.5", CatalogError, "nothing"),
@@ -417,6 +421,52 @@ def test_sources_that_cannot_be_merged_are_told(
     with pytest.raises(error, match=message.replace("(", r"\(")):
         merge([source], out, loras=[tmp_path])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("hr=0.2", ['"ink" has strengths for a second pass (hr=): a file has one, that of the first pass']),
+        ("hr=1", []),
+        ("foo=3", ['there is no argument "foo="; it is ignored']),
+        ("NOSUCH=0", ['there is no argument "NOSUCH="; it is ignored']),
+        ("lbw=NOSUCH", ['the block weights "NOSUCH" is no preset that is known']),
+        ("D00=0", ['"ink": no module of the file is meant by D00']),
+        ("*nosuch*=0", ['"ink": no module of the file is meant by *nosuch*']),
+        ("mid=1", ['"ink": no module of the file is meant by mid=']),
+        ("lbw=INALL", []),  # of a list some are enough
+        ("IN00-01=1:*q=1:BASE=1:in=1:OUT03=1", ['"ink": no module of the file is meant by OUT03']),
+        ("IN01=1", []),
+    ],
+)
+def test_what_of_a_tag_changes_nothing_is_said(
+    fields: str, said: list[str], ink: Path, tmp_path: Path, out: Path
+) -> None:
+    notes = merge([f"<lora:ink:1:{fields}>"], out, loras=[tmp_path]).notes
+    assert [note[: len(what)] for note, what in zip(notes, said, strict=True)] == said
+    of_path = merge([f"{ink}:1:{fields}"], tmp_path / "again.safetensors").notes
+    assert [note.replace('"file"', '"ink"') for note in of_path] == [*notes]
+
+
+def test_a_denoiser_that_no_module_of_the_file_is_for_is_said(ink: Path, tmp_path: Path, out: Path) -> None:
+    outcome = merge(["<lora:ink:1:low>"], out, loras=[tmp_path])
+    (note,) = outcome.notes
+    assert note.startswith('"ink" is for the denoiser "transformer_2", and no module of the file is called that')
+    assert set(load_lora(out).adapters) == {TEXT}
+
+
+def test_a_list_of_block_weights_for_another_kind_of_model_is_said(tmp_path: Path, out: Path) -> None:
+    stem = "lora_unet_double_blocks_0_img_attn_proj"
+    flux = written(tmp_path / "flux.safetensors", factors(stem, 2, shape=torch.Size((6, 6))) | factors(TEXT, 2))
+    outcome = merge([f"{flux}:1:lbw=INALL"], out)
+    assert outcome.notes == ('"flux": no module of the file is meant by its list of block weights',)
+
+
+def test_other_tags_are_said_and_sets_are_their_tags(ink: Path, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "half.set.txt").write_text("<lora:ink:1>", encoding="utf-8")
+    outcome = merge(["<set:half:0.5> <hypernet:x:1>"], out, loras=[tmp_path])
+    torch.testing.assert_close(dense(out), 0.5 * dense(ink), rtol=1e-6, atol=1e-6)
+    assert outcome.notes == ("<hypernet:x:1> is no LoRA: it is left out",)
 
 
 def test_files_that_do_not_belong_together_are_told(ink: Path, tmp_path: Path, out: Path) -> None:

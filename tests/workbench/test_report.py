@@ -17,7 +17,7 @@ from workbench.files import CONV_IN, SHAPES, TEXT, TO_K, TO_Q, delta, factors, w
 
 from lora_runtime.errors import LoraFileError
 from lora_runtime.lora import load_lora
-from lora_runtime.workbench import Reported, balanced, heat_map, report
+from lora_runtime.workbench import Reported, balanced, compare, heat_map, report
 
 STEMS = (TO_Q, CONV_IN, TEXT, TO_K)
 BLOCKS = {TO_Q: "IN01", CONV_IN: "IN00", TEXT: "BASE", TO_K: "OUT03"}
@@ -148,6 +148,15 @@ def test_a_model_gives_the_norms_of_its_weights(folder: Path) -> None:
     found = report([PROMPT], loras=[folder], model=folder / "unet")
     assert found.blocks["IN01"].base == pytest.approx(240**0.5)
     assert found.blocks["IN00"].base is None
+
+
+def test_what_of_the_tags_means_nothing_is_said(folder: Path) -> None:
+    prompt = "<lora:ink:0.7:foo=3:D00=0:hr=0.1> <lora:wash:-0.4>"
+    said = report([prompt], loras=[folder]).suggestions
+    assert [each for each in said if each.startswith(('there is no argument "foo="', '"ink"'))] == [*said[:3]]
+    assert compare("<lora:ink:1:foo=3>", "<lora:oil:1>", loras=[folder]).suggestions[0].startswith("there is no arg")
+    with pytest.raises(LoraFileError, match="depends on the step, the image or the place"):
+        report(["<lora:ink:1:box=0,0,0.5,1>"], loras=[folder])
 
 
 def test_it_takes_no_longer_than_it_may(folder: Path) -> None:
