@@ -9,8 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,10 +134,8 @@ def grid_rows(grid: Mapping[str, Any], loras: Loras = None) -> list[Row]:
             cells["prompt"] = _prompt(prompt, at.get("loras"), at.get("strengths"), sets)
         except ValueError as error:
             raise SweepError(f"the grid of {prompt!r} cannot be made: {error}") from error
-        row = read_row(cells)
-        if at.keys() & {"loras", "strengths"} and not row.fault:
-            row = replace(row, fault=_left_of_sets(row.prompt))
-        rows.append(row)
+        meant = [at[axis] for axis in ("loras", "strengths") if axis in at]
+        rows.append(read_row(cells, _left_of_sets(cells["prompt"], meant)))
     return rows
 
 
@@ -148,10 +145,13 @@ def _sets_of(loras: Loras) -> Mapping[str, str]:
     return read_sets(*catalog_for(loras).folders)
 
 
-def _left_of_sets(prompt: str) -> str:
-    """Return why an axis of LoRAs or strengths means nothing of a prompt: it has a set that was not found; or ""."""
+def _left_of_sets(prompt: Any, meant: Sequence[str]) -> str:
+    """Return why values of axes cannot be those of a prompt's LoRAs: it has a set that was not found; "" where none."""
+    if not meant or not isinstance(prompt, str):
+        return ""
     left = [other.raw for other in parse_prompt(prompt).others if other.kind == "set"]
-    return f"{', '.join(left)}: no such set, or it cannot be read, so that its LoRAs have no strengths" if left else ""
+    reason = f"no such set, or its strength is none, so that {' and '.join(meant)} cannot be"
+    return f"{', '.join(left)}: {reason}" if left else ""
 
 
 def _prompt(prompt: Any, lora: str | None, strength: str | None, sets: Sets) -> Any:

@@ -71,13 +71,14 @@ class Row:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_row(given: Mapping[str, Any]) -> Row:
+def read_row(given: Mapping[str, Any], fault: str = "") -> Row:
     """Return the row that the columns say; an empty cell is as none. What cannot be is its fault.
 
     `name` becomes the key, safe as the name of a file; without one the key is of the content, and so always the same.
+    `fault` is one that is known already.
     """
     cells = {_OTHER_NAMES.get(name, name): value for name, value in given.items() if value not in (None, "")}
-    name, fault = str(cells.pop("name", "")), ""
+    name = str(cells.pop("name", ""))
     read: dict[str, Any] = {}
     for column, reader in _READERS.items():
         if column in cells:

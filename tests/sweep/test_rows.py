@@ -217,8 +217,11 @@ def test_the_axes_of_a_grid_reach_the_loras_of_a_set(tmp_path: Path) -> None:
 
 
 def test_a_grid_of_a_set_that_is_not_there_fails_and_costs_only_its_rows(tmp_path: Path) -> None:
-    lost, found = grid_rows({"prompts": ["a <set:none>", "a <lora:ink:1>"], "strengths": "0.3"}, tmp_path)
+    lost, other, found, _ = grid_rows(
+        {"prompts": ["a <set:none>", "a <lora:ink:1>"], "strengths": "0.3, 0.6"}, tmp_path
+    )
     assert lost.fault.startswith("<set:none>: no such set")
+    assert len(checked_rows([lost, other])[0]) == 2
     assert (found.prompt, found.fault) == ("a <lora:ink:0.3>", "")
     (plain,) = grid_rows({"prompts": ["a <set:none>"], "seeds": [1]}, tmp_path)
     assert (plain.prompt, plain.fault) == ("a <set:none>", "")  # which the sweep says
