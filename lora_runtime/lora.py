@@ -205,7 +205,9 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
         return LoraFileError(f"{path}: holds no tensors")
     if not found.broken and (what := kind_of(found.unused)):
         return LoraFileError(f"{path}: this is {what}")
-    key, reason = next(iter(found.unused.items()))
+    # A key that is known says more: of FRoD, what all modules share has an ending of its own and comes first.
+    telling = (item for item in found.unused.items() if item[1] != _UNKNOWN_ENDING)
+    key, reason = next(telling, next(iter(found.unused.items())))
     rest = len(found.unused) - 1
     more = f" (and {rest} more key{'s' if rest > 1 else ''})" if rest else ""
     kind = CorruptFileError if found.broken else LoraFileError
@@ -215,6 +217,7 @@ def _nothing_usable(path: Path, found: _Builder) -> LoraFileError:
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 _WRAPPED = ".base_layer"  # what PEFT calls the module inside of its own
+_UNKNOWN_ENDING = "no adapter has keys with this ending"
 _BUNDLED = "bundle_emb."  # "bundle_emb.NAME.KEY": textual inversions that OneTrainer puts into the file
 
 
@@ -252,12 +255,14 @@ class _Builder:
     of_file: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # their tensors: algorithm → role → tensor
     reported: set[str] = field(default_factory=set)
+    weights: set[str] = field(default_factory=set)  # stems that are modules whose weight was named as a parameter
     experts: set[str] = field(default_factory=set)  # stems that are parameters with the weights of several experts
     broken: bool = False  # whether some tensors contradict each other
 
     def build(self) -> None:
         """Go through all keys."""
-        for stem, module in self._modules().items():
+        modules = self._modules()
+        for stem, module in modules.items():
             reason = None
             for key, kind in module.pending.items():
                 self.unused[key] = kind.reason
@@ -274,9 +279,10 @@ class _Builder:
             if built:
                 self.adapters[place] = built
         for name, roles in self.of_file.items():
-            for key in roles.values():
-                if key not in self.reported:
-                    self.unused[key] = f"shared by modules ({name}) of which the file has none that can be used"
+            reason = f"shared by modules ({name}) of which the file has none that can be used"
+            if _ALGORITHMS[name].way_out and all(name != kind for each in modules.values() for kind, _ in each.groups):
+                reason += f": {_ALGORITHMS[name].way_out}"
+            self.unused.update((key, reason) for key in roles.values() if key not in self.reported)
 
     def _place(self, stem: str) -> str:
         """Return the name of what a module's factors are for: the module, or one of its parameters.
@@ -293,6 +299,7 @@ class _Builder:
             raise ValueError(f"one of more than the {len(names)} parameters of this module that its configuration has")
         name = names[len(names) - 1 - depth]
         if name == "weight":
+            self.weights.add(module)
             return module
         place = f"{module}.{name}"
         self.experts.add(place)
@@ -324,7 +331,7 @@ class _Builder:
             if whole is not None:
                 self._add_key(key, whole, modules)
             elif parts is None or module is None or (_name_of(parts), parts.spelling) not in module.groups:
-                self.unused[key] = "no adapter has keys with this ending"
+                self.unused[key] = _UNKNOWN_ENDING
             else:
                 self._add_key(key, parts, modules)
         return modules
@@ -410,7 +417,9 @@ class _Builder:
         numbers = {role: self._number(role, key) for role, key in shared.items()}
         alpha, rank_stabilised = numbers.get("alpha"), False
         if alpha is None and algorithm.configured:
-            alpha, rank_stabilised = self.training.alpha_of(stem)
+            # PEFT matches its patterns with the name of what it wraps, which for target_parameters is the parameter's.
+            trained = f"{stem}.weight" if stem in self.weights else stem
+            alpha, rank_stabilised = self.training.alpha_of(trained)
         scale = numbers.get("scale")
         if scale is None and not algorithm.configured and "scale" in algorithm.shared:
             scale = self.training.scale_of(stem)

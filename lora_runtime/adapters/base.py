@@ -187,6 +187,7 @@ class Algorithm:
     wraps: bool = False  # it is built last, of the other adapters of the module's weight, and takes their place
     # Roles of tensors that the file has once for all modules, under a name that is no module's.
     of_file: frozenset[str] = frozenset()
+    way_out: str = ""  # what to do about a file that has these and nothing of any module, where that is known
     # What an ending tells of the module's own name, which the stem then ends with: ".diff_m" → ".modulation".
     tails: Mapping[str, str] = field(default_factory=dict)
 

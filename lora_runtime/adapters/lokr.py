@@ -105,7 +105,7 @@ class Kronecker(Dense):
         """Return scale · w1 ⊗ w2."""
         return kron_delta(self.w1.make(cast) * self.scale, self.w2.make(cast))
 
-    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...]:
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> tuple[Form, ...] | None:
         """Return the map by both factors, one after the other."""
         w1 = self.w1.make(cast) * self.scale
         if len(shape) > 2:
@@ -118,6 +118,23 @@ class Kronecker(Dense):
         return (Map("input", kron_map, (w1, self.w2.make(cast))),)
 
 
+@dataclass(frozen=True, eq=False)
+class Unaligned(Kronecker):
+    """A product whose second factor has a kernel of one dimension, as PEFT makes it: the first gets no axis for that.
+
+    torch aligns the last axes, so (a, b) and (c, d, k) give (c, a·d, b·k), which PEFT reads in order as (a·c, b·d, k).
+    """
+
+    def change(self, weight: Tensor, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return scale · w1 ⊗ w2."""
+        assert self.w2.whole is not None
+        return torch.kron(self.w1.make(cast) * self.scale, cast(self.w2.whole))
+
+    def forms(self, shape: torch.Size, cast: Cast, original: Callable[[], Tensor]) -> None:
+        """Return None: no two maps, one after the other, mix the axes in that way."""
+        return
+
+
 def build(group: Group) -> list[Kronecker]:
     """Return the adapter of one module; ValueError says what is missing or contradictory."""
     tensors = group.tensors
@@ -125,15 +142,17 @@ def build(group: Group) -> list[Kronecker]:
     w2 = _half(group, "w2", tensors.get("t2"))
     if len(w1.shape) < 2 or len(w2.shape) < 2 or any(extent != 1 for extent in w1.shape[2:]):
         raise ValueError(f"the factors are neither matrices nor kernels: {group.shapes()}")
+    unaligned = group.options.get("peft_type") == "LOKR" and w2.whole is not None and w2.whole.ndim == 3
+    kind = Unaligned if unaligned else Kronecker
     # The second half's rank is the one that alpha was meant for; trainers give both the same.
     decomposed = next((half.b for half in (w2, w1) if half.b is not None), None)
     if decomposed is not None:
         rank = int(decomposed.shape[0])
-        return [Kronecker(w1, w2, group.keys, rank, group.alpha, group.scale_for(rank))]
+        return [kind(w1, w2, group.keys, rank, group.alpha, group.scale_for(rank))]
     # Two whole factors have no rank to divide by: LyCORIS trains them at scale 1, and other trainers write an alpha
     # of about 1e10 to say the same.
     scale = 1.0 if group.scale is None else group.scale
-    return [Kronecker(w1, w2, group.keys, 0, group.alpha, scale)]
+    return [kind(w1, w2, group.keys, 0, group.alpha, scale)]
 
 
 def _half(group: Group, name: str, core: Tensor | None) -> _Half:

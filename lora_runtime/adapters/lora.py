@@ -195,7 +195,14 @@ def _check_shapes(up: Tensor, down: Tensor, mid: Tensor | None) -> None:
         raise ValueError(f"the factors are neither matrices nor kernels: {_shapes(up, down, mid)}")
     inner = (down_shape[0],) * 2 if mid is None else mid.shape[:2]  # (rank of up, rank of down)
     if inner != (up_shape[1], down_shape[0]):
-        raise ValueError(f"the ranks of the factors differ: {_shapes(up, down, mid)}")
+        differ = f"the ranks of the factors differ: {_shapes(up, down, mid)}"
+        groups, rest = divmod(down_shape[0], max(up_shape[1], 1))
+        if mid is None and len(up_shape) > 2 and groups > 1 and rest == 0 < up_shape[1]:
+            differ += (
+                f"; PEFT's do for a convolution of {groups} groups, where they look at all inputs, and so are no "
+                "change of a weight that looks at those of its group"
+            )
+        raise ValueError(differ)
     if mid is not None and math.prod(down_shape[2:]) != 1:
         raise ValueError(f"both the core and the down factor have a kernel: {_shapes(up, down, mid)}")
 

@@ -145,7 +145,7 @@ def _read_tuner(raw: bytes) -> Training:
                 _check({"lora_alpha": ratio[number], "alpha_pattern": ratio[name]})
             if not all(rank > 0 for rank in (ratio["r"], *ratio["rank_pattern"].values())):
                 raise ValueError("a rank that is not positive")
-            return Training(ratio=ratio)
+            return Training(ratio=ratio, options={"peft_type": kind})
         return Training(options=_options(kind, config))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, re.error) as error:
         raise ValueError(f"the {CONFIG_NAME} beside it cannot be read ({error})") from None

@@ -49,4 +49,6 @@ ALGORITHM = Algorithm(
     build,
     shared=(),
     of_file=OF_FILE["unilora"],
+    way_out="where its elements belong is drawn anew for each model; save it again with all that PEFT can save "
+    "(save_indices)",
 )

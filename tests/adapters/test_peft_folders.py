@@ -43,6 +43,15 @@ class Plain(nn.Module):
         self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
 
 
+class Sounds(nn.Module):
+    """Two convolutions of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.thin = nn.Conv1d(12, 8, 3), nn.Conv1d(8, 12, 1)
+
+
 class Words(nn.Module):
     """A table of embeddings as square as its rank of columns, another, and a linear layer."""
 
@@ -135,6 +144,11 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
     "biases of factors": (Plain, peft.LoraConfig(r=4, lora_alpha=6, lora_bias=True, target_modules=["first"])),
     "LoHa": (Plain, peft.LoHaConfig(r=4, alpha=6, target_modules=["first"])),
     "LoKr": (Plain, peft.LoKrConfig(r=4, alpha=6, target_modules=["first"])),
+    "LoKr of convolutions in time": (Sounds, peft.LoKrConfig(r=2, alpha=5, target_modules=["wide", "thin"])),
+    "LoKr of convolutions in time, a factor in factors": (
+        Sounds,
+        peft.LoKrConfig(r=1, alpha=5, target_modules=["wide", "thin"]),
+    ),
     "LoKr of whole factors": (
         Plain,
         peft.LoKrConfig(r=64, alpha=6, target_modules=["first"], rank_pattern={"first": 32}),
@@ -252,8 +266,11 @@ def test_factors_of_experts_that_cannot_be_placed_are_named(
         load_lora(path)
 
 
-def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["second.weight"])
+@pytest.mark.parametrize("pattern", ["second.weight", "weight", "second", "unmatched"])
+def test_a_weight_that_is_named_as_a_parameter_is_that_of_its_module(pattern: str, tmp_path: Path) -> None:
+    # A pattern means it by the parameter's whole name: "second" alone does not.
+    options = {"target_modules": [], "target_parameters": ["second.weight"], "alpha_pattern": {pattern: 3}}
+    config = peft.LoraConfig(r=2, lora_alpha=6, **options)
     expected = saved(Plain(), config, tmp_path / "style")
     model = Plain()
     with lora_runtime.apply(model, "<lora:style:1>", loras=tmp_path):

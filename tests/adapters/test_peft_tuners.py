@@ -414,6 +414,22 @@ def test_what_modules_share_is_no_use_without_them(tmp_path: Path) -> None:
         Plain(), peft.UniLoraConfig(r=3, theta_d_length=32, save_indices=False, target_modules=LINEAR)
     ).save_pretrained(str(tmp_path / "style"))
     with pytest.raises(
-        LoraFileError, match=r"unilora_theta_d.*shared by modules \(unilora\) of which the file has none"
+        LoraFileError,
+        match=r"unilora_theta_d.*shared by modules \(unilora\) of which the file has none.*save it again.*save_indices",
     ):
+        load_lora(tmp_path / "style")
+
+
+def test_what_cannot_be_used_of_peft_is_said_by_what_it_is(tmp_path: Path) -> None:
+    """FRoD's shared tensors have endings of their own, and are the first keys of its file."""
+    wrapped(Plain(), peft.FrodConfig(target_modules=["first"])).save_pretrained(str(tmp_path / "frod"))
+    with pytest.raises(LoraFileError, match=r"first\.frod_lambda_l.*FRoD is not supported yet"):
+        load_lora(tmp_path / "frod")
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_factors_for_a_convolution_of_groups_are_named(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"grouped": nn.Conv2d(8, 8, 3, groups=2)})
+    wrapped(model, peft.LoraConfig(r=4, target_modules=["grouped"])).save_pretrained(str(tmp_path / "style"))
+    with pytest.raises(LoraFileError, match=r"the ranks of the factors differ.*convolution of 2 groups"):
         load_lora(tmp_path / "style")
