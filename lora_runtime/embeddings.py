@@ -80,6 +80,8 @@ def _teach(view: ModelView, name: str, tensors: Mapping[str, Tensor], endings: E
         vectors = _rows(tensor) if tensor.ndim in (1, 2) and tensor.is_floating_point() else None
         if vectors is None:
             return f"{key} is no vector and no list of vectors"
+        if not len(vectors):
+            return f"{key} is a list of no vectors"
         fitting = [
             encoder
             for encoder, (_, table) in encoders.items()

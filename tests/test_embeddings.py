@@ -133,6 +133,7 @@ def test_two_pipelines_that_share_a_tokenizer_forget_in_any_order(tmp_path: Path
     [
         ({"emb_params": torch.ones(1, 7)}, WORD, "it is made for words 7 wide, those of this model are"),
         ({"emb_params": torch.ones(1, 2, 3)}, WORD, "emb_params is no vector and no list of vectors"),
+        ({"emb_params": torch.ones(0, 64)}, WORD, "emb_params is a list of no vectors"),
         ({"emb_params": None}, "</w>", "its name is a word of the tokenizer already"),
     ],
 )
