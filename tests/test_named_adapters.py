@@ -95,6 +95,23 @@ def test_what_is_no_strength_is_an_error_at_once(pipe: Any, folder: Path, value:
     assert equal(weights(pipe), before)
 
 
+@pytest.mark.parametrize(
+    ("adapters", "reason"),
+    [
+        (["ink"], "adapters is .'ink'.: give a mapping of names"),
+        ("ink", "adapters is 'ink': give a mapping of names"),
+        ({5: 1}, "adapters has the name 5: give the name"),
+        ({"ink": 10**400}, r"adapters\['ink'\] is beyond"),
+        ({"ink": {"te": -(10**5000)}}, r"adapters\['ink'\] is beyond"),
+    ],
+)
+def test_what_names_no_strengths_is_an_error_at_once(pipe: Any, folder: Path, adapters: Any, reason: str) -> None:
+    before = weights(pipe)
+    with pytest.raises(TypeError, match=reason):
+        lora_runtime.apply(pipe, adapters=adapters, loras=folder)
+    assert equal(weights(pipe), before)
+
+
 @pytest.mark.parametrize("value", ["strong", "0@", float("nan"), {"unet": "x"}])
 def test_a_value_that_cannot_be_read_costs_its_own_name(pipe: Any, folder: Path, value: Any) -> None:
     applied = lora_runtime.apply(pipe, adapters={"ink": value, "wash": 0.5}, loras=folder)

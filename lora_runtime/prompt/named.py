@@ -24,9 +24,14 @@ def named_tags(
     """Return a prompt of nothing but a tag for each name, in the native dialect, which can quote any name.
 
     A value may be a number, a pair (te, unet), a text as behind a tag's name ("0@0,1@1", "te=0.5:IN=0"), or a mapping
-    of a tag's arguments. TypeError for anything else. What cannot be read is in the prompt's diagnostics, or with
-    `strict` a TagSyntaxError.
+    of a tag's arguments. TypeError for anything else, and for names that are no text. What cannot be read is in the
+    prompt's diagnostics, or with `strict` a TagSyntaxError.
     """
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f'adapters is {adapters!r:.60}: give a mapping of names to strengths, such as {{"ink": 0.7}}')
+    for name in adapters:
+        if not isinstance(name, str):
+            raise TypeError(f"adapters has the name {name!r:.60}: give the name of a file, as text")
     text = "".join(f"<lora:{quoted(name)}:{_fields(name, value)}>" for name, value in adapters.items())
     return parse_prompt(text, dialect="native", strict=strict, presets=presets)
 
@@ -46,6 +51,8 @@ def _text(name: str, value: Strength | str) -> str:
         return str(value)
     try:
         return number(value)
+    except OverflowError:
+        raise TypeError(f"adapters[{name!r}] is beyond what a number with a point can hold: give a number") from None
     except (TypeError, ValueError):
         raise TypeError(
             f"adapters[{name!r}] is {value!r:.60}: give a number, a pair (te, unet), a text as in a tag, or a mapping "
