@@ -7,7 +7,7 @@ for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -45,9 +45,8 @@ def read_steps(text: str, reading: Reading) -> Window:
     if len(parts) < 2:
         raise BadValueError(f"{quote(text)} has no end", "write step=5-10, or start=5")
     start, stop = (read_edge(part, reading) for part in parts)
-    rises, by_sigma = start.value < stop.value, start.unit == "sigma"
-    if start.unit == stop.unit and (start == stop or rises == by_sigma):
-        order = "greater noise level" if by_sigma else "smaller number"
+    if _is_late(start, stop):
+        order = "greater noise level" if start.unit == "sigma" else "smaller number"
         raise BadValueError(f"{quote(text)} ends before it starts", f"write the {order} first")
     return Window(start, stop)
 
@@ -111,19 +110,42 @@ def has_curve(value: Any) -> bool:
     return isinstance(value.ratio if isinstance(value, Rule) else value, Curve)
 
 
+def windows_of(values: Mapping[str, Any]) -> tuple[Window, ...]:
+    """Return the windows of start= and stop= together, and of step=; all of them have to hold."""
+    start, stop, steps = (values.get(key) for key in ("start", "stop", "step"))
+    windows = [Window(start, stop)] if start is not None or stop is not None else []
+    return (*windows, *([steps] if steps is not None else []))
+
+
+def hold_never(windows: Sequence[Window]) -> bool:
+    """Return whether no step of a run can lie in all windows, however many there are; of unlike units a run tells."""
+    starts = [window.start for window in windows if window.start is not None]
+    stops = [window.stop for window in windows if window.stop is not None]
+    return (
+        any(start.unit == "fraction" and start.value >= 1 for start in starts)
+        or any(stop.unit != "sigma" and stop.value == 0 for stop in stops)
+        or any(_is_late(start, stop) for start in starts for stop in stops)
+    )
+
+
+def _is_late(start: Position, stop: Position) -> bool:
+    """Return whether a start is surely not before a stop; time goes from much noise to little."""
+    if start.unit != stop.unit:
+        return False
+    return start.value <= stop.value if start.unit == "sigma" else start.value >= stop.value
+
+
 def conditions_of(values: Mapping[str, Any], name: str) -> Conditions:
     """Return the conditions that the values of a tag's fields make."""
     if values.keys() <= _STRENGTHS:
         return ALWAYS
-    start, stop, steps = (values.get(key) for key in ("start", "stop", "step"))
-    windows = [Window(start, stop)] if start is not None or stop is not None else []
     region = {key: values[key] for key in ("mask", "box", "soft") if values.get(key) is not None}
     rules = (*values.get("lbw", ()), *values.get("lbwe", ()), *(v for v in values.values() if isinstance(v, Rule)))
     blocks = BlockWeights(rules, values.get("in"), values.get("mid"), values.get("out"), name)
     return Conditions(
         hires_te=values.get("hrte", values.get("hr")),
         hires_unet=values.get("hrunet", values.get("hr")),
-        when=(*windows, *([steps] if steps is not None else [])),
+        when=windows_of(values),
         expert=values.get("module"),
         region=Region(**region) if "mask" in region or "box" in region else None,
         blocks=None if blocks == BlockWeights(salt=name) else blocks,

@@ -21,7 +21,7 @@ from lora_runtime.errors import TagSyntaxError
 from lora_runtime.prompt.arguments import ALIASES, ARGUMENTS, BY_NAME, BY_POSITION, Argument, with_defaults
 from lora_runtime.prompt.block_lists import is_block_list, read_rule, rule_misfit
 from lora_runtime.prompt.brackets import MOST_LEVELS, parts, scopes
-from lora_runtime.prompt.conditions import EXPERTS, conditions_of, has_curve, with_shape
+from lora_runtime.prompt.conditions import EXPERTS, conditions_of, has_curve, hold_never, windows_of, with_shape
 from lora_runtime.prompt.excerpt import line_and_column, quote, visible
 from lora_runtime.prompt.grammar import Field, Piece, split_fields, split_prompt
 from lora_runtime.prompt.keyframes import in_brackets
@@ -55,7 +55,8 @@ _OTHER_CLOSERS = re.compile("＞|&gt;|&#0?62;")
 _UNCLOSED = re.compile(r"<\s*\w+\s*:(?:[^:<>]*(?::\s*[^\s:,<>]*)+|[^\s:,<>]*)")
 _SWALLOWED = 'and the text up to the next ">" is lost with it'
 _ORDER = {argument.name: index for index, argument in enumerate(ARGUMENTS)}
-_IDLE = frozenset({"curve", "soft", "x", "was"})  # arguments that act on others, or on nothing
+_WINDOWS = ("start", "stop", "step")
+_IDLE = frozenset({"curve", "soft", "x", "was", *_WINDOWS})  # arguments that act on others, or may on nothing
 _TEXTS = ("mask",)  # arguments whose text may be quoted in the native dialect
 # What other programs call an argument, and what people call the first one.
 _ELSEWHERE_CALLED = {"clip": "te", "tenc": "te", "text_encoder": "te", "model": "unet", "rank": "dyn", "blocks": "lbw"}
@@ -484,6 +485,11 @@ class _Reader:
         for name, used, why in effects:
             if name in values and not used:
                 self.note("warning", spans[name], f"{quote(name + '=')} has no effect: {why}")
+        if hold_never(windows_of(values)):
+            of = [spans[name] for name in _WINDOWS if name in values]
+            message = f"no step lies within {' and '.join(f'{name}=' for name in _WINDOWS if name in values)}"
+            span = (min(start for start, _ in of), max(end for _, end in of))
+            self.note("warning", span, f"{message}: the denoiser never has this tag", "start= comes before stop=")
 
     def note_spelling(self, kind: str, name: str, span: Span) -> None:
         """Say what may surprise about a tag that is applied."""

@@ -41,6 +41,35 @@ def test_a_window_starts_and_stops(fields: str, start: Position | None, stop: Po
     assert findings(f"<lora:x:{fields}>") == []
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *("start=10:stop=5", "stop=5:start=10", "start=3:stop=3", "start=50%:stop=20%", "start=0.5:stop=50%"),
+        *("start=2sigma:stop=10sigma", "start=2sigma:stop=2sigma", "start=6:step=2-6", "stop=2:step=2-6"),
+        *("stop=0", "stop=0%", "start=100%", "start=1.5"),
+    ],
+)
+def test_a_tag_whose_windows_hold_at_no_step_is_warned_of(fields: str) -> None:
+    for steps in (1, 2, 20, 1000):
+        moments = [Moment(step, steps, 15.0 * (1 - step / steps)) for step in range(steps)]
+        assert not any(all(one.holds(moment) for one in conditions(fields).when) for moment in moments)
+    ((severity, where, message, _),) = findings(f"<lora:x:0.7:{fields}:IN=0>")
+    assert (severity, where) == ("warning", fields.partition("=")[2])  # from the first value to the last
+    assert message.startswith("no step lies within ")
+    assert message.endswith(": the denoiser never has this tag")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *("start=5:stop=10", "start=20%:stop=50%", "start=10:stop=20%", "start=10sigma:stop=2sigma", "start=0"),
+        *("stop=0sigma", "start=0sigma", "start=99%", "start=1", "start=3:step=2-6"),
+    ],
+)
+def test_a_tag_that_acts_at_some_step_is_not(fields: str) -> None:
+    assert findings(f"<lora:x:0.7:{fields}>") == []
+
+
 def test_both_of_two_windows_have_to_hold() -> None:
     found = conditions("start=3:step=2-6").when
     assert [step for step in range(10) if all(one.holds(Moment(step, 10)) for one in found)] == [3, 4, 5]
