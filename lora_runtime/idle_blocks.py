@@ -14,7 +14,8 @@ from lora_runtime.prompt.block_weights import BlockWeights, Rule, selection
 
 __all__ = ["warn_of_idle_blocks"]
 
-_LIST = 12  # numbers that the shortest list has
+_LIST = 12  # rules that the shortest list makes, and more
+_LISTED = frozenset({*UNET, *FLUX})
 _OF_TEXT = frozenset({"BASE", "CLIP", "T5"})
 
 
@@ -24,7 +25,7 @@ def warn_of_idle_blocks(prompts: Sequence[Prompt], model: ModelView, problems: P
     A list speaks of the blocks of a large model, and a smaller one has some of them: of a list all must be idle.
     """
     paths: Mapping[str, str | None] | None = None
-    for tag in (tag for prompt in prompts for tag in prompt.tags):
+    for tag in problems.acting(prompts):
         weights = tag.conditions.blocks
         if weights is None:
             continue
@@ -59,11 +60,18 @@ def _idle(weights: BlockWeights, paths: Mapping[str, str | None]) -> list[str]:
         if own is not None and not found
     ]
     rules = [rule for rule in weights.rules if not _is_of_text(rule)]
-    unmet = [rule for rule in rules if not _is_met(rule, paths, blocks)]
-    if len(rules) < _LIST:
-        return idle + [rule.where for rule in unmet]
-    kind = "UNet" if rules[0].where in UNET else "Flux"
-    return [*idle, f"a list for the blocks of a {kind}"] if len(unmet) == len(rules) else idle
+    listed = [rule for rule in rules if rule.where in _LISTED]
+    if len(listed) < _LIST:
+        return idle + [rule.where for rule in rules if not _is_met(rule, paths, blocks)]
+    idle += [rule.where for rule in rules if rule.where not in _LISTED and not _is_met(rule, paths, blocks)]
+    # The IN and OUT of Flux mean all of a UNet's too: whose list it is, blocks with a number tell.
+    numbered = [rule for rule in listed if rule.where[-1].isdigit()]
+    if any(_is_met(rule, paths, blocks) for rule in numbered):
+        return idle
+    others = [rule.where for rule in listed if not rule.where[-1].isdigit() and _is_met(rule, paths, blocks)]
+    kind = "UNet" if numbered[0].where in UNET else "Flux"
+    but = f" but for its {' and '.join(others)}" if others else ""
+    return [*idle, f"a list for the blocks of a {kind}{but}"]
 
 
 def _is_of_text(rule: Rule) -> bool:

@@ -14,7 +14,7 @@ from lora_runtime.errors import LoraError, NoMatchError
 from lora_runtime.limits import NO_PLACE
 from lora_runtime.pipelines import ModelView
 from lora_runtime.plan import RUNS_ONCE
-from lora_runtime.prompt import Diagnostic, Prompt, parse_prompt
+from lora_runtime.prompt import Diagnostic, LoraTag, Prompt, parse_prompt
 from lora_runtime.prompt.brackets import without_edits
 from lora_runtime.prompt.emphasis import has_emphasis
 from lora_runtime.prompt.excerpt import quote
@@ -30,6 +30,7 @@ __all__ = [
     "judge",
     "show_what_can_be",
     "text_at_all_steps",
+    "uncut",
     "warn_of_emphasis",
     "warn_of_idle_files",
     "warn_of_idle_tags",
@@ -76,6 +77,16 @@ class Problems:
             for diagnostic in prompt.diagnostics:
                 self._note(diagnostic, prompt.source)
 
+    def acting(self, prompts: Sequence[Prompt]) -> Iterator[LoraTag]:
+        """Yield the tags of prompts that no error has cost so far: of another there is no more to say."""
+        here = self._images
+        lost = {
+            said.span
+            for said, images in self._said.items()
+            if said.severity == "error" and (here is None or images is None or here & images)
+        }
+        yield from (tag for prompt in prompts for tag in prompt.tags if tag.span not in lost)
+
     def error(self, error: LoraError, span: tuple[int, int] = (0, 0)) -> None:
         """Take note of an error that costs one tag, or raise it."""
         if self.strict:
@@ -98,7 +109,9 @@ class Problems:
             self._note(diagnostic)
 
     def unmoved(self, report: LoraReport, request: Request) -> None:
-        """Take note of strengths that should vary and cannot."""
+        """Take note of strengths that should vary and cannot, and of ranks that should be cut and cannot."""
+        if (said := uncut(request)) is not None:
+            self._note(said)
         for reason, count in report.fixed.items():
             weights = "1 weight" if count == 1 else f"{count} weights"
             message = f'"{report.name}" cannot vary on {weights}: {reason}'
@@ -180,9 +193,23 @@ def warn_of_negative_tags(negative_prompt: str | list[str] | None, problems: Pro
             )
 
 
+def uncut(request: Request) -> Diagnostic | None:
+    """Return what the user should know where a tag limits the rank (dyn=) of what has no ranks that could be cut."""
+    if request.dyn is None:
+        return None
+    weights = [each for own in request.lora.adapters.values() for each in own if each.parameter == "weight"]
+    whole = [each for each in weights if each.factors() is None]
+    if not whole:
+        return None
+    kinds = ", ".join(sorted({each.algorithm for each in whole}))
+    of = f"{len(whole)} of its {len(weights)} changes of weights"
+    message = f'"{request.lora.name}": dyn= has no effect on {of} ({kinds}): only the ranks of a plain LoRA can be cut'
+    return Diagnostic("warning" if len(whole) == len(weights) else "info", request.span, message)
+
+
 def warn_of_idle_tags(prompts: Sequence[Prompt], model: ModelView, problems: Problems) -> None:
     """Warn of tags that are for a denoiser, or a part of the prompt, that this model does not have."""
-    for tag in (tag for prompt in prompts for tag in prompt.tags):
+    for tag in problems.acting(prompts):
         expert, part = tag.conditions.expert, tag.conditions.part
         if expert is not None and expert not in model.components:
             message = f'"{tag.name}" is for the denoiser "{expert}", which this model does not have'
@@ -216,7 +243,7 @@ def _tell_of_idle_steps(prompts: Sequence[Prompt], model: ModelView, problems: P
     denoisers = [module for name, module in model.components.items() if not name.startswith("text_encoder")]
     if not denoisers or any(model.ask(name) is not None for name in ("scheduler", "prior_scheduler")):
         return
-    for tag in (tag for prompt in prompts for tag in prompt.tags):
+    for tag in problems.acting(prompts):
         if not isinstance(tag.unet, Curve) and not tag.conditions.when:
             continue
         message = f'"{tag.name}" follows the steps of a sampler, and'

@@ -28,6 +28,7 @@ def model(*paths: str) -> SimpleNamespace:
 FLUX = model("transformer_blocks.0.attn", "transformer_blocks.1.attn", "single_transformer_blocks.0.attn", "x_embedder")
 WAN = model("blocks.0.attn1.to_q")
 UNET = model("down_blocks.0.attentions.0.attn1", "mid_block.attentions.0", "up_blocks.1.attentions.0")
+FLUX_LIST = "lbw=" + ",".join(["1", "1", "0", *["1"] * 58])
 SD_LIST = "lbw=1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"
 
 
@@ -44,6 +45,13 @@ SD_LIST = "lbw=1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"
     (WAN, "*attn9*=0", "*attn9*"),
     (WAN, "BASE=0", ""),
     (UNET, SD_LIST, ""),
+    (UNET, FLUX_LIST, "a list for the blocks of a Flux but for its IN and OUT"),
+    (UNET, "lbw=FLUXALL", "a list for the blocks of a Flux but for its IN and OUT"),
+    (UNET, "lbw=FLUXALL:*attn1*=0", "a list for the blocks of a Flux but for its IN and OUT"),
+    (UNET, f"{SD_LIST}:*attn9*=0", "*attn9*"),
+    (WAN, FLUX_LIST, "a list for the blocks of a Flux"),
+    (FLUX, FLUX_LIST, ""),
+    (FLUX, f"{SD_LIST}:*attn*=0", "a list for the blocks of a UNet"),
     (UNET, "M00=0", ""),
     (UNET, "IN01=0:D00=0", "D00"),
     (UNET, "in=0.5:mid=1:out=0.2", ""),

@@ -124,6 +124,34 @@ def test_dyn_takes_the_first_ranks_only(pipe: Any, folder: Path) -> None:
     assert torch.linalg.matrix_rank((query - before).double(), tol=1e-5) == 3
 
 
+def test_a_rank_that_nothing_can_be_cut_to_is_said(pipe: Any, folder: Path) -> None:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    width = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.shape[0]
+    whole = {f"{stem}.diff": torch.ones(width, width)}
+    save_file(whole, folder / "whole.safetensors")
+    save_file(whole | load_file(folder / "ink.safetensors"), folder / "both.safetensors")
+    (said,) = lora_runtime.apply(pipe, "<lora:whole:1:dyn=1>", loras=folder).diagnostics
+    assert (said.severity, said.span) == ("warning", (0, 20))
+    assert said.message == (
+        '"whole": dyn= has no effect on 1 of its 1 changes of weights (full): only the ranks of a plain LoRA can be cut'
+    )
+    (said,) = lora_runtime.apply(pipe, "<lora:both:1:dyn=1>", loras=folder).diagnostics
+    assert said.severity == "info"
+    assert " has no effect on 1 of its " in said.message
+    for text in ("<lora:whole>", "<lora:ink:dyn=1>"):
+        assert not lora_runtime.apply(pipe, text, loras=folder).diagnostics
+
+
+@pytest.mark.parametrize("fields", ["stop=5", "D00=0", "module=low", "1@0,0@1"])
+def test_of_a_file_that_is_not_there_nothing_else_is_said(folder: Path, fields: str) -> None:
+    model = torch.nn.ModuleDict({"to_q": torch.nn.Linear(4, 4)})  # which has neither steps nor blocks nor experts
+    for images in (["<lora:nosuch:{}>"], ["<lora:nosuch:{}>", "<lora:ink:{}>"]):
+        prompts = [text.format(fields) for text in images]
+        said = lora_runtime.apply(model, prompts, loras=folder).diagnostics_of(0)
+        assert [one.message.partition(" in ")[0] for one in said] == ['no LoRA named "nosuch"']
+    assert any("ink" in one.message for one in lora_runtime.apply(model, prompts, loras=folder).diagnostics_of(1))
+
+
 def test_strength_zero_touches_nothing(pipe: Any, folder: Path) -> None:
     before = weights(pipe)
     applied = lora_runtime.apply(pipe, "<lora:ink:0>", loras=folder)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lora_runtime.errors import LoraError
 from lora_runtime.pipelines import ModelView
-from lora_runtime.problems import judge
+from lora_runtime.problems import judge, uncut
 from lora_runtime.prompt import Diagnostic
 from lora_runtime.report import LoraReport, Report
 from lora_runtime.requests import Request
@@ -29,6 +29,8 @@ def judged(report: Report, requests: Sequence[Request], model: ModelView, source
     """Return what there is to say about files that do not fit the model, in part or at all, or cannot vary there."""
     notices: list[Notice] = []
     for request in requests:
+        if (said := uncut(request)) is not None:
+            notices.append(notice_of(said, source(request)))
         for lora in report.loras:
             if lora.sha256 == request.lora.sha256:
                 diagnostic = judge(lora, request, model)

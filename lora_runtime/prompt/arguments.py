@@ -42,14 +42,17 @@ class Argument:
 
 
 def read_rank(text: str, reading: Reading) -> int:
-    """Return what `int()` reads, but no digit separators; raises BadValueError."""
+    """Return what `int()` reads, but nothing below 1 and no digit separators; raises BadValueError."""
     if not text.strip():
         raise BadValueError("is empty", 'write a whole number such as 8, or leave out the ":"')
     try:
-        if "_" not in text:
-            return int(text)
+        rank = None if "_" in text else int(text)
     except ValueError:
-        pass
+        rank = None
+    if rank is not None and rank < 1:  # 0 would leave nothing, and -1 all but the last
+        raise BadValueError(f"{quote(text)} is less than 1", "write dyn=1 or more, or leave the rank out for all ranks")
+    if rank is not None:
+        return rank
     near = parse_float(text.replace("_", ""))
     hint = "write a whole number such as 8"
     if near is not None and near.is_integer() and abs(near) < 1e6:

@@ -55,6 +55,14 @@ def said(source: str) -> tuple[str, str]:
             'the rank "1e99" is not a whole number; this tag is not applied',
             "write a whole number such as 8",
         ),
+        *[
+            (
+                f"<lora:x:dyn={rank}>",
+                f'the rank "{rank}" is less than 1; this tag is not applied',
+                "write dyn=1 or more, or leave the rank out for all ranks",
+            )
+            for rank in ("0", "-1", "-99")
+        ],
         (
             "<lora:x:dyn=>",
             "the rank is empty; this tag is not applied",
