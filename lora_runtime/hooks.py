@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -32,9 +33,12 @@ Endings = list[Callable[[], None]]
 """What ends what was begun: put there before it begins, since an interrupt may come at any line."""
 
 
-def hook_after(module: nn.Module, hook: Callable[..., Any], endings: Endings) -> None:
-    """Call `hook(module, args, kwargs, output)` after each call of the module, until the ending is called."""
-    _hidden(module, hook, "_forward_hooks", module.register_forward_hook, endings)
+def hook_after(module: nn.Module, hook: Callable[..., Any], endings: Endings, *, first: bool = False) -> None:
+    """Call `hook(module, args, kwargs, output)` after each call of the module, until the ending is called.
+
+    `first`: before the hooks that others have put there already.
+    """
+    _hidden(module, hook, "_forward_hooks", partial(module.register_forward_hook, prepend=first), endings)
 
 
 def hook_before(module: nn.Module, hook: Callable[..., Any], endings: Endings) -> None:

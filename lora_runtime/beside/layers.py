@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lora_runtime import routes
 from lora_runtime.adapters import Adapter
@@ -68,6 +69,9 @@ def reason_against(module: nn.Module, parameter: str, adapters: Sequence[Adapter
         return f"the output of a {kind} is no linear function of its {parameter}"
     if parameter == "bias" and is_table(module):
         return f"a {kind} has no bias"
+    if is_parametrized(module, parameter) and not (is_linear(module) or is_convolution(module)):
+        # It is run once more with another tensor for it, and a parametrization would put that into its own originals.
+        return f"the {parameter} of a {kind} cannot be another for one call"
     return None
 
 

@@ -16,6 +16,7 @@ from lora_runtime.beside.parts import Adding, Dense, Mapped, ModuleCall
 from lora_runtime.beside.prepare import prepare
 from lora_runtime.beside.terms import Base, Keeper, LiveTerm
 from lora_runtime.hooks import Endings, end_all, hook_after
+from lora_runtime.routes import kept_buffers
 from lora_runtime.stage import Stage
 
 __all__ = ["Attached", "make_attached"]
@@ -42,8 +43,10 @@ def make_attached(
     with torch.inference_mode(False), torch.no_grad():
         parts = prepare(module, terms, keeper, bases, unmerged)
         # What an offloader gives and takes away again is gone when a hook runs after the call.
-        biases = {"bias": bases["bias"]()} if "bias" in bases and parts else {}
-    return Attached(module, stage, parts, biases, compiled=compiled)
+        elsewhere = {"bias": bases["bias"]()} if "bias" in bases and parts else {}
+        if not is_linear(module) and not is_convolution(module):  # these are never run with other parameters
+            elsewhere.update(kept_buffers(module))
+    return Attached(module, stage, parts, elsewhere, compiled=compiled)
 
 
 class Attached:
@@ -54,14 +57,14 @@ class Attached:
         module: nn.Module,
         stage: Stage,
         parts: Sequence[Adding],
-        biases: dict[str, Tensor],
+        elsewhere: dict[str, Tensor],
         *,
         compiled: bool = False,
     ) -> None:
         self._module = weakref.ref(module)
         self._stage = stage
         self._parts = parts
-        self._biases = biases
+        self._elsewhere = elsewhere
         self._needs_product = any(isinstance(part, Mapped) and part.form.of == "output" for part in parts)
         kernel = getattr(module, "kernel_size", None)
         pixels = is_convolution(module) or isinstance(kernel, tuple)
@@ -78,7 +81,8 @@ class Attached:
     def begin(self) -> Attached:
         """Act from now on."""
         try:
-            hook_after(self.module, self, self._endings)
+            # What others do to the output they do to that of the changed weight, as where it is merged.
+            hook_after(self.module, self, self._endings, first=True)
             if self._compiled or may_be_compiled():
                 make_anew(self.module, self._endings)
         except BaseException:
@@ -131,23 +135,21 @@ class Attached:
             return run_as_operator(self._handle, args, kwargs, output)
         if self._stage.paused:
             return output
-        # Nobody else has the output yet, so it may be written; autograd, and a second run of the module, need it.
-        if torch.is_grad_enabled() and output.requires_grad:
-            return self.act(module, args, kwargs, output, fresh=False)
-        return self.act(module, args, kwargs, output, fresh=not any(isinstance(part, Dense) for part in self._parts))
+        # Nobody else has the output yet, so it may be written, but where autograd needs it.
+        return self.act(module, args, kwargs, output, fresh=not (torch.is_grad_enabled() and output.requires_grad))
 
     def act(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, *, fresh: bool = True
     ) -> Tensor:
         """Return the output with what acts beside the module; where it is `fresh`, it is written."""
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
-        before = output
-        if not fresh or any(isinstance(part, Dense) for part in self._parts):
+        inputs = inputs.to(output.device)  # an offloader takes them there within the call
+        if not fresh:
             output = output.clone()
         changed = output
         if inputs.ndim < self._least:
             inputs, output = inputs[None], output[None]
-        call = ModuleCall(self._stage, module, args, dict(kwargs), inputs, output, before, self._channel, self._biases)
+        call = ModuleCall(self._stage, module, args, dict(kwargs), inputs, output, self._channel, self._elsewhere)
         if self._needs_product:
             call.product = call.without_bias(output.clone())
         for part in self._parts:

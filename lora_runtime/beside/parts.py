@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lora_runtime.adapters import Map
 from lora_runtime.beside.layers import convolve, is_convolution, is_linear, is_turned, own_bias
 from lora_runtime.beside.numbers import Numbers
 from lora_runtime.dialects import Part
+from lora_runtime.routes import own_forward
 from lora_runtime.stage import Run, Stage, Varying
 
 __all__ = ["Dense", "Mapped", "ModuleCall", "Products", "TableProducts"]
@@ -33,9 +34,8 @@ class ModuleCall:
     kwargs: dict[str, Any]
     inputs: Tensor  # (rows, …, in)
     output: Tensor  # (rows, …, out)
-    before: Tensor  # the output as the module gave it, without a batch where the input has none
     channel: int  # the dimension of the channels
-    biases: dict[str, Tensor]  # what was learnt of the bias of a layer whose parameters are elsewhere
+    elsewhere: dict[str, Tensor]  # the bias and buffers of a layer that has them at no time but within its call
     product: Tensor | None = None  # W₀x (rows, …, out), where a part needs it
 
     def again(self, inputs: Tensor) -> Tensor:
@@ -47,22 +47,29 @@ class ModuleCall:
         bias = own_bias(self.module)
         if bias is None:
             return output
-        if bias.is_meta or "bias" in self.biases:  # an offloader has it; the layer's output for zeros tells
-            if "bias" not in self.biases:
+        if bias.is_meta or "bias" in self.elsewhere:  # an offloader has it; the layer's output for zeros tells
+            if "bias" not in self.elsewhere:
                 zeros = self.module.forward(torch.zeros_like(self.inputs[:1]))
-                self.biases["bias"] = zeros.movedim(self.channel, -1).reshape(-1, zeros.shape[self.channel])[0].clone()
-            bias = self.biases["bias"]
+                rows = zeros.movedim(self.channel, -1).reshape(-1, zeros.shape[self.channel])
+                self.elsewhere["bias"] = rows[0].clone()
+            bias = self.elsewhere["bias"]
         return output - self.spread(bias.to(output))
 
     def spread(self, numbers: Tensor) -> Tensor:
         """Return numbers of channels in a shape that is broadcast over rows and places."""
         return numbers if self.channel == -1 else numbers.view(-1, *(1 for _ in self.output.shape[2:]))
 
-    def anew(self, changed: Mapping[str, Tensor]) -> Tensor:
-        """Return the output of the whole call with other parameters, with nothing beside it."""
+    def anew(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the output of the whole call with these parameters in the place of the module's, without hooks."""
+        device = self.output.device
+        buffers = {name: self.elsewhere.get(name, own) for name, own in self.module._buffers.items()}
+        tensors = {**parameters, **{name: own.to(device) for name, own in buffers.items() if own is not None}}
+        swapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
+        args = tuple(_to(device, value) for value in self.args)
+        kwargs = {name: _to(device, value) for name, value in self.kwargs.items()}
         self.stage.paused = True
         try:
-            output: Tensor = torch.func.functional_call(self.module, dict(changed), self.args, self.kwargs)
+            output: Tensor = torch.func.functional_call(_OwnForward(self.module), swapped, args, kwargs)
         finally:
             self.stage.paused = False
         return output
@@ -73,6 +80,22 @@ class ModuleCall:
             return extra
         spatial = self.channel == 1
         return extra * self.stage.places(strength.place, tuple(extra.shape[1:]), spatial, extra)
+
+
+class _OwnForward(nn.Module):
+    """The forward pass of a module alone, without hooks and without what an offloader has put around it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        return own_forward(self.module)(*args, **kwargs)
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class Adding(Protocol):
@@ -289,10 +312,11 @@ class Dense:
         """Return what the deltas add to the output of a norm, an embedding or a transposed convolution."""
         if isinstance(call.module, nn.Embedding):
             return call.anew(deltas).view(call.output.shape)
-        # The output is linear in the parameters, but a norm may have an offset, as Gemma's has 1 + weight.
-        own = call.module._parameters
-        changed = {name: cast("Tensor", own[name]) + delta for name, delta in deltas.items()}
-        return (call.anew(changed) - call.before).view(call.output.shape)
+        # The output is linear in the parameters, but a norm may have an offset, as Gemma's has 1 + weight. W₀ is in
+        # neither of the two: an offloader may have it elsewhere by now.
+        own = {name: held for name, held in call.module._parameters.items() if held is not None}
+        nothing = {name: call.output.new_zeros(held.shape) for name, held in {**own, **deltas}.items()}
+        return (call.anew({**nothing, **deltas}) - call.anew(nothing)).view(call.output.shape)
 
 
 def _alone(call: ModuleCall, deltas: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

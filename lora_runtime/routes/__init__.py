@@ -8,7 +8,7 @@ calls. Elsewhere it acts beside the module, whose stored data is never rewritten
 from __future__ import annotations
 
 from lora_runtime.routes.base import Route, route_of
-from lora_runtime.routes.facts import Facts
+from lora_runtime.routes.facts import Facts, kept_buffers, own_forward
 from lora_runtime.routes.fused import FusedPart, fused_parts, give_back_copies
 from lora_runtime.routes.look import Look, Seen, modules_of
 from lora_runtime.routes.storage import is_linear, layer_shape, stands_for_weight
@@ -22,8 +22,10 @@ __all__ = [
     "fused_parts",
     "give_back_copies",
     "is_linear",
+    "kept_buffers",
     "layer_shape",
     "modules_of",
+    "own_forward",
     "route_of",
     "stands_for_weight",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-__all__ = ["Facts", "hooks_of"]
+__all__ = ["Facts", "hooks_of", "kept_buffers", "own_forward"]
 
 Kept = Callable[[], Tensor]
 
@@ -41,18 +41,20 @@ class Facts:
     def kept(self, module: nn.Module, name: str) -> Kept | None:
         """Return what gives a parameter as an offloader keeps it between two calls, or None where none does."""
         found = self._in_maps.get((id(module), name))
-        return self._in_groups.get(id(module._parameters.get(name))) if found is None else found
+        own = module._buffers.get(name) if name in module._buffers else module._parameters.get(name)
+        return self._in_groups.get(id(own)) if found is None else found
 
     def _note(self, module: nn.Module, hook: Any) -> None:
         group = getattr(hook, "group", None)
         if group is not None and hasattr(group, "cpu_param_dict"):
             # Without a stream and without a file the parameter's own data goes to the device and back.
             if getattr(group, "stream", None) is not None or getattr(group, "offload_to_disk_path", None):
-                for parameter in _in_group(group):
-                    self._in_groups[id(parameter)] = _from_group(weakref.ref(group), id(parameter))
+                for tensor in _in_group(group):
+                    self._in_groups[id(tensor)] = _from_group(weakref.ref(group), id(tensor))
         elif getattr(hook, "offload", False) and getattr(hook, "weights_map", None) is not None:
             for prefix, owner in module.named_modules() if getattr(hook, "place_submodules", False) else [("", module)]:
-                for name in owner._parameters:
+                buffers = owner._buffers if getattr(hook, "offload_buffers", False) else {}
+                for name in (*owner._parameters, *(b for b in buffers if b not in owner._non_persistent_buffers_set)):
                     key = f"{prefix}.{name}" if prefix else name
                     self._in_maps[id(owner), name] = _from_map(weakref.ref(hook), key)
 
@@ -67,17 +69,40 @@ def hooks_of(module: nn.Module) -> Iterator[Any]:
         yield from getattr(hook, "hooks", (hook,))
 
 
-def _in_group(group: Any) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a group that diffusers loads as one."""
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return a module's forward pass without what diffusers and accelerate have put around it.
+
+    That would give the module its own parameters back before it runs.
+    """
+    own = module.__dict__
+    forward: Callable[..., Any] = own.get("_old_forward", module.forward)
+    for innermost in getattr(own.get("_diffusers_hook"), "_fn_refs", ())[:1]:
+        forward = innermost.original_forward or innermost.forward
+    return forward
+
+
+def kept_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that the module's own offloader has elsewhere by the time that a hook runs after the call."""
+    if not module._buffers:
+        return {}
+    facts = Facts((module,))
+    found = {name: facts.kept(module, name) for name in module._buffers}
+    return {name: kept() for name, kept in found.items() if kept is not None}
+
+
+def _in_group(group: Any) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a group that diffusers loads as one."""
     for module in group.modules:
         yield from module.parameters()
+        yield from module.buffers()
     yield from group.parameters
+    yield from group.buffers
 
 
 def _from_group(group: weakref.ref[Any], number: int) -> Kept:
-    """Return what reads a parameter, given by its id, where a group of diffusers keeps it: in memory, or in a file.
+    """Return what reads a tensor, given by its id, where a group of diffusers keeps it: in memory, or in a file.
 
-    The group has the parameter. A weak reference of ours would be in torch's way: it swaps no tensor that has one.
+    The group has the tensor. A weak reference of ours would be in torch's way: it swaps no tensor that has one.
     """
 
     def read() -> Tensor:

@@ -284,6 +284,17 @@ def test_a_difference_of_torch_s_rms_norm() -> None:
     assert_beside_is_inside(nn.RMSNorm(8), rand(4, 5, 8), weight=[term(adapter)])
 
 
+@pytest.mark.parametrize("layer", ["linear", "conv2d", "norm"])
+def test_a_hook_of_somebody_else_sees_the_output_of_the_changed_weight(layer: str) -> None:
+    module, inputs = {**LINEARS, "norm": lambda: (nn.LayerNorm(8), rand(4, 5, 8))}[layer]()
+    (adapter,) = BUILDERS["norm"](group({"weight": rand(*module.weight.shape, std=0.3)}))
+    expected = torch.tanh(merged(module, weight=[term(adapter)])(inputs.double() * 2))
+    module.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    module.register_forward_hook(lambda module, args, output: torch.tanh(output))
+    with Beside(module, weight=[term(adapter)]):
+        close(module(inputs), expected)
+
+
 def test_a_norm_that_takes_more_than_one_input_is_given_all_of_them() -> None:
     module, inputs, gate = GatedNorm(8).requires_grad_(False), rand(4, 5, 8), rand(4, 5, 8, seed=3)
     (adapter,) = BUILDERS["norm"](group({"weight": rand(8, std=0.3)}))

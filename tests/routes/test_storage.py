@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,116 @@ def test_a_weight_that_an_offloader_keeps_between_two_calls(
                     torch.testing.assert_close(model(X).double(), expected, rtol=1e-4, atol=1e-5)
                 assert applied.report.loras[0].live == 1
             assert torch.equal(model(X), own)
+
+
+class OffsetNorm(nn.Module):
+    """A norm whose factor is 1 + weight, as Gemma's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.layer_norm(inputs, inputs.shape[-1:]) * (1 + self.weight)
+
+
+class Once(nn.Module):
+    """One of each kind of layer that is run once more for what a change adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.other = nn.Embedding(12, 6), nn.Embedding(12, 6)
+        self.layer, self.offset, self.group = nn.LayerNorm(6), OffsetNorm(6), nn.GroupNorm(2, 6)
+        self.batch, self.turned = nn.BatchNorm1d(6), nn.ConvTranspose1d(6, 6, 3, padding=1)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        self.batch.running_mean.normal_()
+        self.batch.running_var.uniform_(0.5, 2)
+        self.eval().requires_grad_(False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values = self.offset(self.layer(self.table(tokens) + self.other(tokens))).transpose(1, 2)
+        result: Tensor = self.turned(self.batch(self.group(values)))
+        return result
+
+
+def change_of_once(seed: int = 5) -> tuple[dict[str, Tensor], nn.Module]:
+    """Return a file for all layers of Once, and the model with its changes, in float64."""
+    numbers = torch.Generator().manual_seed(seed)
+    file: dict[str, Tensor] = {}
+    merged = Once().double()
+    for name, parameter in merged.named_parameters():
+        if name == "other.weight":
+            down, up = torch.randn(2, 12, generator=numbers), torch.randn(6, 2, generator=numbers)
+            file |= {"other.lora_embedding_A": down, "other.lora_embedding_B": up}
+            parameter.data += (up.double() @ down.double()).t()
+        else:
+            change = torch.randn(parameter.shape, generator=numbers)
+            file[name.replace(".weight", ".diff").replace(".bias", ".diff_b")] = change
+            parameter.data += change
+    return file, merged
+
+
+@pytest.mark.parametrize("how", ["stream", "disk", "sequential", "sequential with buffers", "sequential from disk"])
+def test_layers_that_are_run_once_more_find_nothing_of_an_offloader(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time that a hook runs after a call their parameters and buffers are meta, or memory that nobody wrote."""
+    model, cpu, place, tokens = Once(), torch.device("cpu"), str(tmp_path / "offloaded"), torch.arange(8).view(2, 4)
+    if how.startswith("sequential"):
+        accelerate = pytest.importorskip("accelerate")
+        if how == "sequential from disk":
+            accelerate.disk_offload(model, place, cpu)
+        else:
+            accelerate.cpu_offload(model, cpu, offload_buffers=how == "sequential with buffers")
+    elif how == "stream":
+        stream(model, "leaf_level", monkeypatch)
+    else:
+        from diffusers.hooks import apply_group_offloading
+
+        unwritten = partial(torch.full_like, fill_value=77)
+        monkeypatch.setattr(torch, "empty_like", unwritten)
+        apply_group_offloading(model, cpu, cpu, "leaf_level", offload_to_disk_path=place)
+    (tmp_path / "loras").mkdir()
+    file, merged = change_of_once()
+    save_file(file, tmp_path / "loras" / "x.safetensors")
+    own = model(tokens)
+    torch.testing.assert_close(own, Once()(tokens))
+    with lora_runtime.apply(model, "<lora:x>", loras=tmp_path / "loras") as applied:
+        for _ in range(2):
+            torch.testing.assert_close(model(tokens).double(), merged(tokens), rtol=1e-4, atol=1e-4)
+        assert applied.report.loras[0].live == 11  # all of its parameters
+    assert torch.equal(model(tokens), own)
+
+
+@pytest.mark.parametrize("layer", [nn.ConvTranspose1d(6, 6, 3), nn.Embedding(12, 6)])
+def test_originals_of_a_parametrization_are_not_written(layer: nn.Module, tmp_path: Path) -> None:
+    weight_norm = pytest.importorskip("torch.nn.utils.parametrizations").weight_norm
+    model = Net(weight_norm(layer)).requires_grad_(False)
+    state = {name: value.clone().mul_(1.3) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    inputs = torch.arange(12).view(2, 6) if isinstance(layer, nn.Embedding) else torch.ones(2, 6, 5)
+    save_file({"proj.diff": torch.ones(model.proj.weight.shape)}, tmp_path / "x.safetensors")
+    own = model(inputs)
+    with lora_runtime.apply(model, "<lora:x>", loras=tmp_path) as applied:
+        assert torch.equal(model(inputs), own)
+        assert "cannot be another for one call" in str(applied.report)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_an_older_weight_norm_of_a_transposed_convolution_is_computed_with_the_change(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose1d(6, 6, 3)
+    merged = nn.ConvTranspose1d(6, 6, 3).double()
+    change = torch.randn(layer.weight.shape)
+    merged.load_state_dict({"weight": layer.weight.double() + change, "bias": layer.bias.double()})
+    model = Net(nn.utils.weight_norm(layer)).requires_grad_(False)
+    save_file({"proj.diff": change}, tmp_path / "x.safetensors")
+    inputs = torch.randn(2, 6, 5)
+    with lora_runtime.apply(model, "<lora:x>", loras=tmp_path):
+        torch.testing.assert_close(model(inputs).double(), merged(inputs.double()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_proj"])
