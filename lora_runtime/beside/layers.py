@@ -4,17 +4,22 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
 from lora_runtime import routes
-from lora_runtime.adapters import Adapter
+from lora_runtime.adapters import Adapter, no_autocast
 from lora_runtime.dialects import Part
 from lora_runtime.merge import region_of
+from lora_runtime.routes import own_forward
 
 __all__ = [
     "convolve",
@@ -25,10 +30,13 @@ __all__ = [
     "own_bias",
     "part_shape",
     "reason_against",
+    "run_with",
 ]
 
 # torch's MultiheadAttention takes the weights of its layers and never calls them.
 _NEVER_CALLED = ("MultiheadAttention", "NonDynamicallyQuantizableLinear")
+# A host that puts its own there for all layers keeps what they mean.
+_PLAIN_CLASSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TURNED_LINEAR = "Conv1D"  # of transformers: a linear layer with a weight (in, out)
 
 
@@ -72,11 +80,84 @@ def reason_against(module: nn.Module, parameter: str, adapters: Sequence[Adapter
     if is_parametrized(module, parameter) and not (is_linear(module) or is_convolution(module)):
         # It is run once more with another tensor for it, and a parametrization would put that into its own originals.
         return f"the {parameter} of a {kind} cannot be another for one call"
+    if (is_linear(module) or is_convolution(module)) and _is_other(module):
+        return f"a {kind} has a forward pass of its own, which is no W·x + b"
     return None
 
 
 def _is_transposed(module: nn.Module) -> bool:
     return isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+
+
+_NEAR = 0.02  # what a layer that computes in 16 bits may be off by
+_measured: weakref.WeakKeyDictionary[FunctionType, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_other(module: nn.Module) -> bool:
+    """Return whether a layer with a forward pass of its own does something else with its weight than W·x.
+
+    No class says so (causal convolutions, routers, weights that are normalised), so it is measured on numbers, once for
+    all layers with this forward pass. Of a weight that is stored otherwise it is not: nothing else could act there.
+    """
+    forward = getattr(own_forward(module), "__func__", own_forward(module))
+    weight = module._parameters.get("weight")
+    if forward in [kind.forward for kind in _PLAIN_CLASSES] or weight is None or not routes.is_plain(module, "weight"):
+        return False
+    if not isinstance(forward, FunctionType):
+        return _measure(module, weight)
+    if forward not in _measured:
+        _measured[forward] = _measure(module, weight)
+    return _measured[forward]
+
+
+def _measure(module: nn.Module, weight: nn.Parameter) -> bool:
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    numbers = torch.Generator().manual_seed(0)
+    ups, downs = (torch.randn(size, generator=numbers) for size in (weight.shape[0], weight[0].numel()))
+    change = torch.outer(ups, downs).view(weight.shape).to(device)  # of rank 1: drawn in no time, whatever its size
+    if is_convolution(module):
+        convolution: Any = module
+        spans = zip(convolution.kernel_size, convolution.dilation, strict=True)
+        sizes = (convolution.in_channels, *(dilation * (kernel - 1) + 2 for kernel, dilation in spans))
+        expected: Callable[[Tensor, Tensor], Tensor] = partial(convolve, module)
+    else:
+        sizes = (weight.shape[0 if is_turned(module) else 1],)
+        expected = _turned if is_turned(module) else functional.linear
+    inputs = torch.randn(2, *sizes, generator=numbers).to(device)
+    parameters = {name: own for name, own in module._parameters.items() if own is not None}
+    nothing = {name: torch.zeros(own.shape, device=device) for name, own in parameters.items()}
+    try:
+        with torch.no_grad(), no_autocast(device):
+            plain = expected(inputs, change)
+            made = run_with(module, {**nothing, "weight": change}, (inputs,), {})
+            offset = run_with(module, nothing, (inputs,), {})
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False  # it runs with its own tensors only, so what it says of itself is all there is to go by
+    if not isinstance(made, Tensor) or made.shape != plain.shape:
+        return True
+    return not bool((made - offset - plain).abs().max() <= _NEAR * plain.abs().max())
+
+
+def _turned(inputs: Tensor, weight: Tensor) -> Tensor:
+    return inputs @ weight
+
+
+def run_with(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a module puts out with these parameters and buffers for its own, without hooks and offloaders."""
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    return torch.func.functional_call(_OwnForward(module), named, args, kwargs)
+
+
+class _OwnForward(nn.Module):
+    """The forward pass of a module alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        return own_forward(self.module)(*args, **kwargs)
 
 
 def part_shape(shape: torch.Size, part: Part) -> torch.Size:

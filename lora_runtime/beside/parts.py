@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_runtime.adapters import Map
-from lora_runtime.beside.layers import convolve, is_convolution, is_linear, is_turned, own_bias
+from lora_runtime.beside.layers import convolve, is_convolution, is_linear, is_turned, own_bias, run_with
 from lora_runtime.beside.numbers import Numbers
 from lora_runtime.dialects import Part
-from lora_runtime.routes import own_forward
 from lora_runtime.stage import Run, Stage, Varying
 
 __all__ = ["Dense", "Mapped", "ModuleCall", "Products", "TableProducts"]
@@ -64,12 +63,11 @@ class ModuleCall:
         device = self.output.device
         buffers = {name: self.elsewhere.get(name, own) for name, own in self.module._buffers.items()}
         tensors = {**parameters, **{name: own.to(device) for name, own in buffers.items() if own is not None}}
-        swapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
         args = tuple(_to(device, value) for value in self.args)
         kwargs = {name: _to(device, value) for name, value in self.kwargs.items()}
         self.stage.paused = True
         try:
-            output: Tensor = torch.func.functional_call(_OwnForward(self.module), swapped, args, kwargs)
+            output: Tensor = run_with(self.module, tensors, args, kwargs)
         finally:
             self.stage.paused = False
         return output
@@ -80,18 +78,6 @@ class ModuleCall:
             return extra
         spatial = self.channel == 1
         return extra * self.stage.places(strength.place, tuple(extra.shape[1:]), spatial, extra)
-
-
-class _OwnForward(nn.Module):
-    """The forward pass of a module alone, without hooks and without what an offloader has put around it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it."""
-        return own_forward(self.module)(*args, **kwargs)
 
 
 def _to(device: torch.device, value: Any) -> Any:

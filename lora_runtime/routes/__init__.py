@@ -11,7 +11,7 @@ from lora_runtime.routes.base import Route, route_of
 from lora_runtime.routes.facts import Facts, kept_buffers, own_forward
 from lora_runtime.routes.fused import FusedPart, fused_parts, give_back_copies
 from lora_runtime.routes.look import Look, Seen, modules_of
-from lora_runtime.routes.storage import is_linear, layer_shape, stands_for_weight
+from lora_runtime.routes.storage import is_linear, is_plain, layer_shape, stands_for_weight
 
 __all__ = [
     "Facts",
@@ -22,6 +22,7 @@ __all__ = [
     "fused_parts",
     "give_back_copies",
     "is_linear",
+    "is_plain",
     "kept_buffers",
     "layer_shape",
     "modules_of",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora_runtime.errors import ModelError
 
-__all__ = ["dense", "how_stored", "is_linear", "layer_shape", "scale_of", "stands_for_weight"]
+__all__ = ["dense", "how_stored", "is_linear", "is_plain", "layer_shape", "scale_of", "stands_for_weight"]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -75,6 +75,12 @@ def how_stored(parameter: nn.Parameter) -> str | None:
         return kind.__name__
     plain = parameter.is_floating_point() and parameter.element_size() > 1
     return None if plain else str(parameter.dtype).removeprefix("torch.")
+
+
+def is_plain(module: nn.Module, name: str) -> bool:
+    """Return whether a parameter is W₀ as it is: floating-point numbers of 16 bits or more, unscaled."""
+    parameter = module._parameters.get(name)
+    return parameter is not None and how_stored(parameter) is None and scale_of(module, name) is None
 
 
 def scale_of(module: nn.Module, name: str) -> Tensor | float | None:
