@@ -32,6 +32,7 @@ __all__ = ["Clock", "is_told_steps"]
 
 _WITH_AN_END = ("DDPMWuerstchenScheduler",)  # whose last time is where it arrives, at which no denoiser is called
 _OTHERS = 8  # runs of other pipelines that are remembered
+_MOST_STEPS = 10_000  # of theirs: a tensor of more is of something else, and would be read to find that out
 _TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
@@ -324,7 +325,7 @@ def _all_times(time: Any) -> Tensor | None:
     if not isinstance(time, Tensor) or not time.numel():
         return None
     whole = time.detach().as_strided((time.untyped_storage().nbytes() // time.element_size(),), (1,), 0)
-    if len(whole) == 1 or _place_in(whole, time) is None:
+    if not 1 < len(whole) <= _MOST_STEPS or _place_in(whole, time) is None:
         return None
     values = whole.tolist()
     ordered = sorted(values)

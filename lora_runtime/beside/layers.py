@@ -90,14 +90,15 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 _NEAR = 0.02  # what a layer that computes in 16 bits may be off by
-_measured: weakref.WeakKeyDictionary[FunctionType, bool] = weakref.WeakKeyDictionary()
+_measured: weakref.WeakKeyDictionary[FunctionType, dict[object, bool]] = weakref.WeakKeyDictionary()
 
 
 def _is_other(module: nn.Module) -> bool:
     """Return whether a layer with a forward pass of its own does something else with its weight than W·x.
 
     No class says so (causal convolutions, routers, weights that are normalised), so it is measured on numbers, once for
-    all layers with this forward pass. Of a weight that is stored otherwise it is not: nothing else could act there.
+    all layers with this forward pass and equal settings. Of a weight that is stored otherwise it is not: nothing else
+    could act there.
     """
     forward = getattr(own_forward(module), "__func__", own_forward(module))
     weight = module._parameters.get("weight")
@@ -105,9 +106,17 @@ def _is_other(module: nn.Module) -> bool:
         return False
     if not isinstance(forward, FunctionType):
         return _measure(module, weight)
-    if forward not in _measured:
-        _measured[forward] = _measure(module, weight)
-    return _measured[forward]
+    known = _measured.setdefault(forward, {})
+    key = tuple((name, value) for name, value in vars(module).items() if _is_setting(value))
+    if key not in known:
+        known[key] = _measure(module, weight)
+    return known[key]
+
+
+def _is_setting(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str)) or (
+        isinstance(value, tuple) and all(isinstance(number, int) for number in value)
+    )
 
 
 def _measure(module: nn.Module, weight: nn.Parameter) -> bool:

@@ -119,3 +119,16 @@ def test_an_offloaded_router_is_refused_with_the_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layer", [Residual(6, 6), Half(4, 6, 3, stride=2, dilation=2)])
 def test_a_layer_that_is_linear_in_its_weight_acts_with_what_is_beside_it(layer: nn.Module) -> None:
     assert reason_against(layer, "weight") is None
+
+
+class Scaled(nn.Linear):
+    gain = 1.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * self.gain
+
+
+def test_what_is_measured_of_one_layer_is_not_taken_for_another_with_other_settings() -> None:
+    plain, scaled = Scaled(4, 4), Scaled(4, 4)
+    scaled.gain = 0.5
+    assert [reason_against(layer, "weight", ()) is None for layer in (plain, scaled, plain)] == [True, False, True]
