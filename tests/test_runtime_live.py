@@ -369,6 +369,8 @@ def test_sides_in_calls_that_the_pipeline_does_not_make_are_said_not_to_be_told(
         assert [CANNOT in diagnostic.message for diagnostic in applied.diagnostics] == [True]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 def test_a_step_that_cannot_be_told_is_said_where_strengths_follow_steps(pipe: Any, folder: Path) -> None:
     pipe = copy.copy(pipe)
     pipe.scheduler = diffusers.EulerDiscreteScheduler()

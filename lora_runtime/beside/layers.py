@@ -144,7 +144,10 @@ def _measure(module: nn.Module, weight: nn.Parameter) -> bool:
         return False  # it runs with its own tensors only, so what it says of itself is all there is to go by
     if not isinstance(made, Tensor) or made.shape != plain.shape:
         return True
-    return not bool((made - offset - plain).abs().max() <= _NEAR * plain.abs().max())
+    found = made - offset
+    if not bool(found.any()):
+        return False  # it does not look at the parameter, but where somebody keeps its weight
+    return not bool((found - plain).abs().max() <= _NEAR * plain.abs().max())
 
 
 def _turned(inputs: Tensor, weight: Tensor) -> Tensor:

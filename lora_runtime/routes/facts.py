@@ -96,7 +96,7 @@ def _in_group(group: Any) -> Iterator[Tensor]:
         yield from module.parameters()
         yield from module.buffers()
     yield from group.parameters
-    yield from group.buffers
+    yield from getattr(group, "buffers", ())
 
 
 def _from_group(group: weakref.ref[Any], number: int) -> Kept:
