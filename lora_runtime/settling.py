@@ -3,12 +3,13 @@
     moved (`.to`, offloading)                   it still shows W′, where it is by now
     cast (`.half`, …)                           it still shows W′, cast
     made anew by `.to` (overwrite, swap)        the new Parameter takes its place
-    another Parameter in its place that is no   the new values stay; the same warning. Offloaded by accelerate, to host
-      copy of W′ (quantised, weight_norm)         memory, W₀ is there in W′'s stead
     written in place (`load_state_dict`,        the new values stay, in the original's storage; a warning says that
       an optimizer's step, EMA's `copy_to`)       they were made of, or over, patched weights
     bound to other values (`.data = …`)         the new values stay where they are; the same warning
-    fused by PEFT while patched, or unfused     the original gets what PEFT has added: unfusing later gives it back
+    another Parameter in its place that is no   the new values stay; the same warning. Offloaded by accelerate, to host
+      copy of W′ (quantised, weight_norm)         memory, W₀ is there in W′'s stead
+    fused by PEFT while patched, or unfused     the original gets what PEFT has added: unfusing later gives it back;
+                                                  both while patched: it still shows W′
 
 A write in place is seen by the version counter that autograd keeps. A write through `.data` does not count there: in
 host memory a few bytes of W′ are remembered and looked at.
