@@ -17,6 +17,7 @@ import torch
 
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import hashes, shown
+from lora_runtime.merge import is_finite
 from lora_runtime.tensors import DTYPES
 from lora_runtime.workbench.base_model import BaseModel, open_model
 from lora_runtime.workbench.changes import kernel
@@ -169,7 +170,7 @@ def _difference(pair: Pair, device: torch.device | None) -> Difference | str:
     if tensor.dtype == original.dtype and torch.equal(tensor, original):
         return ZERO
     for stored, values in ((pair.tuned, tensor), (pair.base, original)):
-        if not bool(torch.isfinite(values).all()):
+        if not is_finite(values):
             raise LoraFileError(f"{stored.path}: {shown(stored.key)} has NaN or infinity in it")
     if _is_matrix(pair):
         found = Difference(tensor.flatten(1), original.flatten(1), device)
