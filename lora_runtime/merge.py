@@ -28,7 +28,6 @@ __all__ = [
     "Term",
     "Workspace",
     "delta_of",
-    "is_finite",
     "may_overflow",
     "merge_into",
     "region_of",
@@ -160,7 +159,7 @@ def merge_into(out: Tensor, weight: Tensor, terms: Sequence[Term], workspace: Wo
     """
     with no_autocast(out.device), full_precision():
         factors, dense = sum_into(out, weight, terms, workspace or Workspace())
-        if _can_overflow(factors, dense, out.dtype) and not is_finite(out) and _was_finite(weight, out):
+        if _can_overflow(factors, dense, out.dtype) and not _is_finite(out) and _was_finite(weight, out):
             raise OverflowError(f"beyond {torch.finfo(out.dtype).max:g}, the most that {out.dtype} can hold")
 
 
@@ -292,10 +291,10 @@ def _norm(factor: Tensor) -> float:
 
 def _was_finite(weight: Tensor, out: Tensor) -> bool:
     """Return whether W₀ had only finite values; what `out` has taken the place of is not known any more."""
-    return weight is out or is_finite(weight)
+    return weight is out or _is_finite(weight)
 
 
-def is_finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite; `isfinite` would take a hundred times as long for half precision."""
     # Not aminmax: torch 2.1 has it for no halves on a CPU.
     wide = tensor if tensor.element_size() > 1 else tensor.float()

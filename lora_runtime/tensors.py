@@ -19,7 +19,7 @@ from torch import Tensor
 from lora_runtime.errors import CorruptFileError, LoraFileError
 from lora_runtime.header import Header, TensorInfo, header_of, open_file, shown
 
-__all__ = ["DTYPES", "Shapes", "Tensors", "read_one", "read_tensors"]
+__all__ = ["DTYPES", "Shapes", "Tensors", "is_finite", "read_one", "read_tensors"]
 
 _PIECE = 1 << 20  # what is read and hashed at a time, so that it is still in the cache; fp8 is looked through likewise
 _HUGE_PAGES = 8 << 20  # from this size on they pay: at most 2 MB are lost to rounding
@@ -125,13 +125,13 @@ class Tensors:
         self._start = start
         self._typed: dict[str, Tensor] = {}  # the buffer as if all of it had one dtype
         # One look at each run of equal dtype costs a twentieth of a look at each tensor.
-        self._all_finite = all(_is_finite(self._slice(info)) for info in _runs(infos.values(), start))
+        self._all_finite = all(is_finite(self._slice(info)) for info in _runs(infos.values(), start))
 
     def finite(self, key: str) -> Tensor:
         """Return a tensor; ValueError says why it cannot be used."""
         info = _readable(key, self.infos[key])
         tensor = self._slice(info)
-        if not (self._all_finite or _is_finite(tensor)):
+        if not (self._all_finite or is_finite(tensor)):
             raise ValueError(f"{shown(key)} has NaN or infinity in it")
         return tensor
 
@@ -192,12 +192,12 @@ def _runs(infos: Iterable[TensorInfo], start: int) -> Iterator[TensorInfo]:
             yield from stretch
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Return whether no element is NaN or infinite; the extremes tell, 30 times faster than `isfinite().all()`."""
     if tensor.numel() == 0 or not tensor.dtype.is_floating_point:
         return True
     if tensor.dtype.itemsize == 1:  # torch has no extremes of fp8; in pieces, since float32 is four times as large
-        return all(_is_finite(piece.float()) for piece in torch.split(tensor.flatten(), _PIECE))
+        return all(is_finite(piece.float()) for piece in torch.split(tensor.flatten(), _PIECE))
     extremes = torch.aminmax(tensor) if _has_aminmax(tensor.dtype) else (tensor.min(), tensor.max())
     return all(math.isfinite(extreme.item()) for extreme in extremes)
 

@@ -352,14 +352,14 @@ def test_a_download_that_is_not_finished_is_named_as_such(ending: str, loras: Pa
 def test_an_error_that_nobody_foresaw_costs_only_its_own_tag(loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch 2.1 raised for every float16 file: it had no such operation."""
     want, _ = patched_by("<lora:ink:1>", loras)
-    tried = tensors._is_finite
+    tried = tensors.is_finite
 
     def lacking(values: Tensor) -> bool:
         if values.dtype == torch.float16:
             raise RuntimeError("\"aminmax_all\" not implemented for 'Half'")
         return tried(values)
 
-    monkeypatch.setattr(tensors, "_is_finite", lacking)
+    monkeypatch.setattr(tensors, "is_finite", lacking)
     save_file({"first.lora_up.weight": torch.ones(6, 1).half()}, loras / "half.safetensors")
     got, applied = patched_by("<lora:half:1> <lora:ink:1>", loras)
     assert all(torch.equal(got[name], want[name]) for name in want)
@@ -371,9 +371,9 @@ def test_an_error_that_nobody_foresaw_costs_only_its_own_tag(loras: Path, monkey
 def test_a_torch_without_both_extremes_in_one_pass_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "_has_aminmax", lambda dtype: False)
     values = torch.tensor([0.5, -2.0], dtype=torch.float16)
-    assert tensors._is_finite(values)
+    assert tensors.is_finite(values)
     for bad in (torch.nan, torch.inf, -torch.inf):
-        assert not tensors._is_finite(torch.tensor([0.5, bad, -2.0], dtype=torch.float16))
+        assert not tensors.is_finite(torch.tensor([0.5, bad, -2.0], dtype=torch.float16))
 
 
 def test_strict_raises_and_changes_nothing(loras: Path) -> None:

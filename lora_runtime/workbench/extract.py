@@ -17,8 +17,7 @@ import torch
 
 from lora_runtime.errors import LoraFileError
 from lora_runtime.header import hashes, shown
-from lora_runtime.merge import is_finite
-from lora_runtime.tensors import DTYPES
+from lora_runtime.tensors import DTYPES, is_finite
 from lora_runtime.workbench.base_model import BaseModel, open_model
 from lora_runtime.workbench.changes import kernel
 from lora_runtime.workbench.devices import device_named
